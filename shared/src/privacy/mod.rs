@@ -1,0 +1,5 @@
+//! What a privacy claim is made of: checked parameters, the integer grid, exact noise, the accountant.
+
+mod parameters;
+
+pub use parameters::{ClipNorm, Delta, Epsilon, NoiseMultiplier, OutOfRange, SamplingRate};
