@@ -1,0 +1,336 @@
+//! The site's privacy budget: a lock, not a log. Its authority is the ledger file; an entry is on disk,
+//! synced, before anything that it pays for may happen.
+//!
+//! - [`Budget::reserve`] sets a job's worst case aside, or refuses with figures.
+//! - [`Budget::debit`] spends part of it and hands out a [`Debit`], without which no noise can be drawn.
+//! - [`Budget::release`] binds the bytes that the debit paid for, before the first of them leaves.
+//! - [`Budget::give_back`] frees what an ended job did not spend.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use weighhouse_shared::clock;
+use weighhouse_shared::identity::Identity;
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::ledger::{
+    self, Balance, Body, Chain, Charge, Entry, LedgerFault, LedgerRule, ReleaseKind, Torn,
+};
+use weighhouse_shared::privacy::{Delta, Epsilon};
+
+/// Why the budget cannot be used or will not pay.
+#[derive(Debug, thiserror::Error)]
+pub enum BudgetError {
+    /// The ledger's file cannot be read or written.
+    #[error("cannot use the privacy ledger {path}; nothing more will leave this site until that is mended")]
+    File {
+        /// The ledger.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process holds the ledger.
+    #[error("another daemon already runs in this home: its ledger {path} is locked; stop it first")]
+    Locked {
+        /// The ledger.
+        path: PathBuf,
+    },
+    /// The ledger was changed or is damaged.
+    #[error("the privacy ledger {path} has been damaged or tampered with; restore it from a backup and inform the data-protection officer")]
+    Damaged {
+        /// The ledger.
+        path: PathBuf,
+        /// Where, and how.
+        #[source]
+        source: LedgerFault,
+    },
+    /// The ledger is another site's.
+    #[error("the privacy ledger {path} belongs to another site; each home keeps its own")]
+    Foreign {
+        /// The ledger.
+        path: PathBuf,
+    },
+    /// The share of held-out customers is fixed for a ledger's life.
+    #[error(
+        "`data.holdout` was {ledger} thousandths when the ledger began and cannot change: customers would move \
+         between the two groups and pay twice; set it back in client.toml"
+    )]
+    Holdout {
+        /// What the ledger says.
+        ledger: u32,
+    },
+    /// A rule of the ledger refuses.
+    #[error(transparent)]
+    Refused(#[from] LedgerRule),
+}
+
+/// A paid permission to draw the noise of `steps` releases. Cannot be copied or made elsewhere.
+#[derive(Debug)]
+pub struct Debit {
+    sequence: u64,
+    job: JobId,
+    round: RoundId,
+    charge: Charge,
+    steps_left: u32,
+}
+
+impl Debit {
+    /// What it paid for.
+    pub fn charge(&self) -> &Charge {
+        &self.charge
+    }
+
+    /// Uses one step. False when none is left.
+    pub(crate) fn use_step(&mut self) -> bool {
+        self.steps_left.checked_sub(1).is_some_and(|left| {
+            self.steps_left = left;
+            true
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test(charge: Charge) -> Self {
+        let job = JobId::from_bytes([0; 32]);
+        Self { sequence: 0, job, round: RoundId(0), charge, steps_left: charge.event.steps }
+    }
+}
+
+/// What a ledger that begins now starts with, and what the cap is from now on.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// The cap on epsilon for any one customer.
+    pub cap_epsilon: Epsilon,
+    /// The cap's delta.
+    pub cap_delta: Delta,
+    /// Customers held out, in thousandths.
+    pub holdout_permille: u32,
+}
+
+/// The budget of one site; at most one process has it open.
+pub struct Budget {
+    path: PathBuf,
+    file: File,
+    chain: Chain,
+    identity: Identity,
+    /// A write failed part-way: the file's end is unknown until it is opened again.
+    broken: bool,
+}
+
+impl Budget {
+    /// Opens the ledger at `path` or begins one, locks it, checks every line, mends a torn last one,
+    /// and records the cap if it has changed.
+    pub fn open(path: &Path, identity: Identity, terms: Terms) -> Result<Self, BudgetError> {
+        let file_error = |source| BudgetError::File { path: path.into(), source };
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(path).map_err(file_error)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(BudgetError::Locked { path: path.into() }),
+            Err(std::fs::TryLockError::Error(source)) => return Err(file_error(source)),
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(file_error)?;
+        let (chain, torn) = ledger::read(&bytes, |_| ())
+            .map_err(|source| BudgetError::Damaged { path: path.into(), source })?;
+        if let Some(Torn { bytes: torn }) = torn {
+            tracing::warn!(bytes = torn, "cut a torn last line off the ledger: its writing was interrupted");
+            file.set_len((bytes.len() - torn) as u64).map_err(file_error)?;
+            file.seek(SeekFrom::End(0)).map_err(file_error)?;
+            file.sync_data().map_err(file_error)?;
+        }
+        let mut budget = Self { path: path.into(), file, chain, identity, broken: false };
+        budget.agree(terms)?;
+        Ok(budget)
+    }
+
+    fn agree(&mut self, terms: Terms) -> Result<(), BudgetError> {
+        let Terms { cap_epsilon, cap_delta, holdout_permille } = terms;
+        match self.chain.public_key() {
+            None => {
+                let public_key = data_encoding::HEXLOWER.encode(&self.identity.public_key());
+                self.write(Body::Opened { public_key, holdout_permille, cap_epsilon, cap_delta })?;
+                let folder = self.path.parent().unwrap_or(Path::new("."));
+                let synced = File::open(folder).and_then(|folder| folder.sync_all());
+                return synced.map_err(|source| BudgetError::File { path: self.path.clone(), source });
+            }
+            Some(key) if *key != self.identity.public_key() => {
+                return Err(BudgetError::Foreign { path: self.path.clone() });
+            }
+            Some(_) => {}
+        }
+        let ledger = self.balance().holdout_permille();
+        if ledger != holdout_permille {
+            return Err(BudgetError::Holdout { ledger });
+        }
+        if self.balance().cap() != Some((cap_epsilon, cap_delta)) {
+            self.write(Body::CapSet { cap_epsilon, cap_delta })?;
+        }
+        Ok(())
+    }
+
+    /// What the ledger adds up to.
+    pub fn balance(&self) -> &Balance {
+        self.chain.balance()
+    }
+
+    /// Sets `charges` aside for `job`; nothing changes if it holds a reservation already.
+    pub fn reserve(&mut self, job: JobId, charges: Vec<Charge>) -> Result<(), BudgetError> {
+        if self.balance().running_jobs().any(|running| running == job) {
+            return Ok(());
+        }
+        self.write(Body::Reserved { job, charges }).map(|_| ())
+    }
+
+    /// Spends `charge` of what `job` reserved. On return it is on disk.
+    pub fn debit(&mut self, job: JobId, round: RoundId, charge: Charge) -> Result<Debit, BudgetError> {
+        let entry = self.write(Body::Debited { job, round, charge })?;
+        Ok(Debit { sequence: entry.sequence, job, round, charge, steps_left: charge.event.steps })
+    }
+
+    /// Binds the bytes that `debit` paid for. On return that is on disk, and they may leave.
+    pub fn release(&mut self, debit: Debit, kind: ReleaseKind, bytes: &[u8]) -> Result<ContentHash, BudgetError> {
+        let content = ContentHash::of(bytes);
+        let Debit { sequence, job, round, .. } = debit;
+        let len = bytes.len() as u64;
+        self.write(Body::Released { job, round, kind, debit: sequence, content, len })?;
+        Ok(content)
+    }
+
+    /// Frees what `job` did not spend; nothing changes if it holds no reservation.
+    pub fn give_back(&mut self, job: JobId) -> Result<(), BudgetError> {
+        if self.balance().running_jobs().all(|running| running != job) {
+            return Ok(());
+        }
+        self.write(Body::Returned { job }).map(|_| ())
+    }
+
+    fn write(&mut self, body: Body) -> Result<Entry, BudgetError> {
+        let file_error = |source| BudgetError::File { path: self.path.clone(), source };
+        if self.broken {
+            return Err(file_error(io::Error::other("an earlier write failed; restart the daemon")));
+        }
+        let (chain, entry, line) = self.chain.next(body, &self.identity, clock::unix_time_s())?;
+        // Whatever fails from here on may have left part of a line: only opening anew finds out.
+        self.broken = true;
+        self.file.write_all(line.as_bytes()).map_err(file_error)?;
+        self.file.sync_data().map_err(file_error)?;
+        self.broken = false;
+        self.chain = chain;
+        Ok(entry)
+    }
+}
+
+/// Reads a ledger without opening it for writing: for status and audit.
+pub fn read_ledger(path: &Path, each: impl FnMut(&Entry)) -> Result<Chain, BudgetError> {
+    let bytes = std::fs::read(path).map_err(|source| BudgetError::File { path: path.into(), source })?;
+    let (chain, _) =
+        ledger::read(&bytes, each).map_err(|source| BudgetError::Damaged { path: path.into(), source })?;
+    Ok(chain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::ledger::Population;
+    use weighhouse_shared::privacy::accountant::GaussianEvent;
+    use weighhouse_shared::privacy::{NoiseMultiplier, SamplingRate};
+
+    const JOB: JobId = JobId::from_bytes([5; 32]);
+
+    fn terms(cap: f64) -> Terms {
+        Terms {
+            cap_epsilon: Epsilon::new(cap).unwrap(),
+            cap_delta: Delta::new(1e-5).unwrap(),
+            holdout_permille: 100,
+        }
+    }
+
+    fn charge(steps: u32) -> Charge {
+        let noise_multiplier = NoiseMultiplier::new(5.0).unwrap();
+        let event = GaussianEvent { noise_multiplier, sampling_rate: SamplingRate::new(1.0).unwrap(), steps };
+        Charge { population: Population::Training, event }
+    }
+
+    struct Home {
+        folder: tempfile::TempDir,
+    }
+
+    impl Home {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            Identity::generate().unwrap().save_new(&folder.path().join("site.key")).unwrap();
+            Self { folder }
+        }
+
+        fn ledger(&self) -> PathBuf {
+            self.folder.path().join("ledger.jsonl")
+        }
+
+        fn open(&self, cap: f64) -> Result<Budget, BudgetError> {
+            let identity = Identity::load(&self.folder.path().join("site.key")).unwrap();
+            Budget::open(&self.ledger(), identity, terms(cap))
+        }
+    }
+
+    #[test]
+    fn restart_never_forgets_a_debit() {
+        let home = Home::new();
+        let mut budget = home.open(8.0).unwrap();
+        budget.reserve(JOB, vec![charge(4)]).unwrap();
+        budget.debit(JOB, RoundId(0), charge(1)).unwrap();
+        let delta = Delta::new(1e-5).unwrap();
+        let before = budget.balance().spent_at(delta);
+        drop(budget);
+        let budget = home.open(8.0).unwrap();
+        assert_eq!(budget.balance().spent_at(delta), before);
+        assert!(before.spent > 0.0 && before.reserved > before.spent);
+    }
+
+    #[test]
+    fn spent_budget_refuses_the_next_job_but_not_a_smaller_one() {
+        let home = Home::new();
+        let mut budget = home.open(2.0).unwrap();
+        let refused = budget.reserve(JOB, vec![charge(100)]).unwrap_err();
+        assert!(refused.to_string().contains("over the cap of 2"), "{refused}");
+        budget.reserve(JOB, vec![charge(1)]).unwrap();
+    }
+
+    #[test]
+    fn a_torn_last_line_is_mended_and_a_changed_one_is_an_alarm() {
+        let home = Home::new();
+        let mut budget = home.open(8.0).unwrap();
+        budget.reserve(JOB, vec![charge(4)]).unwrap();
+        drop(budget);
+        let whole = std::fs::read(home.ledger()).unwrap();
+        std::fs::write(home.ledger(), [&whole[..], b"{\"entry\":{\"seq"].concat()).unwrap();
+        drop(home.open(8.0).unwrap());
+        assert_eq!(std::fs::read(home.ledger()).unwrap(), whole);
+
+        let mut bad = whole.clone();
+        bad[40] ^= 1;
+        std::fs::write(home.ledger(), bad).unwrap();
+        assert!(matches!(home.open(8.0), Err(BudgetError::Damaged { .. })));
+    }
+
+    #[test]
+    fn one_home_has_one_daemon_and_one_holdout_share() {
+        let home = Home::new();
+        let budget = home.open(8.0).unwrap();
+        assert!(matches!(home.open(8.0), Err(BudgetError::Locked { .. })));
+        drop(budget);
+        let identity = Identity::load(&home.folder.path().join("site.key")).unwrap();
+        let other = Terms { holdout_permille: 200, ..terms(8.0) };
+        assert!(matches!(Budget::open(&home.ledger(), identity, other), Err(BudgetError::Holdout { ledger: 100 })));
+    }
+
+    #[test]
+    fn a_lower_cap_binds_from_the_next_start_on() {
+        let home = Home::new();
+        drop(home.open(8.0).unwrap());
+        let mut budget = home.open(0.5).unwrap();
+        assert!(budget.reserve(JOB, vec![charge(10)]).is_err());
+    }
+}

@@ -1,0 +1,97 @@
+//! From noised sums to what leaves: a model that moves by noised sums only, its change as integers, and
+//! both kinds of release as bytes.
+
+use crate::noise::{NoisedHistogram, NoisedSum};
+use weighhouse_shared::job::{UPDATE_LIMIT, UPDATE_STEP};
+
+/// A model on its way through a site's local steps. It starts at the public global model and can move
+/// only by noised sums, so it is itself safe to leave.
+#[derive(Debug)]
+pub struct LocalModel<'a> {
+    global: &'a [f32],
+    parameters: Vec<f32>,
+}
+
+impl<'a> LocalModel<'a> {
+    /// Starts at `global`.
+    pub fn start(global: &'a [f32]) -> Self {
+        Self { global, parameters: global.to_vec() }
+    }
+
+    /// Where it stands.
+    pub fn parameters(&self) -> &[f32] {
+        &self.parameters
+    }
+
+    /// One step of gradient descent: minus `step` times `gradient`.
+    pub fn descend(&mut self, gradient: &NoisedSum, step: f64) {
+        for (parameter, gradient) in self.parameters.iter_mut().zip(gradient.values()) {
+            *parameter = (f64::from(*parameter) - step * gradient) as f32;
+        }
+    }
+
+    /// Whether every parameter is a number; a step size that is too large ends in infinity.
+    pub fn is_finite(&self) -> bool {
+        self.parameters.iter().all(|parameter| parameter.is_finite())
+    }
+
+    /// The change since the start, on the public update grid, saturated at its limit.
+    pub fn into_update(self) -> ModelUpdate {
+        let change = |(local, global): (&f32, &f32)| {
+            let steps = (f64::from(*local) - f64::from(*global)) / UPDATE_STEP;
+            // A cast from float to integer saturates, and the clamp makes the limit public.
+            steps.round().clamp(-f64::from(UPDATE_LIMIT), f64::from(UPDATE_LIMIT)) as i32
+        };
+        ModelUpdate { values: self.parameters.iter().zip(self.global).map(change).collect() }
+    }
+}
+
+/// The change of a model in units of the public update step: made of noised sums only.
+#[derive(Debug)]
+pub struct ModelUpdate {
+    values: Vec<i32>,
+}
+
+impl ModelUpdate {
+    /// As it travels: 32-bit little-endian integers.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    /// Adds a constant to the public model, without any record: what a no-training round sends.
+    #[cfg(feature = "constant-update")]
+    pub fn constant(parameters: usize, value: i32) -> Self {
+        Self { values: vec![value; parameters] }
+    }
+}
+
+/// A histogram's counts as they travel: 64-bit little-endian integers.
+pub fn histogram_bytes(histogram: NoisedHistogram) -> Vec<u8> {
+    histogram.into_counts().iter().flat_map(|count| count.to_le_bytes()).collect()
+}
+
+/// The counts in bytes made by [`histogram_bytes`].
+pub fn histogram_counts(bytes: &[u8]) -> Vec<i64> {
+    let (counts, _) = bytes.as_chunks::<8>();
+    counts.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_beyond_the_encoding_is_saturated_never_wrapped() {
+        let global = [0.0f32, 0.0, 0.0, 1.0];
+        let model = LocalModel { global: &global, parameters: vec![1e30, -1e30, 0.5, 1.0] };
+        let limit = UPDATE_LIMIT;
+        assert_eq!(model.into_update().values, [limit, -limit, 1 << 19, 0]);
+    }
+
+    #[test]
+    fn histogram_bytes_read_back() {
+        let counts = vec![-3i64, 0, i64::MAX, i64::MIN];
+        let bytes: Vec<u8> = counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        assert_eq!(histogram_counts(&bytes), counts);
+    }
+}

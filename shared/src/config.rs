@@ -1,0 +1,71 @@
+//! Files a person writes, read with errors that say where; files we write, written whole or not at all.
+
+use serde::de::DeserializeOwned;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// The longest text file read as configuration, in bytes.
+const MAX_TEXT_LEN: u64 = 1 << 20;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what it should be.
+    #[error("{path} is not valid: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column, and what was expected.
+        reason: String,
+    },
+}
+
+/// Reads a TOML file.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let read_error = |source| ConfigError::Read { path: path.into(), source };
+    let len = std::fs::metadata(path).map_err(read_error)?.len();
+    if len > MAX_TEXT_LEN {
+        let reason = format!("it is longer than {MAX_TEXT_LEN} bytes");
+        return Err(ConfigError::Parse { path: path.into(), reason });
+    }
+    let text = std::fs::read_to_string(path).map_err(read_error)?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), reason: error.to_string() })
+}
+
+/// Creates `path` with `bytes`, readable by its owner only, synced; refuses to overwrite.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Replaces `path` by `bytes` in one step: whoever reads sees the old or the new, also after a power cut.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let draft = folder.join(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
+    let written = File::create(&draft).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&draft, path)?;
+        File::open(folder)?.sync_all()
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&draft);
+    }
+    written
+}

@@ -1,0 +1,390 @@
+//! The job contract: a declarative, content-addressed statement of what is learned, from what, how,
+//! and at what cost in privacy. A person writes a [`JobFile`]; [`JobFile::contract`] fixes every
+//! number in it; the operator signs the result. No code travels.
+
+use crate::ids::JobId;
+use crate::model::{ModelSpec, Network};
+use crate::privacy::accountant::{self, GaussianEvent};
+use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
+use crate::schema::{Schema, SchemaError};
+use crate::wire::codec;
+use serde::{Deserialize, Serialize};
+
+/// One unit of an update's integers, in units of the model's parameters.
+///
+/// Updates travel as 32-bit integers at this step: a public constant, so no scale leaks and sums are
+/// exact. Values beyond [`UPDATE_LIMIT`] steps are saturated at the site.
+pub const UPDATE_STEP: f64 = 1.0 / (1 << 20) as f64;
+
+/// The largest magnitude of one integer of an update: a change of 512 in one parameter. Sums over
+/// fewer than 2^34 sites cannot overflow 64 bits.
+pub const UPDATE_LIMIT: i32 = 1 << 29;
+
+/// Version of the contract's meaning; a site refuses others.
+pub const CONTRACT_FORMAT: u16 = 1;
+
+/// What the operator writes (TOML). Everything but the schema and the privacy asked for has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobFile {
+    /// What people call it.
+    pub name: String,
+    /// Path of the schema file, relative to the job file.
+    pub schema: String,
+    /// Which model of the zoo.
+    #[serde(default = "default_model")]
+    pub model: ModelSpec,
+    /// How it is trained.
+    #[serde(default)]
+    pub training: Training,
+    /// What it may cost.
+    pub privacy: PrivacyAsked,
+    /// How its quality is measured at the sites.
+    #[serde(default)]
+    pub evaluation: EvaluationAsked,
+    /// Who takes part, and how long a round waits.
+    #[serde(default)]
+    pub federation: Federation,
+}
+
+fn default_model() -> ModelSpec {
+    ModelSpec::Logistic {}
+}
+
+/// How the model is trained at each site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Training {
+    /// Rounds of the job; each ends with one new global model.
+    pub rounds: u32,
+    /// Private gradient steps a site makes in one round.
+    pub local_steps: u32,
+    /// Step size of the site's gradient descent.
+    pub learning_rate: f64,
+    /// Probability with which a customer is in a step's batch.
+    pub sampling_rate: SamplingRate,
+    /// The denominator of every site's gradient, in customers: a public constant, the same at every
+    /// site, so that no store's size shows and none is under-noised.
+    pub expected_customers: u32,
+    /// Rows of one customer that count; a customer's later rows are left out.
+    pub max_rows_per_customer: u32,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            rounds: 20,
+            local_steps: 3,
+            learning_rate: 1.0,
+            sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
+            expected_customers: 100,
+            max_rows_per_customer: 25,
+        }
+    }
+}
+
+/// The privacy an operator asks for, for each customer of each site, over the whole job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacyAsked {
+    /// Largest privacy loss.
+    pub epsilon: Epsilon,
+    /// Probability with which that may fail.
+    pub delta: Delta,
+    /// L2 norm to which a customer's gradient is clipped.
+    #[serde(default = "default_clip_norm")]
+    pub clip_norm: ClipNorm,
+}
+
+fn default_clip_norm() -> ClipNorm {
+    ClipNorm::new(0.5).expect("0.5 is a norm")
+}
+
+/// How quality is measured at the sites: noised histograms of scores of held-out customers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationAsked {
+    /// Rounds between evaluations; 0 for none. The final model is always evaluated unless this is 0.
+    pub every: u32,
+    /// Bins of the histogram over scores from 0 to 1.
+    pub bins: u32,
+}
+
+impl Default for EvaluationAsked {
+    fn default() -> Self {
+        Self { every: 5, bins: 20 }
+    }
+}
+
+/// Who takes part in a round, and when it closes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Federation {
+    /// How a site's contribution is protected.
+    pub mode: ProtectionMode,
+    /// A round with fewer contributions is not committed.
+    pub min_sites: u32,
+    /// A job takes the first this many sites that accept it.
+    pub max_sites: u32,
+    /// Seconds a round waits for contributions once enough sites take part.
+    pub max_time_s: u32,
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self { mode: ProtectionMode::Site, min_sites: 2, max_sites: 10_000, max_time_s: 600 }
+    }
+}
+
+/// How a site's contribution is protected before it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProtectionMode {
+    /// The site's update is differentially private on its own.
+    Site,
+}
+
+/// The contract of one job: every number fixed. Its canonical bytes are what is hashed and signed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobContract {
+    /// [`CONTRACT_FORMAT`].
+    pub format: u16,
+    /// What people call it.
+    pub name: String,
+    /// Makes two submissions of one file two jobs.
+    pub nonce: [u8; 16],
+    /// The columns it needs.
+    pub schema: Schema,
+    /// Which model of the zoo.
+    pub model: ModelSpec,
+    /// How it is trained.
+    pub training: Training,
+    /// What it costs.
+    pub privacy: Privacy,
+    /// How quality is measured, if it is.
+    pub evaluation: Option<Evaluation>,
+    /// Who takes part.
+    pub federation: Federation,
+}
+
+/// What a job costs each customer, and the noise that pays for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privacy {
+    /// The claim for the whole job.
+    pub epsilon: Epsilon,
+    /// The claim's failure probability.
+    pub delta: Delta,
+    /// L2 norm to which a customer's gradient is clipped.
+    pub clip_norm: ClipNorm,
+    /// Noise of each training step, in units of the clip norm.
+    pub noise_multiplier: NoiseMultiplier,
+}
+
+/// When quality is measured, and the noise that pays for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Rounds between evaluations.
+    pub every: u32,
+    /// Bins of the histogram over scores from 0 to 1.
+    pub bins: u32,
+    /// Noise of each histogram, in units of one customer's contribution.
+    pub noise_multiplier: NoiseMultiplier,
+}
+
+/// What a site does in one round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundTask {
+    /// Train, and send an update.
+    pub train: bool,
+    /// Score held-out customers with the round's model, and send a histogram.
+    pub evaluate: bool,
+}
+
+/// Why a job cannot be.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum JobError {
+    /// The schema is at fault.
+    #[error("the job's schema is not valid")]
+    Schema(#[from] SchemaError),
+    /// The model is at fault.
+    #[error("the job's model is not valid: {reason}")]
+    Model {
+        /// What the model builder said.
+        reason: String,
+    },
+    /// A number out of its range.
+    #[error("{field} must be {range}, got {got}")]
+    Range {
+        /// Where it stands in the job file.
+        field: &'static str,
+        /// What it may be.
+        range: &'static str,
+        /// What it is.
+        got: f64,
+    },
+    /// No noise reaches the claim.
+    #[error("no noise multiplier up to {max} gives epsilon {epsilon} at delta {delta} over {steps} steps; ask for a larger epsilon or fewer rounds")]
+    NoNoise {
+        /// The claim asked for.
+        epsilon: Epsilon,
+        /// Its failure probability.
+        delta: Delta,
+        /// How many releases must share it.
+        steps: u32,
+        /// The largest noise tried.
+        max: f64,
+    },
+    /// The noise does not pay for the claim.
+    #[error("the contract claims epsilon {claimed} but its noise gives {actual}")]
+    UnderNoised {
+        /// The claim.
+        claimed: f64,
+        /// What the accountant says.
+        actual: f64,
+    },
+    /// A contract of another version.
+    #[error("the contract has format {got}, this release reads format {CONTRACT_FORMAT}; use the same release on both sides")]
+    Format {
+        /// Its format.
+        got: u16,
+    },
+}
+
+impl JobFile {
+    /// Fixes every number: solves for the noise that the asked epsilon needs. `nonce` makes this
+    /// submission a job of its own; draw it at random.
+    pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
+        check_training(&self.training)?;
+        let PrivacyAsked { epsilon, delta, clip_norm } = self.privacy;
+        let noise = |rate: SamplingRate, steps: u32| {
+            accountant::noise_for(epsilon, delta, rate, steps).map_err(|_| JobError::NoNoise {
+                epsilon,
+                delta,
+                steps,
+                max: 1e6,
+            })
+        };
+        let training_steps = self.training.rounds * self.training.local_steps;
+        let noise_multiplier = noise(self.training.sampling_rate, training_steps)?;
+        let evaluation = match self.evaluation.every {
+            0 => None,
+            every => {
+                let count = evaluation_count(self.training.rounds, every);
+                let noise_multiplier = noise(SamplingRate::new(1.0).expect("1 is a rate"), count)?;
+                Some(Evaluation { every, bins: self.evaluation.bins, noise_multiplier })
+            }
+        };
+        let contract = JobContract {
+            format: CONTRACT_FORMAT,
+            name: self.name.clone(),
+            nonce,
+            schema,
+            model: self.model.clone(),
+            training: self.training.clone(),
+            privacy: Privacy { epsilon, delta, clip_norm, noise_multiplier },
+            evaluation,
+            federation: self.federation.clone(),
+        };
+        contract.validate()?;
+        Ok(contract)
+    }
+}
+
+fn range(field: &'static str, range: &'static str, value: f64, holds: bool) -> Result<(), JobError> {
+    if holds { Ok(()) } else { Err(JobError::Range { field, range, got: value }) }
+}
+
+fn check_training(training: &Training) -> Result<(), JobError> {
+    let Training { rounds, local_steps, learning_rate, expected_customers, .. } = *training;
+    range("training.rounds", "from 1 to 100000", rounds.into(), (1..=100_000).contains(&rounds))?;
+    range("training.local_steps", "from 1 to 10000", local_steps.into(), (1..=10_000).contains(&local_steps))?;
+    let rate_holds = learning_rate > 0.0 && learning_rate <= 1e6;
+    range("training.learning_rate", "above 0 and at most 1e6", learning_rate, rate_holds)?;
+    let customers_hold = (1..=1_000_000_000).contains(&expected_customers);
+    range("training.expected_customers", "from 1 to 1e9", expected_customers.into(), customers_hold)?;
+    let rows = training.max_rows_per_customer;
+    range("training.max_rows_per_customer", "from 1 to 1024", rows.into(), (1..=1024).contains(&rows))
+}
+
+/// Evaluations in a job of `rounds` rounds: before rounds 0, every, 2 every …, and of the final model.
+fn evaluation_count(rounds: u32, every: u32) -> u32 {
+    rounds.div_ceil(every) + 1
+}
+
+impl JobContract {
+    /// Checks every number, and that the noise pays for the claim: a contract from the network is
+    /// believed in nothing.
+    pub fn validate(&self) -> Result<(), JobError> {
+        if self.format != CONTRACT_FORMAT {
+            return Err(JobError::Format { got: self.format });
+        }
+        let name_holds = !self.name.is_empty() && self.name.len() <= crate::schema::MAX_NAME_LEN;
+        range("name", "1 to 128 bytes long", self.name.len() as f64, name_holds)?;
+        self.schema.validate()?;
+        self.network()?;
+        check_training(&self.training)?;
+        let Federation { min_sites, max_sites, max_time_s, .. } = self.federation;
+        range("federation.min_sites", "from 1 to 100000", min_sites.into(), (1..=100_000).contains(&min_sites))?;
+        let max_holds = (min_sites..=100_000).contains(&max_sites);
+        range("federation.max_sites", "from min_sites to 100000", max_sites.into(), max_holds)?;
+        range("federation.max_time_s", "from 1 to 1000000", max_time_s.into(), (1..=1_000_000).contains(&max_time_s))?;
+        if let Some(Evaluation { every, bins, .. }) = self.evaluation {
+            range("evaluation.every", "from 1 to 100000", every.into(), (1..=100_000).contains(&every))?;
+            range("evaluation.bins", "from 2 to 1000", bins.into(), (2..=1000).contains(&bins))?;
+        }
+        let charges = [Some(self.training_charge()), self.evaluation_charge()];
+        for charge in charges.into_iter().flatten() {
+            let actual = accountant::renyi_epsilon(&[charge], self.privacy.delta);
+            if actual > self.privacy.epsilon.value() {
+                return Err(JobError::UnderNoised { claimed: self.privacy.epsilon.value(), actual });
+            }
+        }
+        Ok(())
+    }
+
+    /// The contract's identity.
+    pub fn id(&self) -> JobId {
+        JobId::from_bytes(*crate::ids::ContentHash::of(&codec::encode(self)).as_bytes())
+    }
+
+    /// The network the contract trains.
+    pub fn network(&self) -> Result<Network, JobError> {
+        Network::new(&self.model, self.schema.features.len())
+            .map_err(|error| JobError::Model { reason: error.to_string() })
+    }
+
+    /// What all training of the job costs a training customer.
+    pub fn training_charge(&self) -> GaussianEvent {
+        GaussianEvent {
+            noise_multiplier: self.privacy.noise_multiplier,
+            sampling_rate: self.training.sampling_rate,
+            steps: self.training.rounds * self.training.local_steps,
+        }
+    }
+
+    /// What one round of training costs a training customer.
+    pub fn round_charge(&self) -> GaussianEvent {
+        GaussianEvent { steps: self.training.local_steps, ..self.training_charge() }
+    }
+
+    /// What all evaluations cost a held-out customer.
+    pub fn evaluation_charge(&self) -> Option<GaussianEvent> {
+        self.evaluation.as_ref().map(|evaluation| GaussianEvent {
+            noise_multiplier: evaluation.noise_multiplier,
+            sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
+            steps: evaluation_count(self.training.rounds, evaluation.every),
+        })
+    }
+
+    /// What is done in round `round`: rounds 0 to R-1 train, round R only evaluates the final model.
+    /// None past the end.
+    pub fn task(&self, round: crate::ids::RoundId) -> Option<RoundTask> {
+        let (rounds, every) = (self.training.rounds, self.evaluation.as_ref().map(|plan| plan.every));
+        let train = round.0 < rounds;
+        let evaluate = every.is_some_and(|every| round.0 == rounds || (train && round.0 % every == 0));
+        (train || evaluate).then_some(RoundTask { train, evaluate })
+    }
+}

@@ -1,0 +1,14 @@
+//! The privacy ledger of one site: what left, when, why, what it cost.
+//!
+//! A ledger is a text file with one entry a line, so that anyone can read it with any tool. Each entry
+//! names the hash of the line before and carries the site's signature, so nothing in it can be changed,
+//! dropped, repeated or moved unseen. Everything here is pure: what an auditor's laptop needs. The file
+//! itself is kept by the site's budget.
+
+mod balance;
+mod chain;
+mod entry;
+
+pub use balance::{Balance, LedgerRule, Spent};
+pub use chain::{Chain, LedgerFault, Line, Torn, read};
+pub use entry::{Body, Charge, Entry, Population, ReleaseKind};

@@ -1,0 +1,479 @@
+//! What is said, by direction. A variant holds one struct; its frame number stands in [`super::frame`].
+//!
+//! What a site says is a constant, or was noised and paid for: each struct says which.
+
+use crate::ids::{ContentHash, JobId, RoundId, SiteId};
+use crate::job::RoundTask;
+use serde::{Deserialize, Serialize};
+
+/// From a site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum SiteToCoordinator {
+    /// First on every control stream.
+    Hello(Hello),
+    /// A new site asks for its certificate.
+    Enrol(Enrol),
+    /// Whether the site takes part in a job.
+    JobAnswer(JobAnswer),
+    /// The quality of a model on held-out customers.
+    Evaluation(Evaluation),
+    /// The site will send nothing for a round.
+    RoundSkipped(RoundSkipped),
+}
+
+/// To a site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CoordinatorToSite {
+    /// The answer to [`Hello`].
+    Welcome(Welcome),
+    /// The answer to a [`Hello`] of another version; the connection ends.
+    VersionRefused(VersionRefused),
+    /// The answer to [`Enrol`]; the connection ends.
+    Enrolled(Enrolled),
+    /// A job, as its operator signed it.
+    JobOffer(SignedContract),
+    /// A round begins for this site.
+    RoundStart(RoundStart),
+    /// What became of what the site sent.
+    Receipt(Receipt),
+    /// A job is over.
+    JobEnded(JobEnded),
+}
+
+/// From an operator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum OperatorToCoordinator {
+    /// Let one new site in.
+    Invite(Invite),
+    /// Which sites are there?
+    ListSites(ListSites),
+    /// Keep a site out from now on.
+    Revoke(Revoke),
+    /// Run this job.
+    SubmitJob(SignedContract),
+    /// Which jobs are there?
+    ListJobs(ListJobs),
+    /// Tell all that happened in a job, and go on telling until it ends.
+    WatchJob(WatchJob),
+    /// End a job now.
+    StopJob(StopJob),
+    /// Which models are there?
+    ListModels(ListModels),
+    /// Send a model.
+    ExportModel(ExportModel),
+}
+
+/// To an operator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CoordinatorToOperator {
+    /// Answers [`Invite`].
+    Invited(Invited),
+    /// Answers [`ListSites`].
+    Sites(Vec<SiteSummary>),
+    /// Answers [`Revoke`].
+    Revoked(SiteSummary),
+    /// Answers a submission.
+    Submitted(JobId),
+    /// Answers [`ListJobs`].
+    Jobs(Vec<JobSummary>),
+    /// Answers [`WatchJob`], once for each thing that happened.
+    Progress(JobEvent),
+    /// Answers [`StopJob`].
+    Stopped(JobSummary),
+    /// Answers [`ListModels`].
+    Models(Vec<ModelSummary>),
+    /// Answers [`ExportModel`]; the parameters follow on the same stream.
+    Model(ModelHeader),
+    /// The request cannot be met; says why.
+    Refused(Refused),
+}
+
+/// Constant: versions only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`super::PROTOCOL_VERSION`] of the speaker.
+    pub protocol: u16,
+    /// Its release, for people.
+    pub release: String,
+}
+
+/// Constant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrol {}
+
+/// A constant of the job and the site's policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobAnswer {
+    /// The job.
+    pub job: JobId,
+    /// Whether the site takes part.
+    pub decision: Decision,
+}
+
+/// Whether a site takes part in a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// It does.
+    Accepted,
+    /// The job is not one an operator of this federation signed, or breaks the contract's own rules.
+    RefusedContract,
+    /// The job is for other columns than the site has.
+    RefusedSchema,
+    /// The site's privacy budget does not allow it.
+    RefusedBudget,
+}
+
+/// Noised and paid by the debit of (job, round, evaluation): a histogram of scores by label.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The job.
+    pub job: JobId,
+    /// The round whose model was scored.
+    pub round: RoundId,
+    /// Counts of customers with label 1, in units of 1/1024 customer, by bin; then those with label 0.
+    pub histogram: Vec<i64>,
+}
+
+/// A constant of the ledger's state; no reason that depends on records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundSkipped {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+}
+
+/// The coordinator knows the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`super::PROTOCOL_VERSION`] of the coordinator.
+    pub protocol: u16,
+    /// Its release, for people.
+    pub release: String,
+}
+
+/// Both sides' versions, so that people see which to update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRefused {
+    /// What the coordinator speaks.
+    pub coordinator: u16,
+    /// What the site said it speaks.
+    pub site: u16,
+}
+
+/// A new site's certificate, DER.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// The name the operator invited it by.
+    pub name: String,
+    /// Its certificate.
+    pub certificate: Vec<u8>,
+    /// The authority's certificate.
+    pub authority: Vec<u8>,
+}
+
+/// A job contract with the operator's signature over its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedContract {
+    /// Canonical bytes of a job contract.
+    pub contract: Vec<u8>,
+    /// The operator's certificate, DER; the authority signed it.
+    pub certificate: Vec<u8>,
+    /// Ed25519, 64 bytes.
+    pub signature: Vec<u8>,
+}
+
+/// A round begins: the model's parameters follow on streams of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundStart {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+    /// What is to be done.
+    pub task: RoundTask,
+    /// The model it starts from.
+    pub model: ContentHash,
+}
+
+/// What became of an update or an evaluation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of what a site sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It counts.
+    Admitted,
+    /// It does not have the model's number of parameters or the histogram's number of bins.
+    WrongShape,
+    /// A value is outside the encoding's range.
+    OutOfRange,
+    /// The round is over, or not yet begun, or another site set takes part.
+    WrongRound,
+    /// It was trained from another model than the round's.
+    WrongModel,
+    /// The site has already contributed to this round.
+    Repeated,
+    /// What arrived is not what the sender said it would be.
+    Corrupt,
+}
+
+/// A job is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEnded {
+    /// The job.
+    pub job: JobId,
+    /// How it ended.
+    pub status: JobStatus,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStatus {
+    /// Waiting until enough sites take part.
+    Waiting,
+    /// Under way.
+    Running,
+    /// All rounds committed.
+    Finished,
+    /// An operator ended it.
+    Stopped,
+    /// It cannot go on.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl JobStatus {
+    /// Whether nothing more will happen.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Waiting | Self::Running)
+    }
+}
+
+impl std::fmt::Display for JobStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("waiting"),
+            Self::Running => f.write_str("running"),
+            Self::Finished => f.write_str("finished"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Failed { reason } => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
+/// Let one new site in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invite {
+    /// What people will call it.
+    pub name: String,
+    /// Seconds for which the invite is good.
+    pub valid_s: u32,
+}
+
+/// A one-time invite, as text to hand to the site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invited {
+    /// The invite.
+    pub invite: String,
+}
+
+/// Which sites are there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSites {}
+
+/// Keep a site out from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoke {
+    /// Its name.
+    pub name: String,
+}
+
+/// A site as the roster has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteSummary {
+    /// What people call it.
+    pub name: String,
+    /// Where it stands.
+    pub status: SiteStatus,
+    /// Its key's hash, once it has joined.
+    pub id: Option<SiteId>,
+}
+
+/// Where a site stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SiteStatus {
+    /// Its invite is open.
+    Invited,
+    /// Its invite ran out unused.
+    InviteExpired,
+    /// It has joined, and is not connected.
+    Offline,
+    /// It is connected.
+    Online,
+    /// It may not come in.
+    Revoked,
+}
+
+impl std::fmt::Display for SiteStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Invited => "invited",
+            Self::InviteExpired => "invite expired",
+            Self::Offline => "offline",
+            Self::Online => "online",
+            Self::Revoked => "revoked",
+        })
+    }
+}
+
+/// Which jobs are there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListJobs {}
+
+/// A job as the coordinator has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSummary {
+    /// The job.
+    pub job: JobId,
+    /// What people call it.
+    pub name: String,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Rounds committed.
+    pub rounds_done: u32,
+    /// Rounds in all.
+    pub rounds: u32,
+    /// Sites that take part.
+    pub sites: u32,
+    /// The epsilon it claims.
+    pub epsilon: f64,
+    /// The claim's delta.
+    pub delta: f64,
+}
+
+/// Tell all that happened in a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchJob {
+    /// The job.
+    pub job: JobId,
+}
+
+/// Something that happened in a job. `Status` with a final status is the last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobEvent {
+    /// The job stands elsewhere now.
+    Status(JobStatus),
+    /// A site answered.
+    Answered {
+        /// Its name.
+        site: String,
+        /// What it said.
+        decision: Decision,
+    },
+    /// A site's contribution came in.
+    Contributed {
+        /// The round.
+        round: RoundId,
+        /// How many are in.
+        sites_in: u32,
+        /// How many take part.
+        sites: u32,
+    },
+    /// A round was committed: its model is stored.
+    Committed(RoundSummary),
+}
+
+/// A committed round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundSummary {
+    /// The round.
+    pub round: RoundId,
+    /// Contributions in it.
+    pub sites: u32,
+    /// The model after it.
+    pub model: ContentHash,
+    /// Quality of the model before it, from noised counts.
+    pub quality: Option<Quality>,
+    /// Epsilon each training customer of a contributing site has spent on this job so far.
+    pub epsilon: f64,
+}
+
+/// Quality as the sites' noised histograms tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Area under the receiver operating characteristic, 0 to 1.
+    pub auc: Option<f64>,
+    /// Mean log loss, in nats.
+    pub log_loss: Option<f64>,
+}
+
+/// End a job now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopJob {
+    /// The job.
+    pub job: JobId,
+}
+
+/// Which models are there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListModels {}
+
+/// A stored model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    /// The job that made it.
+    pub job: JobId,
+    /// The job's name.
+    pub name: String,
+    /// Rounds that went into it.
+    pub rounds: u32,
+    /// Its content.
+    pub model: ContentHash,
+    /// Its number of parameters.
+    pub parameters: u64,
+    /// The last quality known.
+    pub quality: Option<Quality>,
+}
+
+/// Send a job's latest model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportModel {
+    /// The job.
+    pub job: JobId,
+}
+
+/// A model on its way: the contract that made it, then its parameters on the same stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelHeader {
+    /// Canonical bytes of the job contract.
+    pub contract: Vec<u8>,
+    /// Rounds that went into it.
+    pub rounds: u32,
+    /// Hash of the parameters.
+    pub model: ContentHash,
+    /// Their length in bytes: 32-bit floats, little-endian.
+    pub len: u64,
+}
+
+/// Why a request cannot be met.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// For people; says what to do.
+    pub reason: String,
+}

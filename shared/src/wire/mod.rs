@@ -1,0 +1,22 @@
+//! What travels between a site or an operator and the coordinator, and how.
+//!
+//! - [`messages`]: what is said, by direction.
+//! - [`codec`]: values to bytes; the only place that names the encoder.
+//! - [`frame`]: the table of frame numbers, and a message as a frame.
+//! - [`stream`]: frames and contents on QUIC streams.
+//!
+//! A connection carries one bidirectional control stream opened by the peer, on which frames go both
+//! ways, and unidirectional streams that each carry one piece of a content: a model on its way to a
+//! site, or an update on its way from one.
+
+pub mod codec;
+pub mod frame;
+pub mod messages;
+pub mod stream;
+pub mod transport;
+
+/// The application protocol of the TLS handshake. A peer that offers another is refused there.
+pub const ALPN: &[u8] = b"weighhouse/1";
+
+/// Version of the protocol inside the connection: raised when messages are added.
+pub const PROTOCOL_VERSION: u16 = 1;

@@ -1,0 +1,136 @@
+//! Frames and pieces of contents on QUIC streams.
+//!
+//! A unidirectional stream carries one piece: a header frame ([`Piece`]), then its bytes. A content
+//! longer than [`PIECE_LEN`] is several pieces, so that what has arrived need not be sent again.
+
+use super::codec;
+use super::frame::{self, FrameError, Message};
+use crate::ids::{ContentHash, JobId, RoundId};
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream};
+use serde::{Deserialize, Serialize};
+
+/// The most bytes of a content on one stream.
+pub const PIECE_LEN: usize = 4 << 20;
+
+/// The longest encoded [`Piece`] header.
+const MAX_PIECE_HEADER_LEN: usize = 256;
+
+/// Why a stream cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The peer's bytes are not a frame.
+    #[error("the peer does not keep to the protocol")]
+    Frame(#[from] FrameError),
+    /// The peer's bytes are not a piece's header.
+    #[error("the peer does not keep to the protocol")]
+    Header(#[from] codec::DecodeError),
+    /// Reading failed.
+    #[error("the connection was lost while reading")]
+    Read(#[from] quinn::ReadError),
+    /// The stream ended inside something.
+    #[error("the connection was lost while reading")]
+    ReadExact(#[from] quinn::ReadExactError),
+    /// Writing failed.
+    #[error("the connection was lost while writing")]
+    Write(#[from] quinn::WriteError),
+    /// The connection is gone.
+    #[error("the connection was lost")]
+    Connection(#[from] quinn::ConnectionError),
+    /// A piece says something impossible of itself.
+    #[error("a piece of {len} bytes at {offset} of {total} is not possible")]
+    Piece {
+        /// Its length.
+        len: u64,
+        /// Where it begins.
+        offset: u64,
+        /// The content's length.
+        total: u64,
+    },
+}
+
+/// Writes one message.
+pub async fn send<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), StreamError> {
+    Ok(stream.write_all(&frame::encode(message)).await?)
+}
+
+/// Reads one message; None at the end of the stream.
+pub async fn receive<M: Message>(stream: &mut RecvStream) -> Result<Option<M>, StreamError> {
+    let mut len = [0; 4];
+    match stream.read_exact(&mut len).await {
+        Ok(()) => {}
+        Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    let mut bytes = vec![0; frame::checked_len(u32::from_le_bytes(len))?];
+    stream.read_exact(&mut bytes).await?;
+    Ok(Some(frame::decode(&bytes)?))
+}
+
+/// What a unidirectional stream carries: `len` bytes of a content, from `offset` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// What the content is for.
+    pub job: JobId,
+    /// And for which round: a model starts it, an update is for it.
+    pub round: RoundId,
+    /// For an update, the model it was trained from; for a model, itself.
+    pub base: ContentHash,
+    /// Hash of the whole content.
+    pub content: ContentHash,
+    /// Length of the whole content, in bytes.
+    pub total: u64,
+    /// Where this piece begins.
+    pub offset: u64,
+    /// Its length.
+    pub len: u32,
+}
+
+impl Piece {
+    fn check(&self) -> Result<(), StreamError> {
+        let (len, offset, total) = (u64::from(self.len), self.offset, self.total);
+        let fits = self.len as usize <= PIECE_LEN && offset.checked_add(len).is_some_and(|end| end <= total);
+        if fits { Ok(()) } else { Err(StreamError::Piece { len, offset, total }) }
+    }
+}
+
+/// Sends a whole content in pieces, each on a stream of its own, without copying it.
+pub async fn send_content(
+    connection: &Connection,
+    job: JobId,
+    round: RoundId,
+    base: ContentHash,
+    content: ContentHash,
+    bytes: &Bytes,
+) -> Result<(), StreamError> {
+    let total = bytes.len() as u64;
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let part = bytes.slice(offset..bytes.len().min(offset + PIECE_LEN));
+        let piece = Piece { job, round, base, content, total, offset: offset as u64, len: part.len() as u32 };
+        offset += part.len();
+        let mut stream = connection.open_uni().await?;
+        let header = codec::encode(&piece);
+        stream.write_all(&(header.len() as u16).to_le_bytes()).await?;
+        stream.write_all(&header).await?;
+        stream.write_chunk(part).await?;
+        // A stream already stopped by the peer was read or refused there: nothing is left to do on it.
+        let _ = stream.finish();
+    }
+    Ok(())
+}
+
+/// Reads a piece's header; its bytes follow on `stream`.
+pub async fn receive_piece(stream: &mut RecvStream) -> Result<Piece, StreamError> {
+    let mut len = [0; 2];
+    stream.read_exact(&mut len).await?;
+    let len = usize::from(u16::from_le_bytes(len));
+    if len > MAX_PIECE_HEADER_LEN {
+        return Err(FrameError::Length { len }.into());
+    }
+    let mut header = [0; MAX_PIECE_HEADER_LEN];
+    stream.read_exact(&mut header[..len]).await?;
+    let piece: Piece = codec::decode(&header[..len])?;
+    piece.check()?;
+    Ok(piece)
+}

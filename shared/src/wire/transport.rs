@@ -1,0 +1,62 @@
+//! QUIC as both ends use it: transport limits, socket buffers, endpoints.
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How much one stream's sender may be ahead of its reader, in bytes.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// How much all streams of a connection together may be ahead, in bytes.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Asked of the system for each socket; bursts of many peers fit. The system may give less.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// A peer that is silent this long is gone.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Shows the peer, and what stands between, that we are still here.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(4))
+        .max_concurrent_uni_streams(VarInt::from_u32(4))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(u64::from(CONNECTION_WINDOW))
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit the field")))
+        .keep_alive_interval(Some(KEEP_ALIVE));
+    transport
+}
+
+fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(address)?;
+    let options = socket2::SockRef::from(&socket);
+    // Smaller buffers than asked for cost speed, not correctness.
+    let _ = options.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = options.set_send_buffer_size(SOCKET_BUFFER);
+    Ok(socket)
+}
+
+/// The coordinator's endpoint on `address`. Must be called inside the runtime.
+pub fn listen(address: SocketAddr, tls: QuicServerConfig) -> io::Result<Endpoint> {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(transport()));
+    let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
+    Endpoint::new(EndpointConfig::default(), Some(config), socket(address)?, runtime)
+}
+
+/// A site's or an operator's endpoint, towards a coordinator at `remote`. Must be called inside the runtime.
+pub fn dial(remote: SocketAddr, tls: QuicClientConfig) -> io::Result<Endpoint> {
+    let local: SocketAddr =
+        if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket(local)?, runtime)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport()));
+    endpoint.set_default_client_config(config);
+    Ok(endpoint)
+}
