@@ -2,4 +2,7 @@
 //!
 //! Modules stand in the order in which data flows; each uses only those above it.
 
+pub mod model;
 pub mod privacy;
+
+pub mod evaluation;

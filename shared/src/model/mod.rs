@@ -1,0 +1,25 @@
+//! The zoo: a spec becomes a network; flat parameters become named tensors; rows become logits and factors.
+//!
+//! What leaves a site is never made here: this module computes in floats, per row, and leaves each layer's
+//! input activations and output gradients in a [`Workspace`], from which
+//! [`privacy::grid`](crate::privacy::grid) makes exact integer sums. Training runs on hand-written layers
+//! ([`Network`]); evaluation and prediction run the same forward on candle tensors ([`score`]).
+
+mod artifact;
+mod error;
+mod linear;
+mod network;
+mod product;
+#[cfg(test)]
+pub(crate) mod reference;
+mod score;
+mod spec;
+mod workspace;
+
+pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
+pub use error::ModelError;
+pub use network::{Batch, MAX_INPUTS, MAX_PARAMETERS, Network, TensorSpec, binary_cross_entropy};
+pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows};
+pub use score::score;
+pub use spec::{MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, ModelSpec};
+pub use workspace::{LayerFactors, Workspace};

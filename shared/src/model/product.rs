@@ -1,0 +1,419 @@
+//! Matrix products over slices: f32 for the network, f64 for exact integer sums.
+//!
+//! Row-major slices enter, `out += left * right` leaves. Written on `pulp` (run-time SIMD dispatch in safe
+//! Rust; the `gemm` crate's interface is unsafe and promises nothing about order) because the privacy claim
+//! needs this promise, which no matrix library gives:
+//!
+//! **Row independence.** `out[i, j]` is `out[i, j]` plus, for each block of [`DEPTH_BLOCK`] terms in turn, the
+//! chain of fused multiply-adds `left[i, k] * right[k, j]` in rising `k` from zero. Neither the number of rows nor
+//! the row's position nor what the other rows hold changes a bit of it, so one customer's floats never depend on
+//! who else is in the batch.
+//!
+//! The same on one machine only: a processor without AVX2 takes another path, with equally long chains.
+
+use std::ops::AddAssign;
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// Terms of a dot product that are summed before they are added to the output.
+pub(crate) const DEPTH_BLOCK: usize = 256;
+/// Columns of `right` that are packed at a time.
+const COLUMN_BLOCK: usize = 512;
+/// Rows of the register tile.
+const TILE_ROWS: usize = 6;
+/// Vectors in a row of the register tile.
+const TILE_VECTORS: usize = 2;
+/// Most columns of the register tile: two vectors of 64 bytes of f32.
+const MAX_TILE_COLUMNS: usize = 32;
+
+/// f32 or f64, and its vectors.
+pub(crate) trait Element: Copy + Default + AddAssign + 'static {
+    type Vector<S: Simd>: Copy;
+    fn vectors<S: Simd>(slice: &[Self]) -> &[Self::Vector<S>];
+    fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Vector<S>];
+    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+    fn add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// `a * b + c`, rounded once.
+    fn multiply_add<S: Simd>(
+        simd: S,
+        a: Self::Vector<S>,
+        b: Self::Vector<S>,
+        c: Self::Vector<S>,
+    ) -> Self::Vector<S>;
+}
+
+macro_rules! element {
+    ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident) => {
+        impl Element for $type {
+            type Vector<S: Simd> = S::$vector;
+            #[inline(always)]
+            fn vectors<S: Simd>(slice: &[Self]) -> &[S::$vector] {
+                S::$vectors(slice).0
+            }
+            #[inline(always)]
+            fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [S::$vector] {
+                S::$vectors_mut(slice).0
+            }
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                simd.$splat(value)
+            }
+            #[inline(always)]
+            fn add<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$add(a, b)
+            }
+            #[inline(always)]
+            fn multiply_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
+                simd.$multiply_add(a, b, c)
+            }
+        }
+    };
+}
+element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s);
+element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s);
+
+/// A matrix in a row-major slice of `stride` elements a row, or the transpose of it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a, T> {
+    pub data: &'a [T],
+    pub stride: usize,
+    pub transposed: bool,
+}
+
+impl<'a, T> View<'a, T> {
+    /// The `[.., columns]` matrix in `data`.
+    pub(crate) fn rows(data: &'a [T], columns: usize) -> Self {
+        Self { data, stride: columns, transposed: false }
+    }
+
+    /// The transpose of the `[.., columns]` matrix in `data`.
+    pub(crate) fn transpose(data: &'a [T], columns: usize) -> Self {
+        Self { data, stride: columns, transposed: true }
+    }
+}
+
+/// Buffers of [`add_product`], kept between calls.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Packing<T> {
+    left: Vec<T>,
+    right: Vec<T>,
+}
+
+/// Adds `left * right` to `out`, with the row independence that this file's header promises.
+///
+/// `left` is `[rows, depth]`, `right` `[depth, columns]`, `out` `[rows, columns]`, row-major.
+/// In f64 with integer entries the result is exact if the absolute products sum below 2^53.
+///
+/// # Panics
+/// If a slice is shorter than its shape.
+pub(crate) fn add_product<T: Element>(
+    [rows, depth, columns]: [usize; 3],
+    left: View<'_, T>,
+    right: View<'_, T>,
+    out: &mut [T],
+    packing: &mut Packing<T>,
+) {
+    assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
+    Arch::new().dispatch(Product { rows, depth, columns, left, right, out, packing });
+}
+
+struct Product<'a, T> {
+    rows: usize,
+    depth: usize,
+    columns: usize,
+    left: View<'a, T>,
+    right: View<'a, T>,
+    out: &'a mut [T],
+    packing: &'a mut Packing<T>,
+}
+
+impl<T: Element> WithSimd for Product<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, depth, columns, left, right, out, packing } = self;
+        let tile_columns = TILE_VECTORS * size_of::<T::Vector<S>>() / size_of::<T>();
+        for first_column in (0..columns).step_by(COLUMN_BLOCK) {
+            let block_columns = COLUMN_BLOCK.min(columns - first_column);
+            for first_term in (0..depth).step_by(DEPTH_BLOCK) {
+                let terms = DEPTH_BLOCK.min(depth - first_term);
+                let panels = block_columns.div_ceil(tile_columns);
+                packing.right.resize(panels * terms * tile_columns, T::default());
+                for (p, panel) in packing.right.chunks_exact_mut(terms * tile_columns).enumerate() {
+                    let column = first_column + p * tile_columns;
+                    pack(right, first_term, column, tile_columns.min(columns - column), tile_columns, panel);
+                }
+                for first_row in (0..rows).step_by(TILE_ROWS) {
+                    let tile_rows = TILE_ROWS.min(rows - first_row);
+                    if left.transposed {
+                        packing.left.resize(terms * TILE_ROWS, T::default());
+                        // The transpose of `left` is row-major: the same packing as on the right.
+                        let plain = View { transposed: false, ..left };
+                        pack(plain, first_term, first_row, tile_rows, TILE_ROWS, &mut packing.left);
+                    }
+                    for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
+                        let sums = if left.transposed {
+                            packed_tile::<T, S>(simd, &packing.left, panel)
+                        } else {
+                            let lines: [&[T]; TILE_ROWS] = std::array::from_fn(|i| {
+                                let row = first_row + i.min(tile_rows - 1);
+                                &left.data[row * left.stride + first_term..][..terms]
+                            });
+                            strided_tile::<T, S>(simd, lines, terms, panel)
+                        };
+                        let column = first_column + p * tile_columns;
+                        let width = tile_columns.min(columns - column);
+                        for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
+                            let out = &mut out[(first_row + i) * columns + column..][..width];
+                            add_row::<T, S>(simd, sums, out, tile_columns);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+type Tile<T, S> = [[<T as Element>::Vector<S>; TILE_VECTORS]; TILE_ROWS];
+
+/// Adds one term to every sum of the tile.
+#[inline(always)]
+fn step<T: Element, S: Simd>(simd: S, sums: &mut Tile<T, S>, left: [T; TILE_ROWS], right: &[T::Vector<S>]) {
+    for (sums, left) in sums.iter_mut().zip(left) {
+        let left = T::splat(simd, left);
+        for (sum, &right) in sums.iter_mut().zip(right) {
+            *sum = T::multiply_add(simd, left, right, *sum);
+        }
+    }
+}
+
+#[inline(always)]
+fn packed_tile<T: Element, S: Simd>(simd: S, left: &[T], panel: &[T]) -> Tile<T, S> {
+    let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; TILE_ROWS];
+    let right = T::vectors::<S>(panel).as_chunks::<TILE_VECTORS>().0;
+    for (left, right) in left.as_chunks::<TILE_ROWS>().0.iter().zip(right) {
+        step::<T, S>(simd, &mut sums, *left, right);
+    }
+    sums
+}
+
+#[inline(always)]
+fn strided_tile<T: Element, S: Simd>(
+    simd: S,
+    lines: [&[T]; TILE_ROWS],
+    terms: usize,
+    panel: &[T],
+) -> Tile<T, S> {
+    let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; TILE_ROWS];
+    let right = T::vectors::<S>(panel).as_chunks::<TILE_VECTORS>().0;
+    let lines = lines.map(|line| &line[..terms]);
+    let right = &right[..terms];
+    for k in 0..terms {
+        step::<T, S>(simd, &mut sums, std::array::from_fn(|i| lines[i][k]), &right[k]);
+    }
+    sums
+}
+
+/// Adds one row of a tile to the output, of which the last columns may be outside the matrix.
+#[inline(always)]
+fn add_row<T: Element, S: Simd>(
+    simd: S,
+    sums: [T::Vector<S>; TILE_VECTORS],
+    out: &mut [T],
+    tile_columns: usize,
+) {
+    if out.len() == tile_columns {
+        for (out, sum) in T::vectors_mut::<S>(out).iter_mut().zip(sums) {
+            *out = T::add(simd, *out, sum);
+        }
+    } else {
+        let mut row = [T::default(); MAX_TILE_COLUMNS];
+        for (row, sum) in T::vectors_mut::<S>(&mut row[..tile_columns]).iter_mut().zip(sums) {
+            *row = sum;
+        }
+        for (out, sum) in out.iter_mut().zip(row) {
+            *out += sum;
+        }
+    }
+}
+
+/// Copies columns `first .. first + width` of the terms from `first_term` on to `panel`, `[terms, padded]`,
+/// with zeros in the columns past `width`.
+#[inline(always)]
+fn pack<T: Element>(
+    right: View<'_, T>,
+    first_term: usize,
+    first: usize,
+    width: usize,
+    padded: usize,
+    panel: &mut [T],
+) {
+    if right.transposed {
+        panel.fill(T::default());
+        let terms = panel.len() / padded;
+        for j in 0..width {
+            let line = &right.data[(first + j) * right.stride + first_term..][..terms];
+            for (slot, &value) in panel[j..].iter_mut().step_by(padded).zip(line) {
+                *slot = value;
+            }
+        }
+    } else {
+        for (k, slots) in panel.chunks_exact_mut(padded).enumerate() {
+            let line = &right.data[(first_term + k) * right.stride + first..][..width];
+            if width == padded {
+                slots.copy_from_slice(line);
+            } else {
+                slots[..width].copy_from_slice(line);
+                slots[width..].fill(T::default());
+            }
+        }
+    }
+}
+
+/// `out[i] += rows[i] . vector` for `rows` of `[out.len(), vector.len()]`, each row by itself.
+pub(crate) fn add_dots(rows: &[f32], vector: &[f32], out: &mut [f32]) {
+    assert_eq!(rows.len(), out.len() * vector.len(), "rows of {} for {} dots", vector.len(), out.len());
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (row, out) in rows.chunks_exact(vector.len()).zip(out.iter_mut()) {
+                let (row_chunks, row_rest) = row.as_chunks::<16>();
+                let (vector_chunks, vector_rest) = vector.as_chunks::<16>();
+                let mut lanes = [0.0f32; 16];
+                for (a, b) in row_chunks.iter().zip(vector_chunks) {
+                    for i in 0..16 {
+                        lanes[i] += a[i] * b[i];
+                    }
+                }
+                for (i, (a, b)) in row_rest.iter().zip(vector_rest).enumerate() {
+                    lanes[i] += a * b;
+                }
+                *out += lanes.iter().sum::<f32>();
+            }
+        },
+    );
+}
+
+/// `out += sum over r of weights[r] * rows[r]` for `rows` of `[weights.len(), out.len()]`.
+pub(crate) fn add_weighted_rows<T: Element + std::ops::Mul<Output = T>>(
+    weights: &[T],
+    rows: &[T],
+    out: &mut [T],
+) {
+    assert_eq!(rows.len(), weights.len() * out.len(), "{} rows of {}", weights.len(), out.len());
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (&weight, row) in weights.iter().zip(rows.chunks_exact(out.len())) {
+                for (out, &value) in out.iter_mut().zip(row) {
+                    *out += weight * value;
+                }
+            }
+        },
+    );
+}
+
+/// `out[j] += sum over r of rows[r, j]` for `rows` of `[.., out.len()]`.
+pub(crate) fn add_rows<T: Element>(rows: &[T], out: &mut [T]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact(out.len()) {
+                for (out, &value) in out.iter_mut().zip(row) {
+                    *out += value;
+                }
+            }
+        },
+    );
+}
+
+/// Position of the first entry that is NaN or infinite.
+pub(crate) fn first_not_finite(values: &[f32]) -> Option<usize> {
+    let largest = Arch::new().dispatch(
+        #[inline(always)]
+        || values.iter().fold(0u32, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff)),
+    );
+    if largest < f32::INFINITY.to_bits() { None } else { values.iter().position(|value| !value.is_finite()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn naive(
+        [rows, depth, columns]: [usize; 3],
+        left: impl Fn(usize, usize) -> f64,
+        right: impl Fn(usize, usize) -> f64,
+    ) -> Vec<f64> {
+        let mut out = vec![0.0; rows * columns];
+        for i in 0..rows {
+            for j in 0..columns {
+                out[i * columns + j] = (0..depth).map(|k| left(i, k) * right(k, j)).sum();
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn integer_products_in_f64_are_exact_for_every_shape_and_layout() {
+        let mut packing = Packing::default();
+        for shape @ [rows, depth, columns] in
+            [[1, 1, 1], [6, 3, 8], [7, 300, 9], [13, 5, 17], [2, 513, 1], [1, 2, 530], [12, 256, 16]]
+        {
+            let entry = |i: usize| ((i * 2_654_435_761) % 65_537) as f64 - 32_768.0;
+            let left: Vec<f64> = (0..rows * depth).map(entry).collect();
+            let right: Vec<f64> = (0..depth * columns).map(|i| entry(i + 7)).collect();
+            for (left_transposed, right_transposed) in
+                [(false, false), (false, true), (true, false), (true, true)]
+            {
+                let left_view =
+                    if left_transposed { View::transpose(&left, rows) } else { View::rows(&left, depth) };
+                let right_view = if right_transposed {
+                    View::transpose(&right, depth)
+                } else {
+                    View::rows(&right, columns)
+                };
+                let mut out = vec![0.0; rows * columns];
+                add_product(shape, left_view, right_view, &mut out, &mut packing);
+                let at = |view: View<'_, f64>, i: usize, j: usize| {
+                    view.data[if view.transposed { j * view.stride + i } else { i * view.stride + j }]
+                };
+                assert_eq!(
+                    out,
+                    naive(shape, |i, k| at(left_view, i, k), |k, j| at(right_view, k, j)),
+                    "{shape:?}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn a_row_of_a_product_does_not_depend_on_the_other_rows(
+            rows in 1usize..20, depth in 1usize..40, columns in 2usize..40, seed in any::<u64>(),
+        ) {
+            let mut state = seed;
+            let mut draw = |count: usize| -> Vec<f32> {
+                (0..count).map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    ((state >> 40) as f32 / 8_388_608.0 - 1.0) * 3.7
+                }).collect()
+            };
+            let (left, right) = (draw(rows * depth), draw(depth * columns));
+            let mut packing = Packing::default();
+            let mut together = vec![0.25; rows * columns];
+            let right = View::transpose(&right, depth);
+            add_product([rows, depth, columns], View::rows(&left, depth), right, &mut together, &mut packing);
+            for (row, together) in left.chunks_exact(depth).zip(together.chunks_exact(columns)) {
+                let mut alone = vec![0.25; columns];
+                add_product([1, depth, columns], View::rows(row, depth), right, &mut alone, &mut packing);
+                prop_assert_eq!(&alone, together);
+            }
+        }
+    }
+}

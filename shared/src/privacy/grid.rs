@@ -1,0 +1,478 @@
+//! The integer grid, and the exact sum of clipped per-customer gradients on it.
+//!
+//! Parameters (public) and a batch of customers' rows enter; one `i64` a parameter leaves: the un-noised sum that
+//! the noise is added to. It must not leave the site as it is.
+//!
+//! # What is promised
+//!
+//! Let `S` be [`SENSITIVITY`]. For any public network, parameters and grid, every customer `i` has an integer
+//! vector `v_i` with
+//!
+//! 1. `|v_i| <= S` in L2 norm, checked in integers, for any finite rows and parameters;
+//! 2. `v_i` a function of customer `i`'s own rows and labels alone, to the last bit;
+//! 3. [`clipped_sum`] adds exactly the sum of the `v_i` of the batch's customers, whatever their order, and however
+//!    they are split over several calls.
+//!
+//! So adding or removing one customer changes the sum by exactly that customer's `v_i`: by at most `S`. No float
+//! rounding is left to argue about between the clipped vectors and the integers that the noise is added to.
+//!
+//! # How
+//!
+//! Rounding each finished gradient needs every gradient in memory, and a float sum of clipped gradients has an
+//! error of its own. Instead the *factors* are rounded. The gradient of a linear layer's weight is a sum of outer
+//! products of output gradients `g_r` and input activations `a_r` over the customer's rows `r`, so with
+//!
+//! - `a_int = round(a / alpha)`, saturated: `alpha = 2^-10`, `|a_int| <= 2^15` (activations past 32 count as 32),
+//! - the bias as one more input whose activation is the constant 1, that is `2^10`,
+//! - `g_int = round(c g / gamma)`: `gamma = C 2^-14`, `c` the customer's clip factor for clip norm `C`,
+//!
+//! the customer's gradient is an integer matrix in units of `alpha gamma = C 2^-24` ([`Grid::unit`]), and the clip norm
+//! is `S = 2^24` units. The sum over all customers is one product of integer-valued f64 matrices, exact because no
+//! partial sum reaches 2^53, so the order of summing does not matter.
+//!
+//! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
+//! `c = min(1, (1 - 2^-10) C / n)`. Rounding `g` moves the norm a little; the margin `2^-10` makes it rare that it ends
+//! past `S`. **Check.** `|v_i|^2 = sum over layers and rows r, s of (a_r . a_s + 2^20)(g_r . g_s)` in integers. If that is
+//! more than `S^2`, `c` shrinks by `S / |v_i|` and the margin, and `g` is rounded again; after four times it is rounded
+//! towards zero; if that does not do either, the customer counts as zero. A customer whose gradient is
+//! not finite (the parameters may be a hostile coordinator's) counts as zero as well: a refusal would tell.
+//!
+//! **No overflow.** A network has at most 2^16 inputs to a layer, 2^12 outputs, 9 layers; a customer at most 2^16 rows.
+//! Dot products: `|a_r . a_s| <= 2^16 2^30 = 2^46` and `|g_r . g_s| <= 2^42`, exact in f64. Squared norm: below
+//! `2^47 2^42 (2^16)^2 9 < 2^125`, in i128. Products over a block of 2^20 rows: `2^20 2^15 2^15 = 2^50 < 2^53`, exact in f64.
+//! The i64 sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
+//!
+//! Point 2 rests on the row independence of [`Network`] on one machine; a customer's floats are computed anew in each
+//! call and may differ between processors, where the promise holds on each.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::ClipNorm;
+use crate::model::{
+    Batch, LayerFactors, ModelError, Network, Packing, View, Workspace, add_product, add_rows,
+    add_weighted_rows,
+};
+
+/// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
+pub const SENSITIVITY: u64 = 1 << 24;
+/// Most rows of one customer.
+pub const MAX_CUSTOMER_ROWS: usize = 1 << 16;
+
+/// Integers per unit of activation, `1 / alpha`; also the integer of the bias's constant activation 1.
+const ACTIVATION_STEPS: f32 = 1024.0;
+/// Integers per clip norm of output gradient, `C / gamma`.
+const GRADIENT_STEPS: f64 = 16_384.0;
+/// Largest integer of a factor: activations past 32 saturate; output gradients of a customer reach it only
+/// where they cancel over rows.
+const FACTOR_LIMIT: f32 = 32_768.0;
+/// What a clipped norm stays below the clip norm by, so that rounding seldom pushes it past.
+const MARGIN: f64 = 1.0 - 1.0 / 1024.0;
+/// Times the clip factor is shrunk before rounding goes towards zero.
+const ATTEMPTS: usize = 4;
+/// Rows whose products are summed in f64 before they go to the i64 sum.
+const BLOCK_ROWS: usize = 1 << 20;
+
+const _: () = assert!(SENSITIVITY as f64 == ACTIVATION_STEPS as f64 * GRADIENT_STEPS);
+const _: () = assert!(BLOCK_ROWS as f64 * FACTOR_LIMIT as f64 * FACTOR_LIMIT as f64 <= INTEGER_LIMIT);
+
+/// The grid on which gradients of a clip norm are summed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grid {
+    clip: ClipNorm,
+}
+
+impl Grid {
+    /// The grid of a clip norm.
+    pub fn new(clip: ClipNorm) -> Self {
+        Self { clip }
+    }
+
+    /// The clip norm, in units of the loss gradient.
+    pub fn clip(&self) -> ClipNorm {
+        self.clip
+    }
+
+    /// Units of the loss gradient in one integer: `C 2^-24`.
+    pub fn unit(&self) -> f64 {
+        self.clip.value() / SENSITIVITY as f64
+    }
+
+    /// L2 sensitivity, in integers, of [`clipped_sum`] to one customer more or less: [`SENSITIVITY`].
+    pub const fn sensitivity(&self) -> u64 {
+        SENSITIVITY
+    }
+}
+
+/// Buffers of [`clipped_sum`]: one a thread, kept between batches. Holds un-noised data; `Debug` prints shapes.
+#[derive(Clone, Default)]
+pub struct SumWorkspace {
+    floats: Workspace,
+    layers: Vec<IntegerFactors>,
+    products: Vec<f64>,
+    biases: Vec<f64>,
+    packing: Packing<f64>,
+    scratch: NormScratch,
+}
+
+impl SumWorkspace {
+    /// Empty buffers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for SumWorkspace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SumWorkspace").field(&self.floats).finish()
+    }
+}
+
+/// The integer factors of one layer, as f64 that hold integers of at most [`FACTOR_LIMIT`].
+#[derive(Clone, Default)]
+struct IntegerFactors {
+    inputs: usize,
+    outputs: usize,
+    /// `[rows, inputs]`, in units of `alpha`.
+    activations: Vec<f64>,
+    /// `[rows, outputs]`, in units of `gamma`, clipped.
+    gradients: Vec<f64>,
+}
+
+/// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
+///
+/// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`]; the caller
+/// zeroes it before the first call. One customer more or less in all calls together changes it by at
+/// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
+/// `24 bytes x rows x (inputs + hidden units)`; the result is the same.
+///
+/// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, or a
+/// parameter, an input or a label is not finite, naming its row. Customers whose gradient overflows count as zero.
+pub fn clipped_sum(
+    network: &Network,
+    parameters: &[f32],
+    batch: &Batch,
+    grid: &Grid,
+    workspace: &mut SumWorkspace,
+    sum: &mut [i64],
+) -> Result<(), ModelError> {
+    if sum.len() != network.parameter_count() {
+        let (expected, got) = (network.parameter_count(), sum.len());
+        return Err(ModelError::Length { what: "entries in the sum", expected, got });
+    }
+    network.check(parameters, batch)?;
+    for (customer, span) in batch.customer_starts.windows(2).enumerate() {
+        let got = (span[1] - span[0]) as usize;
+        if got > MAX_CUSTOMER_ROWS {
+            return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
+        }
+    }
+    network.differentiate(parameters, batch, &mut workspace.floats);
+    workspace.clip(batch.customer_starts, grid);
+    workspace.add_to(sum);
+    Ok(())
+}
+
+impl SumWorkspace {
+    /// Float factors to integer factors of customers whose norm is at most [`SENSITIVITY`].
+    fn clip(&mut self, customer_starts: &[u32], grid: &Grid) {
+        self.layers.resize_with(self.floats.layers().len(), IntegerFactors::default);
+        for (floats, integers) in self.floats.layers().iter().zip(&mut self.layers) {
+            (integers.inputs, integers.outputs) = (floats.inputs(), floats.outputs());
+            integers.activations.resize(floats.activations().len(), 0.0);
+            integers.gradients.resize(floats.output_gradients().len(), 0.0);
+        }
+        Arch::new().dispatch(Clip {
+            clip: grid.clip.value(),
+            customer_starts,
+            floats: self.floats.layers(),
+            integers: &mut self.layers,
+            scratch: &mut self.scratch,
+        });
+    }
+
+    /// The exact integer products of all layers, added to `sum`.
+    fn add_to(&mut self, sum: &mut [i64]) {
+        let Self { layers, products, biases, packing, .. } = self;
+        let mut rest = sum;
+        for layer in layers {
+            let (inputs, outputs) = (layer.inputs, layer.outputs);
+            let (weight, tail) = rest.split_at_mut(outputs * inputs);
+            let (bias, tail) = tail.split_at_mut(outputs);
+            rest = tail;
+            let blocks = layer.activations.chunks(BLOCK_ROWS * inputs);
+            for (activations, gradients) in blocks.zip(layer.gradients.chunks(BLOCK_ROWS * outputs)) {
+                products.clear();
+                products.resize(weight.len(), 0.0);
+                if outputs == 1 {
+                    add_weighted_rows(gradients, activations, products);
+                } else {
+                    let rows = activations.len() / inputs;
+                    let left = View::transpose(gradients, outputs);
+                    add_product(
+                        [outputs, rows, inputs],
+                        left,
+                        View::rows(activations, inputs),
+                        products,
+                        packing,
+                    );
+                }
+                biases.clear();
+                biases.resize(outputs, 0.0);
+                add_rows(gradients, biases);
+                biases.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
+                add_integers(products, weight);
+                add_integers(biases, bias);
+            }
+        }
+    }
+}
+
+/// Magnitude up to which [`add_integers`] is exact.
+const INTEGER_LIMIT: f64 = (1u64 << 51) as f64;
+
+/// Adds integer-valued f64 of magnitude at most 2^51 to integers.
+fn add_integers(values: &[f64], sum: &mut [i64]) {
+    // With 1.5 * 2^52 added, the last bits of the f64 are the integer: vectorises where a cast does not.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (sum, &value) in sum.iter_mut().zip(values) {
+                debug_assert!(value.abs() <= INTEGER_LIMIT && value.fract() == 0.0);
+                *sum += (value + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i64;
+            }
+        },
+    );
+}
+
+/// The work of [`SumWorkspace::clip`], compiled for each instruction set.
+struct Clip<'a> {
+    clip: f64,
+    customer_starts: &'a [u32],
+    floats: &'a [LayerFactors],
+    integers: &'a mut [IntegerFactors],
+    scratch: &'a mut NormScratch,
+}
+
+impl WithSimd for Clip<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (floats, integers) in self.floats.iter().zip(self.integers.iter_mut()) {
+            round_activations(floats.activations(), &mut integers.activations);
+        }
+        for span in self.customer_starts.windows(2) {
+            clip_customer(
+                self.clip,
+                [span[0] as usize, span[1] as usize],
+                self.floats,
+                self.integers,
+                self.scratch,
+            );
+        }
+    }
+}
+
+/// Fills the integer gradients of the customer with rows `span[0] .. span[1]`; the norm of its integer gradient is
+/// at most [`SENSITIVITY`] afterwards. The integer activations are there already.
+#[inline(always)]
+fn clip_customer(
+    clip: f64,
+    span: [usize; 2],
+    floats: &[LayerFactors],
+    integers: &mut [IntegerFactors],
+    scratch: &mut NormScratch,
+) {
+    for (floats, integers) in floats.iter().zip(integers.iter_mut()) {
+        let (from, to) =
+            (rows_of(floats.output_gradients(), span, floats.outputs()), integers.gradients_mut(span));
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = f64::from(from);
+        }
+    }
+    scratch.measure_activations(integers, span);
+    // In units of the activation's integers.
+    let squared: f64 = scratch.squared_norm(integers, span);
+    let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
+    if norm.is_finite() {
+        let factor = if norm > clip * MARGIN { clip * MARGIN / norm } else { 1.0 };
+        let mut scale = factor * (GRADIENT_STEPS / clip);
+        for attempt in 0..=ATTEMPTS {
+            for (floats, integers) in floats.iter().zip(integers.iter_mut()) {
+                let from = rows_of(floats.output_gradients(), span, floats.outputs());
+                let to = integers.gradients_mut(span);
+                if attempt < ATTEMPTS {
+                    round_gradients(from, scale as f32, to);
+                } else {
+                    truncate_gradients(from, scale as f32, to);
+                }
+            }
+            let squared: i128 = scratch.squared_norm(integers, span);
+            if squared <= (SENSITIVITY as i128).pow(2) {
+                return;
+            }
+            scale *= MARGIN * SENSITIVITY as f64 / (squared as f64).sqrt();
+        }
+    }
+    for integers in integers {
+        integers.gradients_mut(span).fill(0.0);
+    }
+}
+
+impl IntegerFactors {
+    #[inline(always)]
+    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> &mut [f64] {
+        &mut self.gradients[start * self.outputs..end * self.outputs]
+    }
+}
+
+#[inline(always)]
+fn rows_of<T>(matrix: &[T], [start, end]: [usize; 2], columns: usize) -> &[T] {
+    &matrix[start * columns..end * columns]
+}
+
+/// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well.
+#[inline(always)]
+fn saturate(value: f32) -> f64 {
+    f64::from(value.max(-FACTOR_LIMIT).min(FACTOR_LIMIT))
+}
+
+#[inline(always)]
+fn round_activations(from: &[f32], to: &mut [f64]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = saturate((from * ACTIVATION_STEPS).round_ties_even());
+    }
+}
+
+#[inline(always)]
+fn round_gradients(from: &[f32], scale: f32, to: &mut [f64]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = saturate((from * scale).round_ties_even());
+    }
+}
+
+#[inline(always)]
+fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f64]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = saturate((from * scale).trunc());
+    }
+}
+
+/// Buffers for norms: dot products of one customer's activations, and one line of its gradient.
+#[derive(Clone, Default)]
+struct NormScratch {
+    /// For each layer in Gram form, `a_r . a_s + 2^20` for `r <= s`, in the order of the loops.
+    grams: Vec<f64>,
+    line: Vec<f64>,
+}
+
+/// What a squared norm is summed in: f64 for the clip factor, i128 for the check.
+trait Total: Copy + std::ops::AddAssign {
+    const ZERO: Self;
+    /// The product of two factors, which are integers below 2^53 if `Self` is exact.
+    fn product(a: f64, b: f64) -> Self;
+}
+
+impl Total for f64 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn product(a: f64, b: f64) -> Self {
+        a * b
+    }
+}
+
+impl Total for i128 {
+    const ZERO: Self = 0;
+    #[inline(always)]
+    fn product(a: f64, b: f64) -> Self {
+        i128::from(a as i64) * i128::from(b as i64)
+    }
+}
+
+/// Whether the norm of a layer is cheaper from dot products of rows than from the gradient itself.
+#[inline(always)]
+fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
+    rows * (rows + 1) / 2 * (inputs + outputs) <= (rows + 4) * inputs * outputs
+}
+
+impl NormScratch {
+    /// Prepares [`squared_norm`](Self::squared_norm), which may be asked several times for one customer.
+    #[inline(always)]
+    fn measure_activations(&mut self, layers: &[IntegerFactors], span: [usize; 2]) {
+        let rows = span[1] - span[0];
+        self.grams.clear();
+        for layer in layers.iter().filter(|layer| gram_is_cheaper(rows, layer.inputs, layer.outputs)) {
+            let activations = rows_of(&layer.activations, span, layer.inputs);
+            for (r, a_r) in activations.chunks_exact(layer.inputs).enumerate() {
+                for a_s in activations[r * layer.inputs..].chunks_exact(layer.inputs) {
+                    self.grams.push(dot(a_r, a_s) + f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS));
+                }
+            }
+        }
+    }
+
+    /// Squared norm of the gradient, over all layers, of the customer with rows `span`.
+    ///
+    /// Exact in i128 if the gradients are integers; else as good as f64 sums are.
+    #[inline(always)]
+    fn squared_norm<N: Total>(&mut self, layers: &[IntegerFactors], span: [usize; 2]) -> N {
+        let rows = span[1] - span[0];
+        let mut total = N::ZERO;
+        let mut grams = self.grams.iter();
+        for layer in layers {
+            let gradients = rows_of(&layer.gradients, span, layer.outputs);
+            if gram_is_cheaper(rows, layer.inputs, layer.outputs) {
+                for (r, g_r) in gradients.chunks_exact(layer.outputs).enumerate() {
+                    for (s, g_s) in gradients[r * layer.outputs..].chunks_exact(layer.outputs).enumerate() {
+                        let gram =
+                            grams.next().expect("measure_activations pushed one for each pair of rows");
+                        let term = N::product(*gram, dot(g_r, g_s));
+                        total += term;
+                        if s > 0 {
+                            total += term;
+                        }
+                    }
+                }
+            } else {
+                let activations = rows_of(&layer.activations, span, layer.inputs);
+                for output in 0..layer.outputs {
+                    self.line.clear();
+                    self.line.resize(layer.inputs, 0.0);
+                    let mut bias = 0.0;
+                    let column = gradients[output..].iter().step_by(layer.outputs);
+                    for (&gradient, activations) in column.zip(activations.chunks_exact(layer.inputs)) {
+                        bias += gradient * f64::from(ACTIVATION_STEPS);
+                        for (slot, &activation) in self.line.iter_mut().zip(activations) {
+                            *slot += gradient * activation;
+                        }
+                    }
+                    total += N::product(bias, bias);
+                    for &entry in &self.line {
+                        total += N::product(entry, entry);
+                    }
+                }
+            }
+        }
+        total
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (a_chunks, a_rest) = a.as_chunks::<16>();
+    let (b_chunks, b_rest) = b.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..16 {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        lanes[i] += a * b;
+    }
+    lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests;

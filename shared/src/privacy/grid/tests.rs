@@ -1,0 +1,289 @@
+//! What the grid promises, against integers computed the slow way.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{
+    ModelSpec,
+    reference::{OwnedBatch, draws, gradient, norm},
+};
+
+fn network(hidden: &[u32], inputs: usize) -> Network {
+    let spec =
+        if hidden.is_empty() { ModelSpec::Logistic {} } else { ModelSpec::Mlp { hidden: hidden.to_vec() } };
+    Network::new(&spec, inputs).unwrap()
+}
+
+fn drawn_parameters(network: &Network, seed: u64, size: f32) -> Vec<f32> {
+    let mut draw = draws(seed);
+    (0..network.parameter_count()).map(|_| draw() * size).collect()
+}
+
+fn grid(clip: f64) -> Grid {
+    Grid::new(ClipNorm::new(clip).unwrap())
+}
+
+fn sum_of(network: &Network, parameters: &[f32], batch: &OwnedBatch, grid: &Grid) -> Vec<i64> {
+    let mut sum = vec![0; network.parameter_count()];
+    clipped_sum(network, parameters, &batch.batch(), grid, &mut SumWorkspace::new(), &mut sum).unwrap();
+    sum
+}
+
+/// The integer gradient of the customer with rows `span`, from the integer factors, by plain loops.
+fn materialised(layers: &[IntegerFactors], span: [usize; 2]) -> Vec<i128> {
+    let mut gradient = Vec::new();
+    for layer in layers {
+        let mut weight = vec![0i128; layer.outputs * layer.inputs];
+        let mut bias = vec![0i128; layer.outputs];
+        for row in span[0]..span[1] {
+            for output in 0..layer.outputs {
+                let g = layer.gradients[row * layer.outputs + output] as i128;
+                for input in 0..layer.inputs {
+                    weight[output * layer.inputs + input] +=
+                        g * layer.activations[row * layer.inputs + input] as i128;
+                }
+                bias[output] += g * 1024;
+            }
+        }
+        gradient.extend(weight);
+        gradient.extend(bias);
+    }
+    gradient
+}
+
+fn squared(vector: &[i128]) -> i128 {
+    vector.iter().map(|x| x * x).sum()
+}
+
+const LIMIT: i128 = (SENSITIVITY as i128) * (SENSITIVITY as i128);
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_norm_is_within_the_sensitivity_and_the_sum_is_exactly_that_of_the_customers(
+        hidden in proptest::collection::vec(1u32..9, 0..3),
+        inputs in 1usize..12,
+        customer_rows in proptest::collection::vec(1usize..6, 0..9),
+        seed in any::<u64>(),
+        size in -12i32..40,
+        weight in -12i32..40,
+        clip in -6i32..=6,
+        removed in any::<proptest::sample::Index>(),
+    ) {
+        let network = network(&hidden, inputs);
+        let parameters = drawn_parameters(&network, seed, 2f32.powi(weight));
+        let grid = grid(10f64.powi(clip));
+        let batch = OwnedBatch::draw(seed, inputs, &customer_rows, 2f32.powi(size));
+        let mut workspace = SumWorkspace::new();
+        let mut sum = vec![0; network.parameter_count()];
+        clipped_sum(&network, &parameters, &batch.batch(), &grid, &mut workspace, &mut sum).unwrap();
+
+        let mut expected = vec![0i128; sum.len()];
+        let mut vectors = Vec::new();
+        for span in batch.customer_starts.windows(2) {
+            let vector = materialised(&workspace.layers, [span[0] as usize, span[1] as usize]);
+            prop_assert!(squared(&vector) <= LIMIT, "{} past {LIMIT}", squared(&vector));
+            expected.iter_mut().zip(&vector).for_each(|(sum, entry)| *sum += entry);
+            vectors.push(vector);
+        }
+        prop_assert_eq!(sum.iter().map(|&x| i128::from(x)).collect::<Vec<_>>(), expected);
+
+        if batch.customers() > 0 {
+            let removed = removed.index(batch.customers());
+            let without = sum_of(&network, &parameters, &batch.only(|other| other != removed), &grid);
+            let alone = sum_of(&network, &parameters, &batch.only(|other| other == removed), &grid);
+            for (at, (&with, &without)) in sum.iter().zip(&without).enumerate() {
+                prop_assert_eq!(with - without, alone[at]);
+                prop_assert_eq!(i128::from(alone[at]), vectors[removed][at]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_norm_from_factors_is_the_norm_of_the_gradient_in_both_forms(
+        outputs in 1usize..7, inputs in 1usize..20, rows in 1usize..26, seed in any::<u64>(),
+    ) {
+        let mut draw = draws(seed);
+        let mut draw = |count: usize| (0..count).map(|_| f64::from((draw() * 32_768.0).round())).collect::<Vec<_>>();
+        let layer = IntegerFactors { inputs, outputs, activations: draw(rows * inputs), gradients: draw(rows * outputs) };
+        let layers = [layer];
+        let span = [0, rows];
+        let expected = squared(&materialised(&layers, span));
+        let mut scratch = NormScratch::default();
+        scratch.measure_activations(&layers, span);
+        let exact: i128 = scratch.squared_norm(&layers, span);
+        prop_assert_eq!(exact, expected);
+        let float: f64 = scratch.squared_norm(&layers, span);
+        prop_assert!((float - expected as f64).abs() <= 1e-9 * expected as f64);
+    }
+}
+
+#[test]
+fn both_forms_of_the_norm_are_in_use() {
+    assert!(gram_is_cheaper(1, 64, 128));
+    assert!(gram_is_cheaper(25, 64, 128));
+    assert!(!gram_is_cheaper(25, 64, 1));
+    assert!(!gram_is_cheaper(1000, 64, 64));
+}
+
+#[test]
+fn micro_batches_in_any_order_sum_to_the_same_integers() {
+    let network = network(&[17, 6], 9);
+    let parameters = network.initial_parameters([4; 32]);
+    let batch = OwnedBatch::draw(1, 9, &[1, 3, 1, 25, 2, 1, 1, 1, 4, 1, 1], 2.0);
+    let together = sum_of(&network, &parameters, &batch, &grid(0.5));
+    let (mut split, mut workspace) = (vec![0; together.len()], SumWorkspace::new());
+    for part in [2, 0, 1] {
+        let part = batch.only(|customer| customer % 3 == part);
+        clipped_sum(&network, &parameters, &part.batch(), &grid(0.5), &mut workspace, &mut split).unwrap();
+    }
+    assert_eq!(split, together);
+}
+
+/// The relative error of a customer's integer gradient against its clipped gradient in f64, largest of a batch, and
+/// the share of it that is rounding and not the margin of the clip factor.
+fn errors(network: &Network, parameters: &[f32], batch: &OwnedBatch, clip: f64) -> (f64, f64) {
+    let widened: Vec<f64> = parameters.iter().map(|&parameter| f64::from(parameter)).collect();
+    let (mut worst, mut worst_direction) = (0.0f64, 0.0f64);
+    for customer in 0..batch.customers() {
+        let one = batch.only(|other| other == customer);
+        let (_, exact) = gradient(network, &widened, &one.rows, &one.labels);
+        let factor = (clip / norm(&exact)).min(1.0);
+        let clipped: Vec<f64> = exact.iter().map(|entry| entry * factor).collect();
+        let got = sum_of(network, parameters, &one, &grid(clip));
+        let got: Vec<f64> = got.iter().map(|&entry| entry as f64 * grid(clip).unit()).collect();
+        let error: Vec<f64> = got.iter().zip(&clipped).map(|(a, b)| a - b).collect();
+        worst = worst.max(norm(&error) / norm(&clipped));
+        let cosine = got.iter().zip(&clipped).map(|(a, b)| a * b).sum::<f64>() / norm(&got) / norm(&clipped);
+        worst_direction = worst_direction.max((1.0 - cosine * cosine).max(0.0).sqrt());
+    }
+    (worst, worst_direction)
+}
+
+#[test]
+fn rounding_moves_a_clipped_gradient_by_less_than_a_half_percent() {
+    for (hidden, inputs) in [(&[][..], 20), (&[32], 20), (&[32, 16], 64)] {
+        let network = network(hidden, inputs);
+        let parameters = drawn_parameters(&network, 11, 0.3);
+        let batch = OwnedBatch::draw(12, inputs, &[1, 1, 1, 1, 5, 25, 2, 1], 1.7);
+        let (clipped, direction) = errors(&network, &parameters, &batch, 0.1);
+        assert!(clipped < 5e-3 && direction < 5e-3, "{hidden:?}: {clipped}, of which rounding {direction}");
+    }
+}
+
+#[test]
+fn gradients_below_the_clip_norm_are_not_scaled() {
+    let network = network(&[], 3);
+    let batch =
+        OwnedBatch { inputs: 3, rows: vec![1.0, 2.0, -0.5], labels: vec![1.0], customer_starts: vec![0, 1] };
+    // At zero parameters the output gradient is -1/2: norm 1/2 sqrt(1 + 4 + 1/4 + 1) = 1.25, below 2.
+    let sum = sum_of(&network, &[0.0; 4], &batch, &grid(2.0));
+    let gradient: Vec<f64> = sum.iter().map(|&entry| entry as f64 * grid(2.0).unit()).collect();
+    assert_eq!(gradient, [-0.5, -1.0, 0.25, -0.5]);
+}
+
+#[test]
+fn several_rows_of_a_customer_are_averaged_before_clipping() {
+    let network = network(&[], 2);
+    let clip = grid(1.0);
+    let row = [3.0, -1.0];
+    let once = OwnedBatch { inputs: 2, rows: row.to_vec(), labels: vec![1.0], customer_starts: vec![0, 1] };
+    let often =
+        OwnedBatch { inputs: 2, rows: row.repeat(4), labels: vec![1.0; 4], customer_starts: vec![0, 4] };
+    let (once, often) =
+        (sum_of(&network, &[0.0; 3], &once, &clip), sum_of(&network, &[0.0; 3], &often, &clip));
+    for (once, often) in once.into_iter().zip(often) {
+        assert!((once - often).abs() <= 4 * 3 * 1024, "{once} against {often}");
+    }
+    // Opposite rows cancel before the norm is taken, not after.
+    let both =
+        OwnedBatch { inputs: 2, rows: row.repeat(2), labels: vec![1.0, 0.0], customer_starts: vec![0, 2] };
+    assert_eq!(sum_of(&network, &[0.0; 3], &both, &clip), [0; 3]);
+}
+
+#[test]
+fn inputs_that_are_not_finite_are_refused_naming_the_row_and_leave_the_sum_alone() {
+    let network = network(&[4], 3);
+    let parameters = network.initial_parameters([0; 32]);
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut batch = OwnedBatch::draw(2, 3, &[2, 3], 1.0);
+        batch.rows[3 * 3 + 2] = bad;
+        let mut sum = vec![7; network.parameter_count()];
+        let refusal = clipped_sum(
+            &network,
+            &parameters,
+            &batch.batch(),
+            &grid(1.0),
+            &mut SumWorkspace::new(),
+            &mut sum,
+        );
+        assert_eq!(refusal.unwrap_err().to_string(), "input row 3 is not finite");
+        assert!(sum.iter().all(|&entry| entry == 7));
+    }
+}
+
+#[test]
+fn a_customer_whose_gradient_overflows_counts_as_zero_and_spoils_nobody_else() {
+    let network = network(&[4, 3], 2);
+    let mut parameters = vec![1e30; network.parameter_count()];
+    parameters[0] = -1e30;
+    let mut batch = OwnedBatch::draw(3, 2, &[1, 2, 1], 0.0);
+    batch.rows[2..6].copy_from_slice(&[1e30, 1e30, -3e38, 2e38]);
+    let others = batch.only(|customer| customer != 1);
+    assert_eq!(
+        sum_of(&network, &parameters, &batch, &grid(1.0)),
+        sum_of(&network, &parameters, &others, &grid(1.0))
+    );
+}
+
+#[test]
+fn a_customer_that_no_rounding_fits_counts_as_zero() {
+    // Saturated activations of 65536 inputs: norm 2^23 a unit of output gradient. With 2 rows whose output gradients
+    // cancel but for less than a unit, nothing but zero may fit; whatever comes out, it is within the sensitivity.
+    let inputs = 65_536;
+    let network = network(&[], inputs);
+    let mut batch = OwnedBatch::draw(4, inputs, &[2, 1, 3], 0.0);
+    batch.rows.fill(1e6);
+    batch.labels = vec![1.0, 1.0, 0.0, 1.0, 0.0, 1.0];
+    let parameters = vec![0.0; network.parameter_count()];
+    for clip in [1e-6, 1.0, 37.0, 1e6] {
+        for customer in 0..3 {
+            let sum = sum_of(&network, &parameters, &batch.only(|other| other == customer), &grid(clip));
+            let sum: Vec<i128> = sum.into_iter().map(i128::from).collect();
+            assert!(squared(&sum) <= LIMIT);
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_nobody_adds_nothing_and_a_wrong_sum_is_refused() {
+    let network = network(&[3], 2);
+    let parameters = network.initial_parameters([0; 32]);
+    let nobody = Batch { rows: &[], labels: &[], customer_starts: &[0] };
+    let mut sum = vec![5; network.parameter_count()];
+    let mut workspace = SumWorkspace::new();
+    clipped_sum(&network, &parameters, &nobody, &grid(1.0), &mut workspace, &mut sum).unwrap();
+    assert!(sum.iter().all(|&entry| entry == 5));
+    assert!(clipped_sum(&network, &parameters, &nobody, &grid(1.0), &mut workspace, &mut sum[1..]).is_err());
+}
+
+#[test]
+fn a_workspace_serves_networks_and_batches_of_any_size_in_turn() {
+    let mut workspace = SumWorkspace::new();
+    for (hidden, inputs, customers) in [(&[9, 4][..], 8, 40), (&[], 3, 2), (&[2], 30, 7)] {
+        let network = network(hidden, inputs);
+        let parameters = drawn_parameters(&network, 5, 0.5);
+        let batch = OwnedBatch::draw(6, inputs, &vec![2; customers], 1.0);
+        let mut sum = vec![0; network.parameter_count()];
+        clipped_sum(&network, &parameters, &batch.batch(), &grid(1.0), &mut workspace, &mut sum).unwrap();
+        assert_eq!(sum, sum_of(&network, &parameters, &batch, &grid(1.0)));
+    }
+}
+
+#[test]
+fn the_grid_states_its_unit_and_sensitivity() {
+    assert_eq!(grid(2.0).sensitivity(), 1 << 24);
+    assert_eq!(grid(2.0).unit() * grid(2.0).sensitivity() as f64, 2.0);
+    assert_eq!(grid(2.0).clip().value(), 2.0);
+}
