@@ -1,5 +1,9 @@
 //! What a privacy claim is made of: checked parameters, the integer grid, exact noise, the accountant.
 
+mod discrete_gaussian;
+mod generator;
 mod parameters;
 
+pub use discrete_gaussian::{DiscreteGaussian, SigmaOutOfRange};
+pub use generator::{Generator, GeneratorError};
 pub use parameters::{ClipNorm, Delta, Epsilon, NoiseMultiplier, OutOfRange, SamplingRate};
