@@ -9,8 +9,8 @@ use opendp::measurements::make_gaussian;
 use opendp::measures::ZeroConcentratedDivergence;
 use opendp::metrics::L2Distance;
 use weighhouse_shared::ledger::Population;
-use weighhouse_shared::privacy::discrete_gaussian::DiscreteGaussian;
-use weighhouse_shared::privacy::generator::Generator;
+use weighhouse_shared::privacy::DiscreteGaussian;
+use weighhouse_shared::privacy::Generator;
 
 /// A customer's whole weight in a histogram, in its integer units.
 pub const CUSTOMER_UNITS: i64 = 1024;
@@ -23,7 +23,7 @@ pub enum NoiseError {
     Unpaid,
     /// The noise is too large or too small to be drawn exactly.
     #[error("the contract's noise cannot be drawn exactly")]
-    Sigma(#[from] weighhouse_shared::privacy::discrete_gaussian::SigmaOutOfRange),
+    Sigma(#[from] weighhouse_shared::privacy::SigmaOutOfRange),
     /// The statistics library refused.
     #[error("the histogram mechanism failed: {reason}")]
     Histogram {

@@ -2,7 +2,7 @@
 //! others and of earlier steps. It is what the accountant counts on.
 
 use weighhouse_shared::privacy::SamplingRate;
-use weighhouse_shared::privacy::generator::Generator;
+use weighhouse_shared::privacy::Generator;
 
 /// The places of the customers drawn from `customers`.
 pub fn poisson_sample(customers: usize, rate: SamplingRate, generator: &mut Generator) -> Vec<usize> {

@@ -2,7 +2,15 @@
 //!
 //! Modules stand in the order in which data flows; each uses only those above it.
 
+pub mod clock;
+pub mod config;
+pub mod ids;
+pub mod identity;
+pub mod schema;
 pub mod model;
 pub mod privacy;
-
 pub mod evaluation;
+pub mod job;
+pub mod ledger;
+pub mod wire;
+pub mod tls;

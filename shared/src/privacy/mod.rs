@@ -2,6 +2,10 @@
 
 pub mod accountant;
 pub mod grid;
+mod discrete_gaussian;
+mod generator;
 mod parameters;
 
+pub use discrete_gaussian::{DiscreteGaussian, SigmaOutOfRange};
+pub use generator::{Generator, GeneratorError};
 pub use parameters::{ClipNorm, Delta, Epsilon, NoiseMultiplier, OutOfRange, SamplingRate};

@@ -1,0 +1,380 @@
+//! The law of the sampler, against its formula, against a plain sampler and against OpenDP's.
+//!
+//! Every statistical test states its alpha, the probability of failing where the sampler is right. Seeds are
+//! fixed, so a test that passes goes on passing; OpenDP's sampler alone takes the system's randomness.
+
+mod plain;
+
+use super::*;
+use opendp::traits::samplers::sample_discrete_gaussian;
+
+const SIGMAS: [f64; 5] = [1.0, 3.0, 64.0, 1000.0, 65536.0];
+
+/// The standard normal quantile at `1 - 1e-6`, and at `1 - 5e-7` for two sides.
+const QUANTILE: f64 = 4.7534;
+const QUANTILE_OF_TWO_SIDES: f64 = 4.8916;
+
+/// As many draws as take a second without optimisation, or twenty times as many with it.
+fn draws(unoptimised: usize) -> usize {
+    if cfg!(debug_assertions) {
+        unoptimised
+    } else {
+        20 * unoptimised
+    }
+}
+
+fn samples(sigma: f64, count: usize, seed: u64) -> Vec<i64> {
+    let noise = DiscreteGaussian::new(sigma).unwrap();
+    let mut generator = Generator::from_seed(seed);
+    (0..count).map(|_| noise.sample(&mut generator)).collect()
+}
+
+/// `sum of f(x) w(x)` over the integers of `from..to`, the weights' sum over all integers being one.
+///
+/// From sigma 2048 on integers are taken in runs of at most sigma / 1024, by the weight of the run's middle: a
+/// relative error below 1e-6, nothing beside the deviation of any count tested here.
+fn expectation(sigma: f64, from: i64, to: i64, f: impl Fn(f64) -> f64) -> f64 {
+    let end = (9.5 * sigma) as i64 + 1;
+    let run = 2f64.powf((sigma / 1024.0).log2().floor().max(0.0));
+    let normaliser = match sigma {
+        // By Poisson's summation formula the sum over all integers is this to within exp(-2 pi^2 sigma^2).
+        2.0.. => sigma * (2.0 * std::f64::consts::PI).sqrt(),
+        _ => (-40..=40)
+            .map(|x| (-0.5 * (f64::from(x) / sigma).powi(2)).exp())
+            .sum(),
+    };
+    let (from, to) = (from.max(-end), to.min(end));
+    let mut sum = 0.0;
+    let mut x = from as f64;
+    while x < to as f64 {
+        let step = run.min(to as f64 - x);
+        let middle = x + (step - 1.0) / 2.0;
+        sum += step * f(middle) * (-0.5 * (middle / sigma).powi(2)).exp();
+        x += step;
+    }
+    sum / normaliser
+}
+
+/// Cuts of the integers into cells of at least `least` probability: cell i holds `cuts[i - 1] <= x < cuts[i]`.
+fn cuts(sigma: f64, least: f64) -> Vec<(i64, f64)> {
+    let width = ((sigma / 12.0) as i64).max(1);
+    let mut cells = Vec::new();
+    let (mut from, mut to, mut probability) = (i64::MIN, -(6.0 * sigma) as i64, 0.0);
+    let mut left = 1.0;
+    while left - probability >= least && to < (7.0 * sigma) as i64 {
+        probability += expectation(sigma, from.max(to - width), to, |_| 1.0);
+        if probability >= least && left - probability >= least {
+            cells.push((to, probability));
+            left -= probability;
+            (from, probability) = (to, 0.0);
+        }
+        to += width;
+    }
+    cells.push((i64::MAX, left));
+    cells
+}
+
+fn counts(samples: &[i64], cells: &[(i64, f64)]) -> Vec<f64> {
+    let mut counts = vec![0.0; cells.len()];
+    for sample in samples {
+        counts[cells
+            .partition_point(|(end, _)| end <= sample)
+            .min(cells.len() - 1)] += 1.0;
+    }
+    counts
+}
+
+/// The chi-square quantile at `1 - 1e-6` (Wilson and Hilferty; within 1 % from 3 degrees of freedom).
+fn critical(degrees: usize) -> f64 {
+    let degrees = degrees as f64;
+    let spread = 2.0 / (9.0 * degrees);
+    degrees * (1.0 - spread + QUANTILE * spread.sqrt()).powi(3)
+}
+
+/// Fails if `samples` are not from the discrete Gaussian: chi-square, alpha 1e-6.
+fn assert_law(sigma: f64, samples: &[i64], name: &str) {
+    let cells = cuts(sigma, 12.0 / samples.len() as f64);
+    let statistic: f64 = counts(samples, &cells)
+        .into_iter()
+        .zip(&cells)
+        .map(|(count, (_, probability))| {
+            let expected = probability * samples.len() as f64;
+            (count - expected).powi(2) / expected
+        })
+        .sum();
+    let critical = critical(cells.len() - 1);
+    assert!(
+        statistic < critical,
+        "{name}, sigma {sigma}: {statistic} over {} cells",
+        cells.len()
+    );
+}
+
+/// Fails if the two are not from one law: chi-square of homogeneity, alpha 1e-6.
+fn assert_same_law(sigma: f64, ours: &[i64], theirs: &[i64], name: &str) {
+    let cells = cuts(sigma, 24.0 / ours.len().min(theirs.len()) as f64);
+    let (our_counts, their_counts) = (counts(ours, &cells), counts(theirs, &cells));
+    let ratio = (theirs.len() as f64 / ours.len() as f64).sqrt();
+    let statistic: f64 = our_counts
+        .iter()
+        .zip(&their_counts)
+        .map(|(a, b)| (a * ratio - b / ratio).powi(2) / (a + b))
+        .sum();
+    let critical = critical(cells.len() - 1);
+    assert!(
+        statistic < critical,
+        "{name}, sigma {sigma}: {statistic} over {} cells",
+        cells.len()
+    );
+}
+
+#[test]
+fn samples_pass_chi_square_at_every_sigma() {
+    for (seed, sigma) in (100..).zip(SIGMAS.into_iter().chain([0.5, 0.9, 99.7, 150.3, 2f64.powi(40)])) {
+        assert_law(sigma, &samples(sigma, draws(100_000), seed), "sample");
+    }
+}
+
+/// Means of x, x^2, x^3 and x^4 within their deviations: alpha 1e-6 each, by the central limit theorem.
+#[test]
+fn moments_are_those_of_the_law() {
+    for (seed, sigma) in (200..).zip(SIGMAS) {
+        let samples = samples(sigma, draws(200_000), seed);
+        for power in 1..=4 {
+            let moment = |p: i32| expectation(sigma, i64::MIN, i64::MAX, |x| (x / sigma).powi(p));
+            let count = samples.len() as f64;
+            let mean = samples
+                .iter()
+                .map(|&x| (x as f64 / sigma).powi(power))
+                .sum::<f64>()
+                / count;
+            let expected = if power % 2 == 0 { moment(power) } else { 0.0 };
+            let deviation = ((moment(2 * power) - expected * expected) / count).sqrt();
+            assert!(
+                (mean - expected).abs() < QUANTILE_OF_TWO_SIDES * deviation,
+                "sigma {sigma}, power {power}: {mean} for {expected}, deviation {deviation}"
+            );
+        }
+    }
+}
+
+/// Counts beyond 2, 3, 4 and 4.5 sigma, each side: two-sided Poisson probability, alpha 1e-6 each (Poisson
+/// tails are above the binomial ones, so the test is a little lenient).
+#[test]
+fn tails_hold_their_share_of_samples() {
+    for (seed, sigma) in (300..).zip(SIGMAS) {
+        let samples = samples(sigma, draws(300_000), seed);
+        for reach in [2.0, 3.0, 4.0, 4.5] {
+            let edge = (reach * sigma) as i64 + 1;
+            let probability = expectation(sigma, edge, i64::MAX, |_| 1.0);
+            let expected = probability * samples.len() as f64;
+            let above = samples.iter().filter(|&&x| x >= edge).count();
+            let below = samples.iter().filter(|&&x| x <= -edge).count();
+            for count in [above, below] {
+                let chance = 2.0 * poisson_tail(expected, count);
+                assert!(
+                    chance > 1e-6,
+                    "sigma {sigma}, beyond {reach}: {count}, expected {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// The smaller of the probabilities that a Poisson count is at most, and at least, `count`.
+fn poisson_tail(mean: f64, count: usize) -> f64 {
+    let mut logarithm = -mean;
+    let (mut below, mut at) = (0.0, logarithm.exp());
+    for k in 1..=count {
+        below += at;
+        logarithm += (mean / k as f64).ln();
+        at = logarithm.exp();
+    }
+    (below + at).min(1.0 - below)
+}
+
+/// The slow path alone: every choice within a block is decided in integers, whatever the sure share and the
+/// float estimate would have said. Chi-square, alpha 1e-6.
+#[test]
+fn samples_decided_only_in_integers_have_the_same_law() {
+    for (seed, sigma) in (400..).zip(SIGMAS.into_iter().chain([0.5, 2f64.powi(40)])) {
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        let mut generator = Generator::from_seed(seed);
+        let sample = |_| loop {
+            let [choice, word] = generator.next_words();
+            let block = noise.table.choose(choice);
+            let sample = if block >= noise.envelope.heights.len() {
+                noise.sample_tail(block, &mut generator)
+            } else {
+                noise
+                    .exactly_accepts(block, word, &mut generator)
+                    .then(|| noise.integer(block, word))
+            };
+            if let Some(sample) = sample {
+                break sample;
+            }
+        };
+        let samples: Vec<i64> = (0..draws(3_000)).map(sample).collect();
+        assert_law(sigma, &samples, "integers only");
+    }
+}
+
+/// Blocks that end at half a sigma leave 60 % of the law to the tails. Chi-square, alpha 1e-6.
+#[test]
+fn samples_mostly_from_tail_blocks_have_the_same_law() {
+    for (seed, sigma) in (500..).zip(SIGMAS.into_iter().chain([0.5, 2f64.powi(40)])) {
+        let exact = Sigma::new(sigma);
+        let noise = DiscreteGaussian::under(Envelope::reaching(&exact, 0.5), exact);
+        let mut generator = Generator::from_seed(seed);
+        let samples: Vec<i64> = (0..draws(3_000)).map(|_| noise.sample(&mut generator)).collect();
+        let end = (noise.envelope.side << noise.envelope.width_bits) as i64;
+        let in_tails = samples.iter().filter(|&&x| x >= end || x < -end).count();
+        assert!(
+            in_tails > samples.len() / 10,
+            "sigma {sigma}: {in_tails} in tails"
+        );
+        assert_law(sigma, &samples, "tails");
+    }
+}
+
+/// Not a matter of chance: on each word, near the borders and anywhere, who answers answers alike.
+#[test]
+fn the_three_ways_to_decide_never_disagree() {
+    let mut generator = Generator::from_seed(600);
+    let mut undecided = 0;
+    for sigma in SIGMAS.into_iter().chain([0.5, 777.7, 2f64.powi(40)]) {
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        let offset_mask = (1 << noise.envelope.width_bits) - 1;
+        for _ in 0..draws(150) {
+            let block = (generator.next_u64() % noise.envelope.heights.len() as u64) as usize;
+            let word = generator.next_u64();
+            let magnitude = noise.integer(block, word).unsigned_abs();
+            let ratio = noise.sigma.weight(magnitude) * noise.envelope.scale as f64;
+            let border = (ratio / noise.envelope.heights[block] as f64 * TWO_64) as u64 & !offset_mask;
+            let near = |centre: u64, distance: u32| {
+                let step = (1 << distance).max(offset_mask + 1);
+                [centre.saturating_sub(step), centre, centre.saturating_add(step)]
+            };
+            let borders = [
+                near(border, 23),
+                near(border, 25),
+                near(noise.envelope.sure[block], 1),
+            ];
+            for high in borders.into_iter().flatten().chain([generator.next_u64()]) {
+                let word = high & !offset_mask | word & offset_mask;
+                let exact = noise.exactly_accepts(block, word, &mut generator);
+                assert!(
+                    exact || !noise.surely_accepts(block, word),
+                    "{sigma} {block} {word:#x}"
+                );
+                match noise.estimate_accepts(block, word) {
+                    Some(estimate) => assert_eq!(estimate, exact, "{sigma} {block} {word:#x}"),
+                    None => undecided += 1,
+                }
+            }
+        }
+    }
+    assert!(undecided > 100, "the margin was entered {undecided} times");
+}
+
+/// Alpha 1e-6 a sigma.
+#[test]
+fn a_plain_sampler_gives_the_same_law() {
+    for (seed, sigma) in (700..).zip([1, 3, 64, 1000]) {
+        let mut generator = Generator::from_seed(seed);
+        let plain: Vec<i64> = (0..draws(6_000))
+            .map(|_| plain::discrete_gaussian(sigma, &mut generator))
+            .collect();
+        let sigma = f64::from(sigma);
+        assert_law(sigma, &plain, "plain");
+        assert_same_law(sigma, &samples(sigma, draws(50_000), seed + 50), &plain, "plain");
+    }
+}
+
+/// Alpha 1e-6 a sigma; OpenDP's side is not seeded.
+#[test]
+fn opendp_gives_the_same_law() {
+    for (seed, sigma) in (800..).zip(SIGMAS) {
+        let theirs: Vec<i64> = (0..draws(6_000))
+            .map(|_| {
+                let scale = sigma.try_into().expect("a finite sigma is a ratio");
+                let sample = sample_discrete_gaussian(scale).expect("the system gives randomness");
+                sample.try_into().expect("within i64")
+            })
+            .collect();
+        assert_same_law(sigma, &samples(sigma, draws(50_000), seed), &theirs, "opendp");
+    }
+}
+
+#[test]
+fn noise_and_its_support_do_not_depend_on_the_data() {
+    const COUNT: usize = 20_000;
+    for sigma in [0.5, 3.0, 65536.0] {
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        let added_to = |data: &dyn Fn(usize) -> i64| {
+            let mut values: Vec<i64> = (0..COUNT).map(data).collect();
+            let mut generator = Generator::from_seed(900);
+            noise.add_to(&mut values, &mut generator);
+            let noise: Vec<i64> = values
+                .iter()
+                .enumerate()
+                .map(|(at, value)| value - data(at))
+                .collect();
+            (noise, generator.next_u64())
+        };
+        let (noise, next) = added_to(&|_| 0);
+        for data in [
+            &(|at: usize| at as i64 * 12_345_678_901) as &dyn Fn(usize) -> i64,
+            &|_: usize| 1 << 62,
+            &|at: usize| if at % 2 == 0 { -(1 << 62) } else { 3 },
+        ] {
+            assert_eq!(
+                added_to(data),
+                (noise.clone(), next),
+                "same noise, same number of draws"
+            );
+        }
+        assert!(noise.iter().any(|x| x % 2 == 0) && noise.iter().any(|x| x % 2 != 0));
+    }
+}
+
+#[test]
+fn sums_beyond_the_ends_of_i64_stop_there() {
+    let noise = DiscreteGaussian::new(2f64.powi(40)).unwrap();
+    let mut generator = Generator::from_seed(901);
+    let mut values: Vec<i64> = [i64::MAX, i64::MIN].repeat(50);
+    noise.add_to(&mut values, &mut generator);
+    assert!(values.iter().step_by(2).all(|&value| value > 0));
+    assert!(values.iter().skip(1).step_by(2).all(|&value| value < 0));
+    assert!(values.contains(&i64::MAX) && values.contains(&i64::MIN));
+}
+
+#[test]
+fn sigma_outside_its_range_is_refused() {
+    for bad in [
+        0.0,
+        -1.0,
+        0.499_999,
+        1.099_511_627_777e12,
+        f64::NAN,
+        f64::INFINITY,
+    ] {
+        let refused = DiscreteGaussian::new(bad).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("sigma of a discrete Gaussian must be from 0.5 to 2^40")
+        );
+    }
+    assert_eq!(DiscreteGaussian::new(0.5).unwrap().sigma(), 0.5);
+    assert_eq!(
+        DiscreteGaussian::new(2f64.powi(40)).unwrap().sigma(),
+        2f64.powi(40)
+    );
+}
+
+#[test]
+fn debug_shows_only_sigma() {
+    let shown = format!("{:?}", DiscreteGaussian::new(2.5).unwrap());
+    assert_eq!(shown, "DiscreteGaussian { sigma: 2.5, .. }");
+}
