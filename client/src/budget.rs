@@ -6,6 +6,7 @@
 //! - [`Budget::release`] binds the bytes that the debit paid for, before the first of them leaves.
 //! - [`Budget::give_back`] frees what an ended job did not spend.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use weighhouse_shared::clock;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::ledger::{
-    self, Balance, Body, Chain, Charge, Entry, LedgerFault, LedgerRule, ReleaseKind, Torn,
+    self, Balance, Body, Chain, Charge, Entry, LedgerFault, LedgerRule, Population, ReleaseKind, Torn,
 };
 use weighhouse_shared::privacy::{Delta, Epsilon};
 
@@ -67,9 +68,6 @@ pub enum BudgetError {
 /// A paid permission to draw the noise of `steps` releases. Cannot be copied or made elsewhere.
 #[derive(Debug)]
 pub struct Debit {
-    sequence: u64,
-    job: JobId,
-    round: RoundId,
     charge: Charge,
     steps_left: u32,
 }
@@ -90,8 +88,7 @@ impl Debit {
 
     #[cfg(test)]
     pub(crate) fn for_test(charge: Charge) -> Self {
-        let job = JobId::from_bytes([0; 32]);
-        Self { sequence: 0, job, round: RoundId(0), charge, steps_left: charge.event.steps }
+        Self { charge, steps_left: charge.event.steps }
     }
 }
 
@@ -106,12 +103,21 @@ pub struct Terms {
     pub holdout_permille: u32,
 }
 
+/// A debit, and the bytes it was bound to, if it was.
+#[derive(Debug, Clone, Copy)]
+struct Paid {
+    sequence: u64,
+    content: Option<ContentHash>,
+}
+
 /// The budget of one site; at most one process has it open.
 pub struct Budget {
     path: PathBuf,
     file: File,
     chain: Chain,
     identity: Identity,
+    /// Debits of running jobs.
+    debits: BTreeMap<(JobId, RoundId, Population), Paid>,
     /// A write failed part-way: the file's end is unknown until it is opened again.
     broken: bool,
 }
@@ -133,7 +139,8 @@ impl Budget {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(file_error)?;
-        let (chain, torn) = ledger::read(&bytes, |_| ())
+        let mut debits = BTreeMap::new();
+        let (chain, torn) = ledger::read(&bytes, |entry| note_debit(&mut debits, entry))
             .map_err(|source| BudgetError::Damaged { path: path.into(), source })?;
         if let Some(Torn { bytes: torn }) = torn {
             tracing::warn!(bytes = torn, "cut a torn last line off the ledger: its writing was interrupted");
@@ -141,7 +148,7 @@ impl Budget {
             file.seek(SeekFrom::End(0)).map_err(file_error)?;
             file.sync_data().map_err(file_error)?;
         }
-        let mut budget = Self { path: path.into(), file, chain, identity, broken: false };
+        let mut budget = Self { path: path.into(), file, chain, identity, debits, broken: false };
         budget.agree(terms)?;
         Ok(budget)
     }
@@ -186,17 +193,40 @@ impl Budget {
 
     /// Spends `charge` of what `job` reserved. On return it is on disk.
     pub fn debit(&mut self, job: JobId, round: RoundId, charge: Charge) -> Result<Debit, BudgetError> {
-        let entry = self.write(Body::Debited { job, round, charge })?;
-        Ok(Debit { sequence: entry.sequence, job, round, charge, steps_left: charge.event.steps })
+        if self.is_debited(job, round, charge.population) {
+            return Err(LedgerRule::NotReserved { job }.into());
+        }
+        self.write(Body::Debited { job, round, charge })?;
+        Ok(Debit { charge, steps_left: charge.event.steps })
     }
 
-    /// Binds the bytes that `debit` paid for. On return that is on disk, and they may leave.
-    pub fn release(&mut self, debit: Debit, kind: ReleaseKind, bytes: &[u8]) -> Result<ContentHash, BudgetError> {
+    /// Whether the round's debit is spent already: it is never spent twice, so the round's bytes are the
+    /// stored ones or none.
+    pub fn is_debited(&self, job: JobId, round: RoundId, population: Population) -> bool {
+        self.debits.contains_key(&(job, round, population))
+    }
+
+    /// Binds the bytes that the round's debit paid for. On return that is on disk, and they may leave. The
+    /// same bytes may be bound again, as for a retry; others are refused.
+    pub fn release(
+        &mut self,
+        job: JobId,
+        round: RoundId,
+        population: Population,
+        kind: ReleaseKind,
+        bytes: &[u8],
+    ) -> Result<ContentHash, BudgetError> {
         let content = ContentHash::of(bytes);
-        let Debit { sequence, job, round, .. } = debit;
-        let len = bytes.len() as u64;
-        self.write(Body::Released { job, round, kind, debit: sequence, content, len })?;
-        Ok(content)
+        match self.debits.get(&(job, round, population)) {
+            Some(Paid { content: Some(bound), .. }) if *bound == content => Ok(content),
+            Some(Paid { sequence, content: None }) => {
+                let len = bytes.len() as u64;
+                self.write(Body::Released { job, round, kind, debit: *sequence, content, len })?;
+                Ok(content)
+            }
+            Some(Paid { sequence, .. }) => Err(LedgerRule::Unpaid { job, debit: *sequence }.into()),
+            None => Err(LedgerRule::NotReserved { job }.into()),
+        }
     }
 
     /// Frees what `job` did not spend; nothing changes if it holds no reservation.
@@ -219,7 +249,31 @@ impl Budget {
         self.file.sync_data().map_err(file_error)?;
         self.broken = false;
         self.chain = chain;
+        note_debit(&mut self.debits, &entry);
         Ok(entry)
+    }
+}
+
+impl std::fmt::Debug for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budget").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+fn note_debit(debits: &mut BTreeMap<(JobId, RoundId, Population), Paid>, entry: &Entry) {
+    match &entry.body {
+        Body::Debited { job, round, charge } => {
+            let paid = Paid { sequence: entry.sequence, content: None };
+            debits.insert((*job, *round, charge.population), paid);
+        }
+        Body::Released { debit, content, .. } => {
+            let bound = debits.values_mut().find(|paid| paid.sequence == *debit);
+            if let Some(paid) = bound {
+                paid.content = Some(*content);
+            }
+        }
+        Body::Returned { job } => debits.retain(|(owner, ..), _| owner != job),
+        Body::Opened { .. } | Body::CapSet { .. } | Body::Reserved { .. } => {}
     }
 }
 
@@ -234,7 +288,6 @@ pub fn read_ledger(path: &Path, each: impl FnMut(&Entry)) -> Result<Chain, Budge
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weighhouse_shared::ledger::Population;
     use weighhouse_shared::privacy::accountant::GaussianEvent;
     use weighhouse_shared::privacy::{NoiseMultiplier, SamplingRate};
 
@@ -324,6 +377,24 @@ mod tests {
         let identity = Identity::load(&home.folder.path().join("site.key")).unwrap();
         let other = Terms { holdout_permille: 200, ..terms(8.0) };
         assert!(matches!(Budget::open(&home.ledger(), identity, other), Err(BudgetError::Holdout { ledger: 100 })));
+    }
+
+    #[test]
+    fn a_round_is_debited_once_and_its_bytes_are_bound_once_also_after_a_restart() {
+        let home = Home::new();
+        let mut budget = home.open(8.0).unwrap();
+        let (round, training) = (RoundId(0), Population::Training);
+        budget.reserve(JOB, vec![charge(4)]).unwrap();
+        budget.debit(JOB, round, charge(1)).unwrap();
+        assert!(budget.debit(JOB, round, charge(1)).is_err());
+        drop(budget);
+        let mut budget = home.open(8.0).unwrap();
+        assert!(budget.is_debited(JOB, round, training));
+        budget.release(JOB, round, training, ReleaseKind::Update, b"bytes").unwrap();
+        let entries = budget.chain.len();
+        budget.release(JOB, round, training, ReleaseKind::Update, b"bytes").unwrap();
+        assert_eq!(budget.chain.len(), entries, "a retry of the same bytes writes nothing");
+        assert!(budget.release(JOB, round, training, ReleaseKind::Update, b"other").is_err());
     }
 
     #[test]

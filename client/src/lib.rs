@@ -1,1 +1,20 @@
-//! .
+//! One site: its records, its privacy budget, its side of the rounds.
+//!
+//! Modules stand in the order in which data flows; each uses only those above it.
+
+pub mod home;
+pub mod records;
+pub mod features;
+pub mod sampling;
+pub mod clip;
+pub mod budget;
+pub mod noise;
+pub mod update;
+pub mod outbox;
+pub mod train;
+pub mod quality;
+pub mod offer;
+pub mod round;
+pub mod contribute;
+pub mod enrol;
+pub mod session;

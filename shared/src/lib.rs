@@ -14,3 +14,4 @@ pub mod job;
 pub mod ledger;
 pub mod wire;
 pub mod tls;
+pub mod invite;

@@ -1,0 +1,161 @@
+//! One round's work at the site: debit, compute, store, release; then the bytes may leave.
+//!
+//! What leaves and what pays for it: the update, by the debit of (job, round, training customers); the
+//! evaluation, by the debit of (job, round, held-out customers). Each is debited once; a second request
+//! for the same round gets the stored bytes, or nothing.
+
+use crate::budget::{Budget, BudgetError};
+use crate::offer::CheckedContract;
+use crate::outbox::Outbox;
+use crate::quality::{self, QualityError};
+use crate::records::Records;
+use crate::train::TrainError;
+use crate::update::{histogram_bytes, histogram_counts};
+use bytes::Bytes;
+use std::sync::Mutex;
+use weighhouse_shared::ids::ContentHash;
+use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
+use weighhouse_shared::privacy::accountant::GaussianEvent;
+use weighhouse_shared::privacy::{Generator, GeneratorError};
+use weighhouse_shared::wire::messages::RoundStart;
+
+/// Everything of a site that a round's work needs.
+#[derive(Debug)]
+pub struct Workplace {
+    /// The site's customers.
+    pub records: Records,
+    /// The budget; locked for each ledger entry, not for the whole work.
+    pub budget: Mutex<Budget>,
+    /// What was paid for.
+    pub outbox: Outbox,
+}
+
+/// What may leave for one round: noised, paid and released.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contribution {
+    /// Counts of held-out customers' scores.
+    pub evaluation: Option<Vec<i64>>,
+    /// The update, with its hash.
+    pub update: Option<(ContentHash, Bytes)>,
+}
+
+/// Why a round's work gave nothing. Stays at the site.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// The coordinator's model is not one of this contract.
+    #[error("the round's model does not fit its contract")]
+    Model,
+    /// The budget refused.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// The outbox cannot be used.
+    #[error("cannot use the outbox folder; is the disk full?")]
+    Outbox(#[from] std::io::Error),
+    /// Training failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Scoring failed.
+    #[error(transparent)]
+    Quality(#[from] QualityError),
+    /// The system's generator failed.
+    #[error("no randomness to be had from the system")]
+    Generator(#[from] GeneratorError),
+}
+
+impl Workplace {
+    fn budget(&self) -> std::sync::MutexGuard<'_, Budget> {
+        // A panic elsewhere cannot leave the budget half-changed: it refuses after a failed write.
+        self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Works out what `start` asks for. `model` is the global model: 32-bit little-endian floats.
+    pub fn work(
+        &self,
+        checked: &CheckedContract,
+        start: &RoundStart,
+        model: &[u8],
+    ) -> Result<Contribution, WorkError> {
+        let contract = &checked.contract;
+        let network = contract.network().map_err(|_| WorkError::Model)?;
+        let (values, rest) = model.as_chunks::<4>();
+        let parameters: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let finite = parameters.iter().all(|parameter| parameter.is_finite());
+        if !rest.is_empty() || parameters.len() != network.parameter_count() || !finite {
+            return Err(WorkError::Model);
+        }
+        self.outbox.forget(checked.job, Some(start.round))?;
+
+        let evaluation = match (start.task.evaluate, &contract.evaluation, contract.evaluation_charge()) {
+            (true, Some(plan), Some(charge)) => {
+                let event = GaussianEvent { steps: 1, ..charge };
+                let charge = Charge { population: Population::Holdout, event };
+                self.paid(start, ReleaseKind::Evaluation, charge, |debit| {
+                    let max_rows = contract.training.max_rows_per_customer as usize;
+                    let table = &self.records.holdout;
+                    let bins = plan.bins as usize;
+                    let noised = quality::measure(&network, &parameters, table, max_rows, bins, debit)?;
+                    Ok(histogram_bytes(noised))
+                })?
+            }
+            _ => None,
+        };
+        let update = match start.task.train {
+            true => {
+                let charge = Charge { population: Population::Training, event: contract.round_charge() };
+                self.paid(start, ReleaseKind::Update, charge, |debit| {
+                    let mut generator = Generator::from_system()?;
+                    let table = &self.records.training;
+                    let update = local_update(contract, &network, &parameters, table, debit, &mut generator)?;
+                    Ok(update.to_bytes())
+                })?
+            }
+            false => None,
+        };
+        Ok(Contribution {
+            evaluation: evaluation.map(|(_, bytes)| histogram_counts(&bytes)),
+            update,
+        })
+    }
+
+    /// The bytes for (job, round, kind): the stored ones if there are any, else new ones made with a
+    /// debit of `charge`. None if the debit was spent on bytes that are lost or made from another model.
+    fn paid(
+        &self,
+        start: &RoundStart,
+        kind: ReleaseKind,
+        charge: Charge,
+        make: impl FnOnce(crate::budget::Debit) -> Result<Vec<u8>, WorkError>,
+    ) -> Result<Option<(ContentHash, Bytes)>, WorkError> {
+        let (job, round) = (start.job, start.round);
+        let already = self.budget().is_debited(job, round, charge.population);
+        let bytes = if already {
+            match self.outbox.find(job, round, kind)?.filter(|stored| stored.base == start.model) {
+                Some(stored) => stored.bytes,
+                None => return Ok(None),
+            }
+        } else {
+            let debit = self.budget().debit(job, round, charge)?;
+            let bytes = make(debit)?;
+            self.outbox.store(job, round, kind, start.model, &bytes)?;
+            bytes
+        };
+        let content = self.budget().release(job, round, charge.population, kind, &bytes)?;
+        Ok(Some((content, Bytes::from(bytes))))
+    }
+}
+
+#[cfg(not(feature = "constant-update"))]
+use crate::train::train_round as local_update;
+
+/// The no-training client of the round benches: the debit is paid, no record is touched.
+#[cfg(feature = "constant-update")]
+fn local_update(
+    _contract: &weighhouse_shared::job::JobContract,
+    network: &weighhouse_shared::model::Network,
+    _global: &[f32],
+    _table: &crate::features::FeatureTable,
+    _debit: crate::budget::Debit,
+    _generator: &mut Generator,
+) -> Result<crate::update::ModelUpdate, TrainError> {
+    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1))
+}

@@ -1,0 +1,239 @@
+//! A site's home folder: one commented `client.toml`, its key and certificates, its ledger, its outbox.
+
+use serde::Deserialize;
+use std::io;
+use std::path::{Path, PathBuf};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use weighhouse_shared::config::{self, ConfigError};
+use weighhouse_shared::identity::{Identity, IdentityError};
+use weighhouse_shared::privacy::{Delta, Epsilon};
+use weighhouse_shared::schema::{Schema, SchemaError};
+use weighhouse_shared::tls::Credentials;
+
+/// `client.toml`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientConfig {
+    /// What the operator calls this site.
+    pub name: String,
+    /// Host and port of the coordinator.
+    pub coordinator: String,
+    /// The site's records.
+    pub data: DataConfig,
+    /// What the site's customers may be made to pay.
+    pub privacy: PrivacyConfig,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// CSV files, relative to the home folder.
+    pub files: Vec<PathBuf>,
+    /// The schema file, relative to the home folder.
+    pub schema: PathBuf,
+    /// Share of customers held out for measuring quality, 0 to 0.9.
+    pub holdout: f64,
+}
+
+/// `[privacy]`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivacyConfig {
+    /// The most epsilon any customer of this site may ever be charged.
+    pub cap_epsilon: Epsilon,
+    /// The cap's delta.
+    pub cap_delta: Delta,
+}
+
+/// Why a home folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    /// A configuration file is missing or wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The folder is no home.
+    #[error("{folder} is not a site's home: there is no client.toml; join first with `weighhouse client join INVITE --home {folder}`")]
+    NotAHome {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The share held out is impossible.
+    #[error("`data.holdout` in client.toml must be from 0 to 0.9, got {got}")]
+    Holdout {
+        /// What it says.
+        got: f64,
+    },
+    /// The schema file is wrong.
+    #[error("{path} is not a valid schema")]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: SchemaError,
+    },
+    /// The key is missing or damaged.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A certificate is missing or damaged.
+    #[error("{path} does not hold a certificate; join again with a new invite")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A site's home folder.
+#[derive(Debug, Clone)]
+pub struct Home {
+    folder: PathBuf,
+}
+
+impl Home {
+    /// The home at `folder`; nothing is read yet.
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// A file or folder in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The privacy ledger.
+    pub fn ledger(&self) -> PathBuf {
+        self.path("ledger.jsonl")
+    }
+
+    /// Reads and checks `client.toml`.
+    pub fn config(&self) -> Result<ClientConfig, HomeError> {
+        let path = self.path("client.toml");
+        if !path.exists() {
+            return Err(HomeError::NotAHome { folder: self.folder.clone() });
+        }
+        let config: ClientConfig = config::load(&path)?;
+        if !(0.0..=0.9).contains(&config.data.holdout) {
+            return Err(HomeError::Holdout { got: config.data.holdout });
+        }
+        Ok(config)
+    }
+
+    /// Reads and checks the schema that `config` names.
+    pub fn schema(&self, config: &ClientConfig) -> Result<Schema, HomeError> {
+        load_schema(&self.folder.join(&config.data.schema))
+    }
+
+    /// The files with the site's records.
+    pub fn data_files(&self, config: &ClientConfig) -> Vec<PathBuf> {
+        config.data.files.iter().map(|file| self.folder.join(file)).collect()
+    }
+
+    /// The site's key.
+    pub fn identity(&self) -> Result<Identity, HomeError> {
+        Ok(Identity::load(&self.path("site.key"))?)
+    }
+
+    /// The authority's certificate, and what the site shows the coordinator.
+    pub fn credentials(&self) -> Result<(CertificateDer<'static>, Credentials), HomeError> {
+        let certificate = |name| {
+            let path = self.path(name);
+            CertificateDer::from_pem_file(&path).map_err(|_| HomeError::Certificate { path })
+        };
+        let (own, authority) = (certificate("site.crt")?, certificate("authority.crt")?);
+        let credentials = Credentials { chain: vec![own, authority.clone()], identity: self.identity()? };
+        Ok((authority, credentials))
+    }
+}
+
+/// Reads and checks a schema file.
+pub fn load_schema(path: &Path) -> Result<Schema, HomeError> {
+    let schema: Schema = config::load(path)?;
+    schema.validate().map_err(|source| HomeError::Schema { path: path.into(), source })?;
+    Ok(schema)
+}
+
+/// What `client join` writes into a new `client.toml`.
+#[derive(Debug, Clone)]
+pub struct NewConfig {
+    /// What the operator calls this site.
+    pub name: String,
+    /// Host and port of the coordinator.
+    pub coordinator: String,
+    /// CSV files.
+    pub files: Vec<PathBuf>,
+    /// The schema file.
+    pub schema: PathBuf,
+    /// The cap.
+    pub cap_epsilon: Epsilon,
+    /// The cap's delta.
+    pub cap_delta: Delta,
+}
+
+impl NewConfig {
+    /// The commented file.
+    pub fn to_toml(&self) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let files: Vec<String> =
+            self.files.iter().map(|file| quoted(&file.display().to_string())).collect();
+        format!(
+            "# This site's settings. Restart the daemon after a change.\n\
+             \n\
+             # What the operator calls this site.\n\
+             name = {name}\n\
+             # Host and UDP port of the coordinator.\n\
+             coordinator = {coordinator}\n\
+             \n\
+             [data]\n\
+             # CSV files with a header, relative to this folder. They never leave this machine.\n\
+             files = [{files}]\n\
+             # Which columns are the customer, the features with their public bounds, and the label.\n\
+             schema = {schema}\n\
+             # Share of customers held out for measuring quality, 0 to 0.9. Fixed once the ledger begins.\n\
+             holdout = 0.15\n\
+             \n\
+             [privacy]\n\
+             # The most any one customer may be charged, over all jobs together: the lock of this site.\n\
+             # Owned by the data-protection officer. A job that would pass it is refused.\n\
+             cap_epsilon = {cap_epsilon:?}\n\
+             # Probability with which the cap on epsilon may fail; well below 1 / customers.\n\
+             cap_delta = {cap_delta:?}\n",
+            name = quoted(&self.name),
+            coordinator = quoted(&self.coordinator),
+            files = files.join(", "),
+            schema = quoted(&self.schema.display().to_string()),
+            cap_epsilon = self.cap_epsilon.value(),
+            cap_delta = self.cap_delta.value(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_join_writes_reads_back() {
+        let new = NewConfig {
+            name: "branch \"7\"".into(),
+            coordinator: "127.0.0.1:7443".into(),
+            files: vec!["data/a.csv".into()],
+            schema: "schema.toml".into(),
+            cap_epsilon: Epsilon::new(8.0).unwrap(),
+            cap_delta: Delta::new(1e-5).unwrap(),
+        };
+        let config: ClientConfig = toml::from_str(&new.to_toml()).unwrap();
+        assert_eq!((config.name, config.data.files), (new.name, new.files));
+        assert_eq!(config.privacy.cap_delta, new.cap_delta);
+    }
+}

@@ -1,0 +1,453 @@
+//! The QUIC shell of a site: connects, turns messages into events for [`crate::round`], carries out its
+//! actions, reconnects with growing pauses when the link is lost.
+
+use crate::contribute::{Contribution, WorkError, Workplace};
+use crate::offer;
+use crate::round::{Action, Event, Rounds};
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, Endpoint};
+use rustls::pki_types::CertificateDer;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use weighhouse_shared::clock;
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::schema::Schema;
+use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
+use weighhouse_shared::wire::PROTOCOL_VERSION;
+use weighhouse_shared::wire::messages::{
+    CoordinatorToSite, Decision, Evaluation, Hello, JobAnswer, RoundSkipped, SignedContract, SiteToCoordinator,
+};
+use weighhouse_shared::wire::stream::{self, Piece, StreamError};
+use weighhouse_shared::wire::transport;
+
+/// First pause before connecting anew; doubled up to [`MAX_PAUSE`] while the link stays down.
+const MIN_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The name has no address.
+    #[error("cannot find the address of `{name}`; check `coordinator` in client.toml and the name service")]
+    Resolve {
+        /// Host and port.
+        name: String,
+    },
+    /// No socket, or no TLS.
+    #[error("cannot open a connection")]
+    Local(#[source] std::io::Error),
+    /// TLS cannot be set up with these keys.
+    #[error("the key or certificate of this home cannot be used; join again with a new invite")]
+    Tls(#[source] rustls::Error),
+    /// No answer.
+    #[error("the coordinator at {address} does not answer; is it running, and is UDP to that port allowed?")]
+    Unreachable {
+        /// Where it should be.
+        address: SocketAddr,
+        /// What the transport said.
+        #[source]
+        source: ConnectionError,
+    },
+    /// The coordinator does not take this site's certificate.
+    #[error("the coordinator refuses this site's certificate: it was revoked or has expired; ask the operator for a new invite")]
+    CertificateRefused,
+    /// The coordinator's certificate is of another federation.
+    #[error("the coordinator at {address} is not the one this site joined: its certificate is of another authority")]
+    WrongCoordinator {
+        /// Where it is.
+        address: SocketAddr,
+    },
+    /// Versions differ.
+    #[error("the coordinator speaks protocol version {coordinator}, this release {site}; update the older side")]
+    Version {
+        /// The coordinator's.
+        coordinator: u16,
+        /// Ours.
+        site: u16,
+    },
+    /// The connection ended.
+    #[error("the connection to the coordinator was lost")]
+    Lost(#[source] StreamError),
+    /// The coordinator said something out of turn.
+    #[error("the coordinator does not keep to the protocol")]
+    Protocol,
+}
+
+impl ConnectError {
+    /// Tells a refused certificate from a lost link.
+    pub fn from_stream(error: StreamError) -> Self {
+        let connection = match &error {
+            StreamError::Connection(error)
+            | StreamError::Read(quinn::ReadError::ConnectionLost(error))
+            | StreamError::ReadExact(quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error)))
+            | StreamError::Write(quinn::WriteError::ConnectionLost(error)) => Some(error),
+            _ => None,
+        };
+        match connection {
+            Some(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => Self::CertificateRefused,
+            _ => Self::Lost(error),
+        }
+    }
+
+    /// Whether trying again cannot help.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Resolve { .. } | Self::Unreachable { .. } | Self::Lost(_) | Self::Local(_))
+    }
+}
+
+/// TLS alerts travel as transport errors 0x100 to 0x1ff (RFC 9001, section 4.8).
+fn is_crypto(code: quinn::TransportErrorCode) -> bool {
+    (0x100..=0x1ff).contains(&u64::from(code))
+}
+
+/// The address of `name`, a host and port.
+pub async fn resolve(name: &str) -> Result<SocketAddr, ConnectError> {
+    let unknown = || ConnectError::Resolve { name: name.to_owned() };
+    tokio::net::lookup_host(name).await.map_err(|_| unknown())?.next().ok_or_else(unknown)
+}
+
+/// Connects to the coordinator at `address`.
+pub async fn connect(
+    address: SocketAddr,
+    credentials: &Credentials,
+    trust: Trust,
+) -> Result<(Endpoint, Connection), ConnectError> {
+    let tls = tls::client_config(credentials, trust).map_err(ConnectError::Tls)?;
+    let endpoint = transport::dial(address, tls).map_err(ConnectError::Local)?;
+    let connecting = endpoint
+        .connect(address, COORDINATOR_NAME)
+        .map_err(|error| ConnectError::Local(std::io::Error::other(error)))?;
+    match connecting.await {
+        Ok(connection) => Ok((endpoint, connection)),
+        Err(ConnectionError::TransportError(error)) if is_crypto(error.code) => {
+            Err(ConnectError::WrongCoordinator { address })
+        }
+        Err(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => {
+            Err(ConnectError::CertificateRefused)
+        }
+        Err(source) => Err(ConnectError::Unreachable { address, source }),
+    }
+}
+
+/// What others may want to know of a running site: constants and labels only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The coordinator knows this site.
+    Connected,
+    /// The link is down; the next try comes after a pause.
+    Disconnected {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A job was accepted or refused.
+    Decided {
+        /// The job.
+        job: JobId,
+        /// Its name.
+        name: String,
+        /// What was decided.
+        decision: Decision,
+        /// Why, if it was refused.
+        reason: Option<String>,
+    },
+    /// A contribution was sent.
+    Sent {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: RoundId,
+    },
+    /// A job is over.
+    JobEnded {
+        /// The job.
+        job: JobId,
+    },
+}
+
+/// A site ready to run.
+#[derive(Debug)]
+pub struct Site {
+    /// Host and port of the coordinator.
+    pub coordinator: String,
+    /// The authority's certificate.
+    pub authority: CertificateDer<'static>,
+    /// What the site shows.
+    pub credentials: Credentials,
+    /// Its columns.
+    pub schema: Schema,
+    /// Its records, budget and outbox.
+    pub workplace: Arc<Workplace>,
+}
+
+type Worked = (JobId, RoundId, Result<Contribution, WorkError>);
+
+/// Runs until trying again cannot help. Dropping the future ends it at any point safely: what is
+/// promised is on disk.
+pub async fn run(site: &Site, mut notice: impl FnMut(Notice)) -> Result<(), ConnectError> {
+    let mut rounds = Rounds::default();
+    let (worked, mut finished) = mpsc::unbounded_channel();
+    let mut pause = MIN_PAUSE;
+    loop {
+        let mut welcomed = false;
+        let mut observed = |event| {
+            welcomed |= event == Notice::Connected;
+            notice(event);
+        };
+        let Err(error) = session(site, &mut rounds, &worked, &mut finished, &mut observed).await;
+        if error.is_final() {
+            return Err(error);
+        }
+        rounds.disconnected();
+        pause = if welcomed { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
+        notice(Notice::Disconnected { reason: error.to_string() });
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// One connection, from handshake to loss.
+async fn session(
+    site: &Site,
+    rounds: &mut Rounds,
+    worked: &mpsc::UnboundedSender<Worked>,
+    finished: &mut mpsc::UnboundedReceiver<Worked>,
+    notice: &mut impl FnMut(Notice),
+) -> Result<std::convert::Infallible, ConnectError> {
+    let address = resolve(&site.coordinator).await?;
+    let trust = Trust::Authority(site.authority.clone());
+    let (_endpoint, connection) = connect(address, &site.credentials, trust).await?;
+    let lost = ConnectError::from_stream;
+    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
+    let release = env!("CARGO_PKG_VERSION").to_owned();
+    let hello = SiteToCoordinator::Hello(Hello { protocol: PROTOCOL_VERSION, release });
+    stream::send(&mut send, &hello).await.map_err(lost)?;
+    match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
+        Some(CoordinatorToSite::Welcome(_)) => notice(Notice::Connected),
+        Some(CoordinatorToSite::VersionRefused(versions)) => {
+            return Err(ConnectError::Version { coordinator: versions.coordinator, site: PROTOCOL_VERSION });
+        }
+        _ => return Err(ConnectError::Protocol),
+    }
+
+    let model_lens = Arc::new(Mutex::new(HashMap::new()));
+    let (inbox, mut incoming) = mpsc::channel(16);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn({
+        let inbox = inbox.clone();
+        async move {
+            loop {
+                let message = stream::receive::<CoordinatorToSite>(&mut receive).await;
+                let ended = !matches!(message, Ok(Some(_)));
+                if inbox.send(Incoming::Message(message)).await.is_err() || ended {
+                    return;
+                }
+            }
+        }
+    });
+    tasks.spawn({
+        let (connection, model_lens) = (connection.clone(), model_lens.clone());
+        async move {
+            loop {
+                let model = receive_model(&connection, &model_lens).await;
+                let ended = model.is_err();
+                if inbox.send(Incoming::Model(model)).await.is_err() || ended {
+                    return;
+                }
+            }
+        }
+    });
+
+    loop {
+        let event = tokio::select! {
+            Some(incoming) = incoming.recv() => match incoming {
+                Incoming::Message(Ok(Some(message))) => match message {
+                    CoordinatorToSite::JobOffer(offer) => {
+                        let (answer, contract, decided) = consider(site, &offer);
+                        notice(decided);
+                        if let Some(contract) = contract {
+                            rounds.handle(Event::JobAccepted(contract));
+                        }
+                        if let Some(len) = rounds.model_len(&answer.job) {
+                            lock(&model_lens).insert(answer.job, len);
+                        }
+                        let answer = SiteToCoordinator::JobAnswer(answer);
+                        stream::send(&mut send, &answer).await.map_err(lost)?;
+                        continue;
+                    }
+                    CoordinatorToSite::RoundStart(start) => Event::RoundStarted(start),
+                    CoordinatorToSite::JobEnded(ended) => {
+                        lock(&model_lens).remove(&ended.job);
+                        notice(Notice::JobEnded { job: ended.job });
+                        Event::JobEnded(ended.job)
+                    }
+                    CoordinatorToSite::Receipt(receipt) => {
+                        tracing::debug!(job = %receipt.job.short(), round = receipt.round.0, outcome = ?receipt.outcome, "receipt");
+                        continue;
+                    }
+                    CoordinatorToSite::Welcome(_)
+                    | CoordinatorToSite::VersionRefused(_)
+                    | CoordinatorToSite::Enrolled(_) => return Err(ConnectError::Protocol),
+                },
+                Incoming::Message(Ok(None)) => return Err(lost(connection.closed().await.into())),
+                Incoming::Message(Err(error)) => return Err(lost(error)),
+                Incoming::Model(Ok(Model { job, round, model, bytes })) => {
+                    Event::ModelArrived { job, round, model, bytes }
+                }
+                Incoming::Model(Err(error)) => return Err(lost(error)),
+            },
+            Some((job, round, result)) = finished.recv() => {
+                let contribution = result
+                    .inspect_err(|error| tracing::error!(job = %job.short(), round = round.0, error = %describe(error), "the round's work failed"))
+                    .ok();
+                Event::Worked { job, round, contribution }
+            }
+            Some(_) = tasks.join_next() => continue,
+            error = connection.closed() => return Err(lost(error.into())),
+        };
+        for action in rounds.handle(event) {
+            match action {
+                Action::Work { contract, start, model } => {
+                    let (workplace, worked) = (site.workplace.clone(), worked.clone());
+                    tokio::task::spawn_blocking(move || {
+                        let result = workplace.work(&contract, &start, &model);
+                        // The receiver lives as long as the daemon.
+                        let _ = worked.send((start.job, start.round, result));
+                    });
+                }
+                Action::Skip { job, round } => {
+                    let skipped = SiteToCoordinator::RoundSkipped(RoundSkipped { job, round });
+                    stream::send(&mut send, &skipped).await.map_err(lost)?;
+                }
+                Action::Send { start, contribution } => {
+                    let (job, round) = (start.job, start.round);
+                    let Contribution { evaluation, update } = contribution;
+                    if let Some(histogram) = evaluation {
+                        let evaluation = SiteToCoordinator::Evaluation(Evaluation { job, round, histogram });
+                        stream::send(&mut send, &evaluation).await.map_err(lost)?;
+                    } else if start.task.evaluate && !start.task.train {
+                        let skipped = SiteToCoordinator::RoundSkipped(RoundSkipped { job, round });
+                        stream::send(&mut send, &skipped).await.map_err(lost)?;
+                    }
+                    match update {
+                        Some((content, bytes)) => {
+                            let connection = connection.clone();
+                            tasks.spawn(async move {
+                                let base = start.model;
+                                // A lost link shows on the connection; the bytes are sent again then.
+                                let _ = stream::send_content(&connection, job, round, base, content, &bytes).await;
+                            });
+                        }
+                        None if start.task.train => {
+                            let skipped = SiteToCoordinator::RoundSkipped(RoundSkipped { job, round });
+                            stream::send(&mut send, &skipped).await.map_err(lost)?;
+                        }
+                        None => {}
+                    }
+                    notice(Notice::Sent { job, round });
+                }
+                Action::Close(job) => {
+                    let closed = {
+                        let mut budget = lock(&site.workplace.budget);
+                        budget.give_back(job)
+                    };
+                    if let Err(error) = closed {
+                        tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
+                    }
+                    if let Err(error) = site.workplace.outbox.forget(job, None) {
+                        tracing::warn!(%error, "the outbox could not be cleared");
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Incoming {
+    Message(Result<Option<CoordinatorToSite>, StreamError>),
+    Model(Result<Model, StreamError>),
+}
+
+struct Model {
+    job: JobId,
+    round: RoundId,
+    model: ContentHash,
+    bytes: Bytes,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// An error with its causes, for the site's own log.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Judges an offer and sets its charges aside.
+fn consider(site: &Site, signed: &SignedContract) -> (JobAnswer, Option<offer::CheckedContract>, Notice) {
+    let job = JobId::from_bytes(*ContentHash::of(&signed.contract).as_bytes());
+    let checked = offer::check(signed, &site.authority, &site.schema, clock::unix_time_s());
+    let reserved = checked.and_then(|checked| {
+        offer::reserve(&checked, &mut lock(&site.workplace.budget))?;
+        Ok(checked)
+    });
+    match reserved {
+        Ok(checked) => {
+            let (decision, name) = (Decision::Accepted, checked.contract.name.clone());
+            let notice = Notice::Decided { job, name, decision, reason: None };
+            (JobAnswer { job, decision }, Some(checked), notice)
+        }
+        Err(error) => {
+            let (decision, reason) = (error.decision(), Some(describe(&error)));
+            (JobAnswer { job, decision }, None, Notice::Decided { job, name: job.short(), decision, reason })
+        }
+    }
+}
+
+/// Receives one whole model, whose job must be known and whose length must be its contract's. Pieces
+/// that are not the next of one model are dropped, and with them what was begun.
+async fn receive_model(
+    connection: &Connection,
+    model_lens: &Mutex<HashMap<JobId, u64>>,
+) -> Result<Model, StreamError> {
+    let mut begun: Option<(Piece, Vec<u8>)> = None;
+    loop {
+        let mut stream = connection.accept_uni().await?;
+        let piece = stream::receive_piece(&mut stream).await?;
+        if piece.offset == 0 {
+            begun = None;
+        }
+        let wanted = lock(model_lens).get(&piece.job) == Some(&piece.total);
+        let (first, bytes) = begun.get_or_insert_with(|| (piece, Vec::new()));
+        let follows = (first.job, first.round, first.content, first.total, bytes.len() as u64)
+            == (piece.job, piece.round, piece.content, piece.total, piece.offset);
+        if !wanted || !follows {
+            begun = None;
+            let _ = stream.stop(0u8.into());
+            continue;
+        }
+        if piece.offset == 0 {
+            bytes.reserve_exact(piece.total as usize);
+        }
+        let start = bytes.len();
+        bytes.resize(start + piece.len as usize, 0);
+        stream.read_exact(&mut bytes[start..]).await?;
+        if bytes.len() as u64 == piece.total {
+            let bytes = Bytes::from(std::mem::take(bytes));
+            begun = None;
+            if ContentHash::of(&bytes) == piece.content {
+                return Ok(Model { job: piece.job, round: piece.round, model: piece.content, bytes });
+            }
+            tracing::warn!(job = %piece.job.short(), "a model did not match its hash");
+        }
+    }
+}

@@ -1,0 +1,744 @@
+//! The coordinator's one decider: takes what sessions and operators say, asks the state machines, saves,
+//! then sends. Everything it holds in memory can be rebuilt from the store.
+
+use crate::admission::ParsedUpdate;
+use crate::aggregate::Aggregate;
+use crate::authority;
+use crate::global_model::GlobalModel;
+use crate::job::{Action, Event, JobMachine, Part};
+use crate::roster::{self, SharedRoster};
+use crate::store::{InviteRecord, JobRecord, Store, StoreError};
+use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use weighhouse_shared::clock;
+use weighhouse_shared::evaluation::{ScoreHistogram, auc_from_histogram, log_loss_from_histogram};
+use weighhouse_shared::identity::{Identity, Purpose, is_signed_by};
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
+use weighhouse_shared::invite::Invite;
+use weighhouse_shared::job::JobContract;
+use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
+use weighhouse_shared::tls::{self, Role};
+use weighhouse_shared::wire::codec;
+use weighhouse_shared::wire::messages::{
+    CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent, JobStatus,
+    JobSummary, ModelHeader, ModelSummary, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, RoundSkipped,
+    RoundStart, RoundSummary, SignedContract,
+};
+
+/// Messages that may wait for the driver.
+const QUEUE_LEN: usize = 256;
+/// Events that may wait for one watcher before it is dropped.
+const WATCH_LEN: usize = 4096;
+/// The most jobs kept.
+const MAX_JOBS: usize = 10_000;
+
+/// What a session is told to send to its site.
+#[derive(Debug)]
+pub enum ToSite {
+    /// A message.
+    Message(CoordinatorToSite),
+    /// A model's bytes for a round.
+    Model {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: RoundId,
+        /// The model.
+        model: GlobalModel,
+    },
+    /// The site was revoked, or connected a second time.
+    Close,
+}
+
+/// What a joined site is told once.
+pub type EnrolReply = Option<Enrolled>;
+
+/// What sessions and operators say.
+#[derive(Debug)]
+pub enum Input {
+    /// A new site shows its invite.
+    Enrol {
+        /// The key made at the site.
+        public_key: [u8; 32],
+        /// The invite it claims.
+        invite: [u8; 16],
+        /// Its proof.
+        proof: [u8; 32],
+        /// The answer; None if refused.
+        reply: oneshot::Sender<EnrolReply>,
+    },
+    /// A site's control stream is open.
+    Connected {
+        /// The site.
+        site: SiteId,
+        /// Counts sessions, so that an old one's end does not end the new one.
+        session: u64,
+        /// Where to send.
+        outbox: mpsc::UnboundedSender<ToSite>,
+    },
+    /// A site's session ended.
+    Disconnected {
+        /// The site.
+        site: SiteId,
+        /// Which session.
+        session: u64,
+    },
+    /// A site answered an offer.
+    Answer(SiteId, JobAnswer),
+    /// A site measured quality.
+    Evaluation(SiteId, Evaluation),
+    /// A site will not contribute.
+    Skipped(SiteId, RoundSkipped),
+    /// A site's update is whole.
+    Update(SiteId, ParsedUpdate),
+    /// What arrived from a site is no update of this job.
+    Refused(SiteId, Receipt),
+    /// How long an update of this job is, in bytes; None if there is no such job for the site.
+    UpdateLen {
+        /// The job.
+        job: JobId,
+        /// The answer.
+        reply: oneshot::Sender<Option<u64>>,
+    },
+    /// An operator's request.
+    Request {
+        /// What is asked.
+        request: OperatorToCoordinator,
+        /// The answer, with a model's bytes behind it if one was asked for.
+        reply: oneshot::Sender<(CoordinatorToOperator, Option<Bytes>)>,
+    },
+    /// An operator watches a job.
+    Watch {
+        /// The job.
+        job: JobId,
+        /// What happened so far, then what happens; None if there is no such job.
+        reply: oneshot::Sender<Option<(Vec<JobEvent>, mpsc::Receiver<JobEvent>)>>,
+    },
+}
+
+/// How sessions reach the driver.
+pub type Inbox = mpsc::Sender<Input>;
+
+/// Why the driver stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The state cannot be saved, so nothing may be sent.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored job is not valid.
+    #[error("a stored job is not valid: {reason}")]
+    Job {
+        /// Why.
+        reason: String,
+    },
+}
+
+struct Connected {
+    session: u64,
+    outbox: mpsc::UnboundedSender<ToSite>,
+}
+
+/// A job under way: what is not in the store can be rebuilt from it.
+struct Job {
+    number: u64,
+    signed: SignedContract,
+    machine: JobMachine,
+    model: Option<GlobalModel>,
+    aggregate: Option<Aggregate>,
+    histogram: Option<Vec<i64>>,
+    watchers: Vec<mpsc::Sender<JobEvent>>,
+}
+
+/// What the driver is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The durable state.
+    pub store: Store,
+    /// Who may come in.
+    pub roster: SharedRoster,
+    /// Signs certificates.
+    pub authority_key: Identity,
+    /// The authority's certificate.
+    pub authority: CertificateDer<'static>,
+    /// Host and port that go into invites.
+    pub public_address: String,
+}
+
+/// The decider.
+pub struct Driver {
+    parts: Parts,
+    started: Instant,
+    jobs: BTreeMap<JobId, Job>,
+    online: BTreeMap<SiteId, Connected>,
+    inbox: mpsc::Receiver<Input>,
+}
+
+impl Driver {
+    /// Reads all jobs from the store. Returns the driver and how to reach it.
+    pub fn restore(parts: Parts) -> Result<(Self, Inbox), DriverError> {
+        let (sender, inbox) = mpsc::channel(QUEUE_LEN);
+        let mut jobs = BTreeMap::new();
+        for (id, record) in parts.store.jobs()? {
+            let contract: JobContract = codec::decode(&record.signed.contract)
+                .map_err(|error| DriverError::Job { reason: error.to_string() })?;
+            let machine =
+                JobMachine::restore(contract.into(), record.status, record.round, record.model, &record.answers, 0);
+            let JobRecord { signed, number, .. } = record;
+            let job =
+                Job { number, signed, machine, model: None, aggregate: None, histogram: None, watchers: Vec::new() };
+            jobs.insert(id, job);
+        }
+        Ok((Self { parts, started: Instant::now(), jobs, online: BTreeMap::new(), inbox }, sender))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Runs until the state can no longer be saved, or nobody can reach it any more.
+    pub async fn run(mut self) -> Result<(), DriverError> {
+        loop {
+            let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
+            let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
+            tokio::select! {
+                input = self.inbox.recv() => match input {
+                    Some(input) => self.take(input)?,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {
+                    self.for_all_jobs(Event::Tick)?;
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), DriverError> {
+        match input {
+            Input::Enrol { public_key, invite, proof, reply } => {
+                let _ = reply.send(self.enrol(&public_key, &invite, &proof)?);
+            }
+            Input::Connected { site, session, outbox } => {
+                if let Some(old) = self.online.insert(site, Connected { session, outbox }) {
+                    let _ = old.outbox.send(ToSite::Close);
+                    self.for_all_jobs(Event::SiteOffline(site))?;
+                }
+                self.for_all_jobs(Event::SiteOnline(site))?;
+            }
+            Input::Disconnected { site, session } => {
+                if self.online.get(&site).is_some_and(|connected| connected.session == session) {
+                    self.online.remove(&site);
+                    self.for_all_jobs(Event::SiteOffline(site))?;
+                }
+            }
+            Input::Answer(site, JobAnswer { job, decision }) => {
+                let name = self.site_name(site);
+                if let Some(found) = self.jobs.get_mut(&job)
+                    && !found.machine.answers().contains_key(&site)
+                {
+                    tell(&mut found.watchers, JobEvent::Answered { site: name, decision });
+                }
+                self.step(job, Event::Answered(site, decision))?;
+            }
+            Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
+            Input::Skipped(site, RoundSkipped { job, round }) => {
+                self.step(job, Event::Skipped(site, round))?;
+            }
+            Input::Update(site, update) => self.count_update(site, update)?,
+            Input::Refused(site, receipt) => {
+                tracing::warn!(site = %site.short(), job = %receipt.job.short(), outcome = ?receipt.outcome, "an update was refused");
+                self.send(site, CoordinatorToSite::Receipt(receipt));
+            }
+            Input::UpdateLen { job, reply } => {
+                let network = self.jobs.get(&job).and_then(|job| job.machine.contract().network().ok());
+                let _ = reply.send(network.map(|network| 4 * network.parameter_count() as u64));
+            }
+            Input::Request { request, reply } => {
+                let answer = match self.request(request) {
+                    Ok(answer) => answer,
+                    Err(RequestError::Refused(reason)) => {
+                        (CoordinatorToOperator::Refused(Refused { reason }), None)
+                    }
+                    Err(RequestError::Driver(error)) => return Err(error),
+                };
+                let _ = reply.send(answer);
+            }
+            Input::Watch { job, reply } => {
+                let _ = reply.send(self.watch(job)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn site_name(&self, site: SiteId) -> String {
+        let roster = self.parts.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        roster.name_of(site).map_or_else(|| site.short(), str::to_owned)
+    }
+
+    fn send(&self, site: SiteId, message: CoordinatorToSite) {
+        if let Some(connected) = self.online.get(&site) {
+            // A session that just ended drops its end; its site is told again when it is back.
+            let _ = connected.outbox.send(ToSite::Message(message));
+        }
+    }
+
+    fn for_all_jobs(&mut self, event: Event) -> Result<(), DriverError> {
+        let ids: Vec<JobId> = self.jobs.keys().copied().collect();
+        ids.into_iter().try_for_each(|job| self.step(job, event.clone()))
+    }
+
+    /// Handle, persist, then send.
+    fn step(&mut self, id: JobId, event: Event) -> Result<(), DriverError> {
+        let now = self.now();
+        let Some(job) = self.jobs.get_mut(&id) else {
+            if let Event::SiteOnline(_) | Event::SiteOffline(_) | Event::Tick = event {
+                return Ok(());
+            }
+            tracing::debug!(job = %id.short(), "an event for an unknown job was ignored");
+            return Ok(());
+        };
+        let finished = job.machine.status().is_final();
+        if let (true, Event::SiteOnline(site)) = (finished, &event) {
+            let (site, status) = (*site, job.machine.status().clone());
+            if job.machine.answers().get(&site) == Some(&Decision::Accepted) {
+                self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
+            }
+            return Ok(());
+        }
+        let actions = job.machine.handle(event, now);
+        let must_save = actions.iter().any(|action| matches!(action, Action::Save | Action::End(_)));
+        let only_save = !actions.iter().any(|action| matches!(action, Action::Commit(_)));
+        if must_save && only_save {
+            self.save(id)?;
+            self.parts.store.sync()?;
+        }
+        for action in actions {
+            match action {
+                Action::Save => {}
+                Action::Offer(site) => {
+                    let signed = self.jobs[&id].signed.clone();
+                    self.send(site, CoordinatorToSite::JobOffer(signed));
+                }
+                Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
+                Action::Commit(round) => self.commit(id, round)?,
+                Action::End(status) => self.end(id, status)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn start_round(
+        &mut self,
+        id: JobId,
+        site: SiteId,
+        round: RoundId,
+        task: weighhouse_shared::job::RoundTask,
+    ) -> Result<(), DriverError> {
+        let model = self.model(id)?;
+        self.send(site, CoordinatorToSite::RoundStart(RoundStart { job: id, round, task, model: model.hash }));
+        if let Some(connected) = self.online.get(&site) {
+            let _ = connected.outbox.send(ToSite::Model { job: id, round, model });
+        }
+        Ok(())
+    }
+
+    fn model(&mut self, id: JobId) -> Result<GlobalModel, DriverError> {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return Err(DriverError::Job { reason: "it is gone".into() });
+        };
+        match &job.model {
+            Some(model) if model.hash == job.machine.model() => Ok(model.clone()),
+            _ => {
+                let hash = job.machine.model();
+                let model = GlobalModel { hash, bytes: self.parts.store.model(hash)? };
+                job.model = Some(model.clone());
+                Ok(model)
+            }
+        }
+    }
+
+    fn save(&self, id: JobId) -> Result<(), DriverError> {
+        let job = &self.jobs[&id];
+        let record = JobRecord {
+            signed: job.signed.clone(),
+            number: job.number,
+            status: job.machine.status().clone(),
+            round: job.machine.round(),
+            model: job.machine.model(),
+            answers: job.machine.answers(),
+        };
+        Ok(self.parts.store.put_job(id, &record)?)
+    }
+
+    /// Stores what the closed round came to, then goes on.
+    fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
+        let old = self.model(id)?;
+        let now = self.now();
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let contract = job.machine.contract().clone();
+        let aggregate = job.aggregate.take();
+        let sites = aggregate.as_ref().map_or(0, Aggregate::updates);
+        let new = aggregate.map_or_else(|| old.clone(), |aggregate| old.averaged(&aggregate));
+        let quality = job.histogram.take().map(|histogram| quality_of(&histogram));
+        let trained = (round.0 + 1).min(contract.training.rounds);
+        let steps = trained * contract.training.local_steps;
+        let charge = GaussianEvent { steps, ..contract.training_charge() };
+        let epsilon = accountant::renyi_epsilon(&[charge], contract.privacy.delta);
+        let summary = RoundSummary { round, sites, model: new.hash, quality, epsilon };
+        if new.hash != old.hash {
+            self.parts.store.put_model(new.hash, &new.bytes)?;
+        }
+        self.parts.store.put_round(id, &summary)?;
+        let changed = new.hash != old.hash;
+        job.model = Some(new.clone());
+        let actions = job.machine.handle(Event::Committed(new.hash), now);
+        self.save(id)?;
+        self.parts.store.sync()?;
+        if changed {
+            // Only now: until the sync, a restart begins from the old model.
+            self.parts.store.forget_model(old.hash)?;
+        }
+        if let Some(job) = self.jobs.get_mut(&id) {
+            tell(&mut job.watchers, JobEvent::Committed(summary));
+        }
+        for action in actions {
+            match action {
+                Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
+                Action::End(status) => self.end(id, status)?,
+                Action::Save | Action::Offer(_) | Action::Commit(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, id: JobId, status: JobStatus) -> Result<(), DriverError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        job.aggregate = None;
+        job.histogram = None;
+        job.model = None;
+        let mut watchers = std::mem::take(&mut job.watchers);
+        tell(&mut watchers, JobEvent::Status(status.clone()));
+        for (site, decision) in job.machine.answers() {
+            if decision == Decision::Accepted {
+                let status = status.clone();
+                self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
+            }
+        }
+        Ok(())
+    }
+
+    fn receipt(&self, site: SiteId, job: JobId, round: RoundId, outcome: Outcome) {
+        if outcome != Outcome::Admitted {
+            tracing::warn!(site = %site.short(), job = %job.short(), round = round.0, ?outcome, "a contribution was refused");
+        }
+        self.send(site, CoordinatorToSite::Receipt(Receipt { job, round, outcome }));
+    }
+
+    fn count_update(&mut self, site: SiteId, update: ParsedUpdate) -> Result<(), DriverError> {
+        let (id, round, base) = (update.job, update.round, update.base);
+        let Some(job) = self.jobs.get_mut(&id) else {
+            self.receipt(site, id, round, Outcome::WrongRound);
+            return Ok(());
+        };
+        let verdict = job.machine.verdict(site, round, Some(base), Part::Update);
+        match update.admit(verdict) {
+            Err(outcome) => self.receipt(site, id, round, outcome),
+            Ok(admitted) => {
+                let network = job.machine.contract().network();
+                let parameters = network.map(|network| network.parameter_count()).unwrap_or_default();
+                let aggregate = job.aggregate.get_or_insert_with(|| Aggregate::new(parameters));
+                // Reading back what was spooled fails only with the disk; the sum is then unusable.
+                tokio::task::block_in_place(|| aggregate.add(admitted)).map_err(|source| {
+                    DriverError::Store(StoreError::Sync { path: "spool".into(), source })
+                })?;
+                self.receipt(site, id, round, Outcome::Admitted);
+                self.counted(id, site, Part::Update, round)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_evaluation(&mut self, site: SiteId, evaluation: Evaluation) -> Result<(), DriverError> {
+        let Evaluation { job: id, round, histogram } = evaluation;
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let bins = job.machine.contract().evaluation.as_ref().map_or(0, |plan| plan.bins as usize);
+        let mut verdict = job.machine.verdict(site, round, None, Part::Evaluation);
+        // Counts of at most 2^40 units each keep any sum of sites within 64 bits.
+        if verdict.is_ok() && histogram.len() != 2 * bins {
+            verdict = Err(Outcome::WrongShape);
+        } else if verdict.is_ok() && histogram.iter().any(|count| count.unsigned_abs() > 1 << 40) {
+            verdict = Err(Outcome::OutOfRange);
+        }
+        match verdict {
+            Err(outcome) => self.receipt(site, id, round, outcome),
+            Ok(()) => {
+                let sum = job.histogram.get_or_insert_with(|| vec![0; 2 * bins]);
+                sum.iter_mut().zip(&histogram).for_each(|(sum, count)| *sum += count);
+                self.counted(id, site, Part::Evaluation, round)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counted(&mut self, id: JobId, site: SiteId, part: Part, round: RoundId) -> Result<(), DriverError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let trains = job.machine.contract().task(round).is_some_and(|task| task.train);
+        if trains == (part == Part::Update) {
+            let (sites_in, sites) = job.machine.contributions();
+            let sites_in = (sites_in + 1).min(sites);
+            tell(&mut job.watchers, JobEvent::Contributed { round, sites_in, sites });
+        }
+        self.step(id, Event::Counted(site, part))
+    }
+
+    fn enrol(
+        &mut self,
+        public_key: &[u8; 32],
+        invite: &[u8; 16],
+        proof: &[u8; 32],
+    ) -> Result<EnrolReply, DriverError> {
+        let now_s = clock::unix_time_s();
+        let (key, authority) = (&self.parts.authority_key, &self.parts.authority);
+        let certify = |name: &str| authority::issue(key, authority, Role::Site, name, public_key, now_s);
+        let record = {
+            let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match roster.enrol(public_key, invite, proof, now_s, certify) {
+                Ok(Ok(record)) => record,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "a certificate could not be made");
+                    return Ok(None);
+                }
+                Err(_) => return Ok(None),
+            }
+        };
+        self.parts.store.put_site(&record)?;
+        self.parts.store.sync()?;
+        Ok(Some(Enrolled {
+            name: record.name,
+            certificate: record.certificate.unwrap_or_default(),
+            authority: authority.to_vec(),
+        }))
+    }
+
+    fn watch(
+        &mut self,
+        id: JobId,
+    ) -> Result<Option<(Vec<JobEvent>, mpsc::Receiver<JobEvent>)>, DriverError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
+        let mut past: Vec<JobEvent> =
+            self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed).collect();
+        past.push(JobEvent::Status(job.machine.status().clone()));
+        let (sender, receiver) = mpsc::channel(WATCH_LEN);
+        if !job.machine.status().is_final() {
+            job.watchers.push(sender);
+        }
+        Ok(Some((past, receiver)))
+    }
+}
+
+/// Quality from summed histograms: label 1 first, then label 0.
+fn quality_of(histogram: &[i64]) -> Quality {
+    let (positive, negative) = histogram.split_at(histogram.len() / 2);
+    let counts = |counts: &[i64]| counts.iter().map(|count| *count as f64).collect();
+    let histogram = ScoreHistogram { positive: counts(positive), negative: counts(negative) };
+    Quality { auc: auc_from_histogram(&histogram), log_loss: log_loss_from_histogram(&histogram) }
+}
+
+/// Tells all watchers; one that does not keep up is dropped, and may ask again.
+fn tell(watchers: &mut Vec<mpsc::Sender<JobEvent>>, event: JobEvent) {
+    watchers.retain(|watcher| watcher.try_send(event.clone()).is_ok());
+}
+
+enum RequestError {
+    Refused(String),
+    Driver(DriverError),
+}
+
+impl From<StoreError> for RequestError {
+    fn from(error: StoreError) -> Self {
+        Self::Driver(error.into())
+    }
+}
+
+impl From<DriverError> for RequestError {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl From<roster::RosterError> for RequestError {
+    fn from(error: roster::RosterError) -> Self {
+        Self::Refused(error.to_string())
+    }
+}
+
+type Answer = (CoordinatorToOperator, Option<Bytes>);
+
+impl Driver {
+    fn request(&mut self, request: OperatorToCoordinator) -> Result<Answer, RequestError> {
+        let answer = match request {
+            OperatorToCoordinator::Invite(invite) => self.invite(&invite.name, invite.valid_s)?,
+            OperatorToCoordinator::ListSites(_) => {
+                let online: BTreeSet<SiteId> = self.online.keys().copied().collect();
+                let roster = self.parts.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                CoordinatorToOperator::Sites(roster.summaries(&online, clock::unix_time_s()))
+            }
+            OperatorToCoordinator::Revoke(revoke) => {
+                let record = {
+                    let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    roster.revoke(&revoke.name)?
+                };
+                self.parts.store.put_site(&record)?;
+                self.parts.store.sync()?;
+                if let Some(site) = roster::site_id(&record)
+                    && let Some(connected) = self.online.remove(&site)
+                {
+                    let _ = connected.outbox.send(ToSite::Close);
+                    self.for_all_jobs(Event::SiteOffline(site))?;
+                }
+                let summary = roster::summary(&record, &BTreeSet::new(), clock::unix_time_s());
+                CoordinatorToOperator::Revoked(summary)
+            }
+            OperatorToCoordinator::SubmitJob(signed) => CoordinatorToOperator::Submitted(self.submit(signed)?),
+            OperatorToCoordinator::ListJobs(_) => {
+                let mut jobs: Vec<_> = self.jobs.iter().collect();
+                jobs.sort_by_key(|(_, job)| job.number);
+                CoordinatorToOperator::Jobs(jobs.into_iter().map(|(id, job)| job_summary(*id, job)).collect())
+            }
+            OperatorToCoordinator::StopJob(stop) => {
+                self.known_job(stop.job)?;
+                self.step(stop.job, Event::Stop)?;
+                CoordinatorToOperator::Stopped(job_summary(stop.job, &self.jobs[&stop.job]))
+            }
+            OperatorToCoordinator::ListModels(_) => self.list_models()?,
+            OperatorToCoordinator::ExportModel(export) => {
+                self.known_job(export.job)?;
+                let model = GlobalModel {
+                    hash: self.jobs[&export.job].machine.model(),
+                    bytes: self.parts.store.model(self.jobs[&export.job].machine.model())?,
+                };
+                let job = &self.jobs[&export.job];
+                let header = ModelHeader {
+                    contract: job.signed.contract.clone(),
+                    rounds: rounds_done(job),
+                    model: model.hash,
+                    len: model.bytes.len() as u64,
+                };
+                return Ok((CoordinatorToOperator::Model(header), Some(model.bytes)));
+            }
+            OperatorToCoordinator::WatchJob(_) => {
+                return Err(RequestError::Refused("watching is asked for on a stream of its own".into()));
+            }
+        };
+        Ok((answer, None))
+    }
+
+    fn known_job(&self, job: JobId) -> Result<(), RequestError> {
+        let unknown =
+            || RequestError::Refused(format!("there is no job {}; `weighhouse job list` shows all", job.short()));
+        self.jobs.contains_key(&job).then_some(()).ok_or_else(unknown)
+    }
+
+    fn invite(&mut self, name: &str, valid_s: u32) -> Result<CoordinatorToOperator, RequestError> {
+        let mut random = [0u8; 48];
+        weighhouse_shared::privacy::Generator::from_system()
+            .map_err(|error| RequestError::Refused(error.to_string()))?
+            .fill(&mut random);
+        let (id, secret) = random.split_first_chunk::<{ tls::INVITE_ID_LEN }>().expect("48 bytes hold 16");
+        let secret: [u8; 32] = secret.try_into().expect("the other 32");
+        let expires_s = clock::unix_time_s() + u64::from(valid_s);
+        let record = {
+            let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            roster.invite(name, InviteRecord { id: *id, secret, expires_s })?
+        };
+        self.parts.store.put_site(&record)?;
+        self.parts.store.sync()?;
+        let authority = ContentHash::of(&self.parts.authority);
+        let invite = Invite { address: self.parts.public_address.clone(), authority, id: *id, secret };
+        Ok(CoordinatorToOperator::Invited(weighhouse_shared::wire::messages::Invited { invite: invite.to_string() }))
+    }
+
+    fn submit(&mut self, signed: SignedContract) -> Result<JobId, RequestError> {
+        let refused = |reason: String| RequestError::Refused(reason);
+        let certificate = CertificateDer::from(signed.certificate.as_slice());
+        let now_s = clock::unix_time_s();
+        let key = tls::verified_operator_key(&self.parts.authority, &certificate, now_s)
+            .map_err(|_| refused("the job's certificate is not an operator's of this federation".into()))?;
+        if !is_signed_by(&key, Purpose::JobContract, &signed.contract, &signed.signature) {
+            return Err(refused("the job's signature does not fit its contract".into()));
+        }
+        let contract: JobContract =
+            codec::decode(&signed.contract).map_err(|error| refused(error.to_string()))?;
+        contract.validate().map_err(|error| refused(error.to_string()))?;
+        let id = contract.id();
+        if self.jobs.contains_key(&id) {
+            return Ok(id);
+        }
+        if self.jobs.len() >= MAX_JOBS {
+            return Err(refused(format!("a coordinator keeps at most {MAX_JOBS} jobs")));
+        }
+        let model = GlobalModel::initial(id, &contract).map_err(|error| refused(error.to_string()))?;
+        self.parts.store.put_model(model.hash, &model.bytes)?;
+        let number = self.jobs.values().map(|job| job.number + 1).max().unwrap_or(0);
+        let contract = Arc::new(contract);
+        let (round, status) = (RoundId(0), JobStatus::Waiting);
+        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now());
+        let job = Job {
+            number,
+            signed,
+            machine,
+            model: Some(model),
+            aggregate: None,
+            histogram: None,
+            watchers: Vec::new(),
+        };
+        self.jobs.insert(id, job);
+        self.save(id)?;
+        self.parts.store.sync()?;
+        let online: Vec<SiteId> = self.online.keys().copied().collect();
+        for site in online {
+            self.step(id, Event::SiteOnline(site))?;
+        }
+        Ok(id)
+    }
+
+    fn list_models(&self) -> Result<CoordinatorToOperator, RequestError> {
+        let mut models = Vec::new();
+        let mut jobs: Vec<_> = self.jobs.iter().filter(|(_, job)| rounds_done(job) > 0).collect();
+        jobs.sort_by_key(|(_, job)| job.number);
+        for (id, job) in jobs {
+            let contract = job.machine.contract();
+            let rounds = self.parts.store.rounds(*id)?;
+            models.push(ModelSummary {
+                job: *id,
+                name: contract.name.clone(),
+                rounds: rounds_done(job),
+                model: job.machine.model(),
+                parameters: contract.network().map(|network| network.parameter_count() as u64).unwrap_or_default(),
+                quality: rounds.iter().rev().find_map(|round| round.quality),
+            });
+        }
+        Ok(CoordinatorToOperator::Models(models))
+    }
+}
+
+fn rounds_done(job: &Job) -> u32 {
+    job.machine.round().0.min(job.machine.contract().training.rounds)
+}
+
+fn job_summary(id: JobId, job: &Job) -> JobSummary {
+    let contract = job.machine.contract();
+    JobSummary {
+        job: id,
+        name: contract.name.clone(),
+        status: job.machine.status().clone(),
+        rounds_done: rounds_done(job),
+        rounds: contract.training.rounds,
+        sites: job.machine.accepted(),
+        epsilon: contract.privacy.epsilon.value(),
+        delta: contract.privacy.delta.value(),
+    }
+}

@@ -1,0 +1,336 @@
+//! A job's life as a pure state machine: events and the time in, actions out. The driver carries them
+//! out, saving before it sends.
+//!
+//! A job waits until all sites that are there have answered and enough have agreed. Then come its rounds:
+//! a round starts for every agreed site that is connected, and closes when each has contributed, has said
+//! it will not, or has been gone for [`GRACE_MS`]; at the latest after the contract's `max_time_s`. A
+//! round that closes with fewer than `min_sites` contributions after that time ends the job with a reason.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use weighhouse_shared::ids::{ContentHash, RoundId, SiteId};
+use weighhouse_shared::job::{JobContract, RoundTask};
+use weighhouse_shared::wire::messages::{Decision, JobStatus, Outcome};
+
+/// How long a site that left is waited for, in milliseconds.
+pub const GRACE_MS: u64 = 10_000;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A site connected.
+    SiteOnline(SiteId),
+    /// A site's connection is gone.
+    SiteOffline(SiteId),
+    /// A site answered the offer.
+    Answered(SiteId, Decision),
+    /// A site will not contribute to the round.
+    Skipped(SiteId, RoundId),
+    /// A site's admitted contribution was counted.
+    Counted(SiteId, Part),
+    /// The round that was closed is stored, with this model.
+    Committed(ContentHash),
+    /// The operator ends the job.
+    Stop,
+    /// Time has passed.
+    Tick,
+}
+
+/// What a site contributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A model update.
+    Update,
+    /// A histogram of scores.
+    Evaluation,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Offer the job to a site.
+    Offer(SiteId),
+    /// Start the round for a site.
+    StartRound(SiteId, RoundId, RoundTask),
+    /// Store what the round came to, then say [`Event::Committed`].
+    Commit(RoundId),
+    /// Save the job's state: a site's answer or its status changed.
+    Save,
+    /// The job is over: tell everyone.
+    End(JobStatus),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Member {
+    answer: Option<Decision>,
+    online: bool,
+    gone_since: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Progress {
+    updated: bool,
+    evaluated: bool,
+    skipped: bool,
+}
+
+impl Progress {
+    fn is_done(self, task: RoundTask) -> bool {
+        self.skipped || if task.train { self.updated } else { self.evaluated }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct OpenRound {
+    task: RoundTask,
+    opened: u64,
+    sites: BTreeMap<SiteId, Progress>,
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    /// Until enough sites take part; since when.
+    Waiting(u64),
+    Open(OpenRound),
+    /// Until the closed round is stored.
+    Committing,
+    Over,
+}
+
+/// One job.
+#[derive(Debug)]
+pub struct JobMachine {
+    contract: Arc<JobContract>,
+    status: JobStatus,
+    round: RoundId,
+    model: ContentHash,
+    members: BTreeMap<SiteId, Member>,
+    phase: Phase,
+}
+
+impl JobMachine {
+    /// A job as it was saved: `round` comes next, from `model`. Nobody is connected yet.
+    pub fn restore(
+        contract: Arc<JobContract>,
+        status: JobStatus,
+        round: RoundId,
+        model: ContentHash,
+        answers: &BTreeMap<SiteId, Decision>,
+        now: u64,
+    ) -> Self {
+        let member = |answer: &Decision| Member { answer: Some(*answer), online: false, gone_since: now };
+        let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
+        let phase = if status.is_final() { Phase::Over } else { Phase::Waiting(now) };
+        Self { contract, status, round, model, members, phase }
+    }
+
+    /// Where the job stands.
+    pub fn status(&self) -> &JobStatus {
+        &self.status
+    }
+
+    /// The round that is open or comes next.
+    pub fn round(&self) -> RoundId {
+        self.round
+    }
+
+    /// The model that round starts from.
+    pub fn model(&self) -> ContentHash {
+        self.model
+    }
+
+    /// The contract.
+    pub fn contract(&self) -> &Arc<JobContract> {
+        &self.contract
+    }
+
+    /// What the sites answered.
+    pub fn answers(&self) -> BTreeMap<SiteId, Decision> {
+        self.members.iter().filter_map(|(site, member)| Some((*site, member.answer?))).collect()
+    }
+
+    /// Contributions in the open round, and sites in it.
+    pub fn contributions(&self) -> (u32, u32) {
+        match &self.phase {
+            Phase::Open(open) => (count_in(open), open.sites.len() as u32),
+            _ => (0, 0),
+        }
+    }
+
+    /// Sites that agreed.
+    pub fn accepted(&self) -> u32 {
+        self.members.values().filter(|member| member.answer == Some(Decision::Accepted)).count() as u32
+    }
+
+    /// Whether `part` of `site` for `round`, made from `base`, counts now.
+    pub fn verdict(&self, site: SiteId, round: RoundId, base: Option<ContentHash>, part: Part) -> Result<(), Outcome> {
+        let Phase::Open(open) = &self.phase else { return Err(Outcome::WrongRound) };
+        let progress = open.sites.get(&site).ok_or(Outcome::WrongRound)?;
+        if round != self.round {
+            return Err(Outcome::WrongRound);
+        }
+        if base.is_some_and(|base| base != self.model) {
+            return Err(Outcome::WrongModel);
+        }
+        let (wanted, repeated) = match part {
+            Part::Update => (open.task.train, progress.updated),
+            Part::Evaluation => (open.task.evaluate, progress.evaluated),
+        };
+        match (wanted, repeated) {
+            (false, _) => Err(Outcome::WrongRound),
+            (true, true) => Err(Outcome::Repeated),
+            (true, false) => Ok(()),
+        }
+    }
+
+    /// Takes what happened at `now` (milliseconds of any steady clock), returns what to do.
+    pub fn handle(&mut self, event: Event, now: u64) -> Vec<Action> {
+        if matches!(self.phase, Phase::Over) {
+            return Vec::new();
+        }
+        let mut actions = Vec::new();
+        match event {
+            Event::SiteOnline(site) => {
+                let member = self.members.entry(site).or_default();
+                member.online = true;
+                match member.answer {
+                    // An agreed site gets the offer again: it may have lost its memory, not its ledger.
+                    None | Some(Decision::Accepted) => actions.push(Action::Offer(site)),
+                    Some(_) => {}
+                }
+            }
+            Event::SiteOffline(site) => {
+                if let Some(member) = self.members.get_mut(&site) {
+                    (member.online, member.gone_since) = (false, now);
+                }
+            }
+            Event::Answered(site, decision) => {
+                let full = self.accepted() >= self.contract.federation.max_sites;
+                let member = self.members.entry(site).or_default();
+                let known = member.answer;
+                if known.is_none() && decision == Decision::Accepted && full {
+                    return actions;
+                }
+                member.answer = Some(decision);
+                if known != Some(decision) {
+                    actions.push(Action::Save);
+                }
+                // Back in the middle of a round: it may send what it has.
+                if let (Phase::Open(open), Decision::Accepted) = (&self.phase, decision)
+                    && open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task))
+                {
+                    actions.push(Action::StartRound(site, self.round, open.task));
+                }
+            }
+            Event::Skipped(site, round) => {
+                if let Phase::Open(open) = &mut self.phase
+                    && round == self.round
+                    && let Some(progress) = open.sites.get_mut(&site)
+                {
+                    progress.skipped = true;
+                }
+            }
+            Event::Counted(site, part) => {
+                if let Phase::Open(open) = &mut self.phase
+                    && let Some(progress) = open.sites.get_mut(&site)
+                {
+                    match part {
+                        Part::Update => progress.updated = true,
+                        Part::Evaluation => progress.evaluated = true,
+                    }
+                }
+            }
+            Event::Committed(model) => {
+                self.model = model;
+                self.round = self.round.next();
+                if self.contract.task(self.round).is_none() {
+                    self.end(JobStatus::Finished, &mut actions);
+                } else {
+                    self.phase = Phase::Waiting(now);
+                }
+            }
+            Event::Stop => self.end(JobStatus::Stopped, &mut actions),
+            Event::Tick => {}
+        }
+        self.open_or_close(now, &mut actions);
+        actions
+    }
+
+    /// When [`Event::Tick`] is due, if nothing else happens first.
+    pub fn next_timeout(&self) -> Option<u64> {
+        let gone = self.members.values().filter(|member| !member.online).map(|member| member.gone_since + GRACE_MS);
+        match &self.phase {
+            Phase::Waiting(since) => Some(since + GRACE_MS).into_iter().chain(gone).min(),
+            Phase::Open(open) => {
+                let last = open.opened + 1000 * u64::from(self.contract.federation.max_time_s);
+                Some(last).into_iter().chain(gone.filter(|due| *due > open.opened)).min()
+            }
+            Phase::Committing | Phase::Over => None,
+        }
+    }
+
+    fn end(&mut self, status: JobStatus, actions: &mut Vec<Action>) {
+        self.status = status.clone();
+        self.phase = Phase::Over;
+        actions.push(Action::End(status));
+    }
+
+    fn open_or_close(&mut self, now: u64, actions: &mut Vec<Action>) {
+        match &self.phase {
+            Phase::Waiting(since) => {
+                let patient = now < since + GRACE_MS;
+                self.try_open(now, patient, actions);
+            }
+            Phase::Open(open) => {
+                let gone = |site: &SiteId| {
+                    let member = self.members.get(site);
+                    member.is_none_or(|member| !member.online && now >= member.gone_since + GRACE_MS)
+                };
+                let waiting = open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
+                let late = now >= open.opened + 1000 * u64::from(self.contract.federation.max_time_s);
+                let (contributions, needed) = (count_in(open), self.contract.federation.min_sites);
+                // A round that everyone skipped or left is given up; its model stays as it was.
+                let nobody_left = !waiting && open.sites.iter().all(|(_, progress)| progress.is_done(open.task));
+                if (contributions >= needed && (!waiting || late)) || nobody_left {
+                    self.phase = Phase::Committing;
+                    actions.push(Action::Commit(self.round));
+                } else if late {
+                    let reason = format!(
+                        "round {} had {contributions} of at least {needed} contributions after {} s; bring more sites \
+                         online and submit the job again",
+                        self.round, self.contract.federation.max_time_s
+                    );
+                    self.end(JobStatus::Failed { reason }, actions);
+                }
+            }
+            Phase::Committing | Phase::Over => {}
+        }
+    }
+
+    fn try_open(&mut self, now: u64, patient: bool, actions: &mut Vec<Action>) {
+        let Some(task) = self.contract.task(self.round) else { return };
+        let agreed = |member: &Member| member.answer == Some(Decision::Accepted);
+        let ready: Vec<SiteId> =
+            self.members.iter().filter(|(_, member)| member.online && agreed(member)).map(|(site, _)| *site).collect();
+        let undecided = self.members.values().any(|member| member.online && member.answer.is_none());
+        let awaited = self.members.values().any(|member| {
+            !member.online && agreed(member) && now < member.gone_since + GRACE_MS
+        });
+        if (ready.len() as u32) < self.contract.federation.min_sites || (patient && (undecided || awaited)) {
+            return;
+        }
+        if self.status != JobStatus::Running {
+            self.status = JobStatus::Running;
+            actions.push(Action::Save);
+        }
+        let sites = ready.iter().map(|site| (*site, Progress::default())).collect();
+        self.phase = Phase::Open(OpenRound { task, opened: now, sites });
+        actions.extend(ready.into_iter().map(|site| Action::StartRound(site, self.round, task)));
+    }
+}
+
+fn count_in(open: &OpenRound) -> u32 {
+    let contributed =
+        |progress: &&Progress| if open.task.train { progress.updated } else { progress.evaluated };
+    open.sites.values().filter(contributed).count() as u32
+}

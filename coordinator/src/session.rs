@@ -1,0 +1,203 @@
+//! One connected site: frames and streams on one side, the driver's events on the other.
+
+use crate::admission::Arriving;
+use crate::driver::{Inbox, Input, ToSite};
+use quinn::{Connection, RecvStream, SendStream};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use weighhouse_shared::ids::SiteId;
+use weighhouse_shared::tls::Peer;
+use weighhouse_shared::wire::PROTOCOL_VERSION;
+use weighhouse_shared::wire::messages::{
+    CoordinatorToSite, Hello, Outcome, Receipt, SiteToCoordinator, VersionRefused, Welcome,
+};
+use weighhouse_shared::wire::stream::{self, StreamError};
+
+/// Uploads read at a time, over all sites: more only fight for the same processors.
+pub const MAX_UPLOADS: usize = 8;
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The driver.
+    pub inbox: Inbox,
+    /// Permits for reading uploads.
+    pub uploads: Semaphore,
+    /// Where long updates wait.
+    pub spool: std::path::PathBuf,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The connection or the protocol failed.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The peer said something out of turn.
+    #[error("the peer does not keep to the protocol")]
+    Protocol,
+    /// Updates cannot be kept.
+    #[error("cannot write to the spool folder; is the disk full?")]
+    Spool(#[from] std::io::Error),
+    /// The coordinator is shutting down.
+    #[error("the coordinator is shutting down")]
+    Closing,
+}
+
+/// Serves one site until its connection ends.
+pub async fn serve(connection: Connection, peer: Peer, session: u64, shared: Arc<Shared>) -> Result<(), SessionError> {
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(StreamError::from)?;
+    let first = stream::receive::<SiteToCoordinator>(&mut receive).await?;
+    match (peer, first) {
+        (Peer::Enrolling { public_key, invite, proof }, Some(SiteToCoordinator::Enrol(_))) => {
+            let (reply, answer) = oneshot::channel();
+            let input = Input::Enrol { public_key, invite, proof, reply };
+            shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
+            match answer.await.map_err(|_| SessionError::Closing)? {
+                Some(enrolled) => {
+                    stream::send(&mut send, &CoordinatorToSite::Enrolled(enrolled)).await?;
+                    let _ = send.finish();
+                    // The site closes once it has its certificate.
+                    connection.closed().await;
+                    Ok(())
+                }
+                None => Err(SessionError::Protocol),
+            }
+        }
+        (Peer::Site(site), Some(SiteToCoordinator::Hello(hello))) => {
+            if hello.protocol != PROTOCOL_VERSION {
+                let versions = VersionRefused { coordinator: PROTOCOL_VERSION, site: hello.protocol };
+                stream::send(&mut send, &CoordinatorToSite::VersionRefused(versions)).await?;
+                let _ = send.finish();
+                let _ = send.stopped().await;
+                return Ok(());
+            }
+            serve_site(connection, site, session, hello, send, receive, shared).await
+        }
+        _ => Err(SessionError::Protocol),
+    }
+}
+
+async fn serve_site(
+    connection: Connection,
+    site: SiteId,
+    session: u64,
+    hello: Hello,
+    mut send: SendStream,
+    receive: RecvStream,
+    shared: Arc<Shared>,
+) -> Result<(), SessionError> {
+    tracing::info!(site = %site.short(), release = %hello.release.escape_debug(), "a site connected");
+    let release = env!("CARGO_PKG_VERSION").to_owned();
+    let welcome = CoordinatorToSite::Welcome(Welcome { protocol: PROTOCOL_VERSION, release });
+    stream::send(&mut send, &welcome).await?;
+    let (outbox, commands) = mpsc::unbounded_channel();
+    let connected = Input::Connected { site, session, outbox };
+    shared.inbox.send(connected).await.map_err(|_| SessionError::Closing)?;
+    let outcome = tokio::select! {
+        outcome = read_control(receive, site, &shared) => outcome,
+        outcome = read_uploads(&connection, site, &shared) => outcome,
+        outcome = write(&connection, send, commands) => outcome,
+    };
+    connection.close(0u8.into(), b"");
+    let disconnected = Input::Disconnected { site, session };
+    shared.inbox.send(disconnected).await.map_err(|_| SessionError::Closing)?;
+    outcome
+}
+
+async fn read_control(mut receive: RecvStream, site: SiteId, shared: &Shared) -> Result<(), SessionError> {
+    while let Some(message) = stream::receive::<SiteToCoordinator>(&mut receive).await? {
+        let input = match message {
+            SiteToCoordinator::JobAnswer(answer) => Input::Answer(site, answer),
+            SiteToCoordinator::Evaluation(evaluation) => Input::Evaluation(site, evaluation),
+            SiteToCoordinator::RoundSkipped(skipped) => Input::Skipped(site, skipped),
+            SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => return Err(SessionError::Protocol),
+        };
+        shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
+    }
+    Ok(())
+}
+
+/// Carries out what the driver wants sent, in order; a model is sent beside the control stream.
+async fn write(
+    connection: &Connection,
+    mut send: SendStream,
+    mut commands: mpsc::UnboundedReceiver<ToSite>,
+) -> Result<(), SessionError> {
+    let mut models = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(ToSite::Message(message)) => stream::send(&mut send, &message).await?,
+                Some(ToSite::Model { job, round, model }) => {
+                    let connection = connection.clone();
+                    models.spawn(async move {
+                        let hash = model.hash;
+                        // A lost link shows on the control stream; the round is started again then.
+                        let _ = stream::send_content(&connection, job, round, hash, hash, &model.bytes).await;
+                    });
+                }
+                Some(ToSite::Close) | None => return Ok(()),
+            },
+            Some(_) = models.join_next() => {}
+        }
+    }
+}
+
+async fn read_uploads(connection: &Connection, site: SiteId, shared: &Shared) -> Result<(), SessionError> {
+    loop {
+        let mut first = connection.accept_uni().await.map_err(StreamError::from)?;
+        let _permit = shared.uploads.acquire().await.map_err(|_| SessionError::Closing)?;
+        let piece = stream::receive_piece(&mut first).await?;
+        let (job, round) = (piece.job, piece.round);
+        let input = match read_upload(connection, first, piece, shared).await? {
+            Ok(update) => Input::Update(site, update),
+            Err(outcome) => Input::Refused(site, Receipt { job, round, outcome }),
+        };
+        shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
+    }
+}
+
+/// Reads one update from its pieces. The pieces of a refused update are dropped one by one as they come.
+async fn read_upload(
+    connection: &Connection,
+    mut stream: RecvStream,
+    mut piece: stream::Piece,
+    shared: &Shared,
+) -> Result<Result<crate::admission::ParsedUpdate, Outcome>, SessionError> {
+    let (reply, answer) = oneshot::channel();
+    shared.inbox.send(Input::UpdateLen { job: piece.job, reply }).await.map_err(|_| SessionError::Closing)?;
+    let Some(expected) = answer.await.map_err(|_| SessionError::Closing)? else {
+        let _ = stream.stop(0u8.into());
+        return Ok(Err(Outcome::WrongRound));
+    };
+    let mut arriving = match Arriving::begin(piece, expected, Path::new(&shared.spool))? {
+        Ok(arriving) => arriving,
+        Err(outcome) => {
+            let _ = stream.stop(0u8.into());
+            return Ok(Err(outcome));
+        }
+    };
+    loop {
+        let mut left = piece.len as usize;
+        while left > 0 {
+            match stream.read_chunk(left, true).await.map_err(StreamError::from)? {
+                Some(chunk) => {
+                    left -= chunk.bytes.len();
+                    arriving.push(&chunk.bytes)?;
+                }
+                None => return Ok(Err(Outcome::Corrupt)),
+            }
+        }
+        if arriving.is_complete() {
+            return Ok(arriving.finish());
+        }
+        stream = connection.accept_uni().await.map_err(StreamError::from)?;
+        piece = stream::receive_piece(&mut stream).await?;
+        if !arriving.continues_with(&piece) {
+            let _ = stream.stop(0u8.into());
+            return Ok(Err(Outcome::Corrupt));
+        }
+    }
+}
