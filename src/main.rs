@@ -1,1 +1,63 @@
-fn main() {}
+//! The one binary: parses, calls a library, prints.
+
+mod client;
+mod coordinator;
+mod demo;
+mod error;
+mod job;
+mod model;
+mod operator;
+mod output;
+mod site;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Federated, privacy-preserving learning for retail.
+///
+/// Shops and branches train one model together; records never leave, and each site's privacy budget is a
+/// lock that the site itself holds. Begin with `weighhouse demo`.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show the whole of it: a coordinator and a dozen branches learn together on this machine
+    Demo(demo::DemoArguments),
+    /// The coordinator's daemon
+    #[command(subcommand)]
+    Coordinator(coordinator::CoordinatorVerb),
+    /// Who may take part (operator)
+    #[command(subcommand)]
+    Site(site::SiteVerb),
+    /// A site's daemon (branch IT)
+    #[command(subcommand)]
+    Client(client::ClientVerb),
+    /// Training jobs (operator)
+    #[command(subcommand)]
+    Job(job::JobVerb),
+    /// Trained models (operator)
+    #[command(subcommand)]
+    Model(model::ModelVerb),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    output::init_log();
+    let outcome = match arguments.verb {
+        Verb::Demo(arguments) => demo::run(arguments),
+        Verb::Coordinator(verb) => coordinator::run(verb),
+        Verb::Site(verb) => site::run(verb),
+        Verb::Client(verb) => client::run(verb),
+        Verb::Job(verb) => job::run(verb),
+        Verb::Model(verb) => model::run(verb),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error::report(&error),
+    }
+}

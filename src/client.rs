@@ -1,0 +1,291 @@
+//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands.
+
+use crate::output::{Format, FormatArgument, print_json, table};
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio::io::AsyncReadExt;
+use weighhouse_client::budget::{Budget, Terms, read_ledger};
+use weighhouse_client::contribute::Workplace;
+use weighhouse_client::enrol::join;
+use weighhouse_client::home::{Home, NewConfig};
+use weighhouse_client::outbox::Outbox;
+use weighhouse_client::records::{self, Split};
+use weighhouse_client::session::{self, Notice, Site};
+use weighhouse_shared::clock;
+use weighhouse_shared::config::write_whole;
+use weighhouse_shared::invite::Invite;
+use weighhouse_shared::ledger::{Body, ReleaseKind};
+use weighhouse_shared::privacy::{Delta, Epsilon};
+use weighhouse_shared::wire::messages::Decision;
+
+#[derive(Debug, Subcommand)]
+pub enum ClientVerb {
+    /// Join a federation with an invite; makes this site's key and home folder
+    #[command(
+        after_help = "Example:\n  weighhouse client join weighhouse-1-… --home berlin --data records.csv --schema campaign.schema.toml --cap-epsilon 8"
+    )]
+    Join {
+        /// What `weighhouse site invite` printed
+        invite: Invite,
+        /// Folder to make
+        #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
+        home: PathBuf,
+        /// CSV files with this site's records
+        #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+        data: Vec<PathBuf>,
+        /// What the columns mean
+        #[arg(long, value_name = "FILE")]
+        schema: PathBuf,
+        /// The most epsilon any customer may ever be charged
+        #[arg(long, default_value = "8", value_name = "EPSILON")]
+        cap_epsilon: Epsilon,
+        /// The cap's delta
+        #[arg(long, default_value = "1e-5", value_name = "DELTA")]
+        cap_delta: Delta,
+    },
+    /// Run this site's daemon
+    #[command(after_help = "Example:\n  weighhouse client serve --home berlin")]
+    Serve {
+        /// Folder made by `weighhouse client join`
+        #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
+        home: PathBuf,
+        /// End when standard input closes, as when the program that started it is gone
+        #[arg(long, hide = true)]
+        end_with_stdin: bool,
+    },
+    /// Show the budget, the connection and the latest releases of this site
+    #[command(after_help = "Example:\n  weighhouse client status --home berlin --format json")]
+    Status {
+        /// Folder made by `weighhouse client join`
+        #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
+        home: PathBuf,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+}
+
+pub fn run(verb: ClientVerb) -> Result<()> {
+    match verb {
+        ClientVerb::Join { invite, home, data, schema, cap_epsilon, cap_delta } => {
+            let absolute = |path: &PathBuf| {
+                std::path::absolute(path).with_context(|| format!("cannot use the path {}", path.display()))
+            };
+            let files = data.iter().map(absolute).collect::<Result<Vec<_>>>()?;
+            let schema = absolute(&schema)?;
+            let settings =
+                |name, coordinator| NewConfig { name, coordinator, files, schema, cap_epsilon, cap_delta };
+            let joined = crate::operator::block_on(async { Ok(join(&home, &invite, settings).await?) })?;
+            println!("joined as {} (key {})", joined.name, joined.site.short());
+            println!("next: weighhouse client serve --home {}", home.display());
+            Ok(())
+        }
+        ClientVerb::Serve { home, end_with_stdin } => serve(&home, end_with_stdin),
+        ClientVerb::Status { home, format } => {
+            let status = SiteState::read(&home)?;
+            match format.format {
+                Format::Json => print_json(&status)?,
+                Format::Text => println!("{}", status.to_text()),
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Returns when the user, the system, or (if `with_stdin`) the starting program asks this one to end.
+pub async fn asked_to_end(with_stdin: bool) {
+    let stdin_closed = async {
+        if !with_stdin {
+            return std::future::pending().await;
+        }
+        let (mut stdin, mut byte) = (tokio::io::stdin(), [0]);
+        while !matches!(stdin.read(&mut byte).await, Ok(0) | Err(_)) {}
+    };
+    let terminated = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stdin_closed => {}
+        () = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// What the running daemon tells `client status`: constants and labels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Connection {
+    /// "connected", or why not.
+    state: String,
+    /// When that began, in seconds since 1970.
+    since_s: u64,
+    /// The last job that was accepted or refused.
+    job: Option<String>,
+}
+
+fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
+    let home = Home::at(folder);
+    let config = home.config()?;
+    let schema = home.schema(&config)?;
+    let (authority, credentials) = home.credentials()?;
+    let holdout_permille = (config.data.holdout * 1000.0).round() as u32;
+    let split = Split { site: credentials.identity.site(), holdout_permille };
+    let records = records::load(&home.data_files(&config), &schema, split)?;
+    let (cap_epsilon, cap_delta) = (config.privacy.cap_epsilon, config.privacy.cap_delta);
+    let terms = Terms { cap_epsilon, cap_delta, holdout_permille };
+    let budget = Mutex::new(Budget::open(&home.ledger(), home.identity()?, terms)?);
+    let outbox = Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
+    let workplace = Arc::new(Workplace { records, budget, outbox });
+    let coordinator = config.coordinator.clone();
+    let site = Site { coordinator, authority, credentials, schema, workplace };
+
+    let status_path = home.path("status.json");
+    let mut connection = Connection { state: "connecting".into(), since_s: clock::unix_time_s(), job: None };
+    let mut note = move |notice: Notice| {
+        match notice {
+            Notice::Connected => {
+                connection.state = "connected".into();
+                connection.since_s = clock::unix_time_s();
+                println!("{} is connected to {}", config.name, config.coordinator);
+            }
+            Notice::Disconnected { reason } => {
+                tracing::warn!("{reason}; trying again");
+                connection.state = reason;
+                connection.since_s = clock::unix_time_s();
+            }
+            Notice::Decided { name, decision: Decision::Accepted, .. } => {
+                tracing::info!("took part in job {name}");
+                connection.job = Some(format!("{name}: accepted"));
+            }
+            Notice::Decided { name, reason, .. } => {
+                let reason = reason.unwrap_or_default();
+                tracing::warn!("refused job {name}: {reason}");
+                connection.job = Some(format!("{name}: refused: {reason}"));
+            }
+            Notice::JobEnded { job } => tracing::info!("job {} ended", job.short()),
+            Notice::Sent { .. } => return,
+        }
+        let text = serde_json::to_string(&connection).unwrap_or_default();
+        if let Err(error) = write_whole(&status_path, text.as_bytes()) {
+            tracing::warn!(%error, "status.json could not be written");
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = session::run(&site, &mut note) => Ok(outcome?),
+            () = asked_to_end(end_with_stdin) => Ok(()),
+        }
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Where a site stands, from its home folder alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct SiteState {
+    /// What the operator calls it.
+    pub name: String,
+    /// Host and port of the coordinator.
+    pub coordinator: String,
+    /// "connected", why not, or "not running".
+    pub connection: String,
+    /// The last job that was accepted or refused.
+    pub last_job: Option<String>,
+    /// Epsilon that the customer who paid most has spent.
+    pub epsilon_spent: f64,
+    /// The same with what running jobs have set aside.
+    pub epsilon_reserved: f64,
+    /// The cap.
+    pub epsilon_cap: f64,
+    /// The cap's delta.
+    pub delta: f64,
+    /// Updates that left.
+    pub updates_released: u64,
+    /// Evaluations that left.
+    pub evaluations_released: u64,
+    /// Bytes that left, paid for by the ledger.
+    pub bytes_released: u64,
+    /// Entries in the ledger.
+    pub ledger_entries: u64,
+}
+
+impl SiteState {
+    /// Reads the home at `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let home = Home::at(folder);
+        let config = home.config()?;
+        let mut state = Self {
+            name: config.name,
+            coordinator: config.coordinator,
+            connection: "not running".into(),
+            last_job: None,
+            epsilon_spent: 0.0,
+            epsilon_reserved: 0.0,
+            epsilon_cap: config.privacy.cap_epsilon.value(),
+            delta: config.privacy.cap_delta.value(),
+            updates_released: 0,
+            evaluations_released: 0,
+            bytes_released: 0,
+            ledger_entries: 0,
+        };
+        if home.ledger().exists() {
+            let chain = read_ledger(&home.ledger(), |entry| {
+                if let Body::Released { kind, len, .. } = &entry.body {
+                    state.bytes_released += len;
+                    match kind {
+                        ReleaseKind::Update => state.updates_released += 1,
+                        ReleaseKind::Evaluation => state.evaluations_released += 1,
+                    }
+                }
+            })?;
+            state.ledger_entries = chain.len();
+            if let Some((epsilon, delta)) = chain.balance().cap() {
+                let spent = chain.balance().spent_at(delta);
+                (state.epsilon_spent, state.epsilon_reserved) = (spent.spent, spent.reserved);
+                (state.epsilon_cap, state.delta) = (epsilon.value(), delta.value());
+            }
+        }
+        let noted = std::fs::read(home.path("status.json")).ok();
+        let connection: Option<Connection> = noted.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if let Some(connection) = connection {
+            state.last_job = connection.job;
+            if is_running(&home) {
+                state.connection = connection.state;
+            }
+        }
+        Ok(state)
+    }
+
+    fn to_text(&self) -> String {
+        let rows = [
+            ("site", self.name.clone()),
+            ("coordinator", format!("{} ({})", self.coordinator, self.connection)),
+            ("privacy spent", format!("epsilon {:.3} of {} at delta {:e}", self.epsilon_spent, self.epsilon_cap, self.delta)),
+            ("set aside", format!("epsilon {:.3} with running jobs", self.epsilon_reserved)),
+            (
+                "released",
+                format!(
+                    "{} updates, {} evaluations, {} bytes, each paid for in the ledger",
+                    self.updates_released, self.evaluations_released, self.bytes_released
+                ),
+            ),
+            ("last job", self.last_job.clone().unwrap_or_else(|| "none yet".into())),
+        ];
+        let rows: Vec<Vec<String>> =
+            rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+        table(&["", ""], &rows).lines().skip(2).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Whether a daemon holds the home's ledger.
+fn is_running(home: &Home) -> bool {
+    let Ok(file) = std::fs::File::open(home.ledger()) else { return false };
+    matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
+}

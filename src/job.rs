@@ -1,0 +1,190 @@
+//! `weighhouse job …`: submit, list, watch, stop.
+
+use crate::error::JobDidNotFinish;
+use crate::operator::{HomeArgument, Operator, block_on};
+use crate::output::{Format, FormatArgument, print_json, table};
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use std::path::{Path, PathBuf};
+use weighhouse_client::home::load_schema;
+use weighhouse_coordinator::home::Home;
+use weighhouse_shared::config;
+use weighhouse_shared::identity::Purpose;
+use weighhouse_shared::ids::JobId;
+use weighhouse_shared::job::{JobContract, JobFile};
+use weighhouse_shared::privacy::Generator;
+use weighhouse_shared::wire::codec;
+use weighhouse_shared::wire::messages::{
+    CoordinatorToOperator, Decision, JobEvent, JobStatus, JobSummary, OperatorToCoordinator, SignedContract, StopJob,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum JobVerb {
+    /// Check, sign and start a job; each site then decides for itself
+    #[command(after_help = "Example:\n  weighhouse job submit configs/campaign-response.job.toml --watch")]
+    Submit {
+        /// Job file (TOML)
+        file: PathBuf,
+        /// Stay and show progress
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        home: HomeArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Show all jobs
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        home: HomeArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Show a job's progress until it ends
+    #[command(after_help = "Example:\n  weighhouse job watch 3f2a\n\nWithout a job: the newest. Exit code 3 if the job did not finish.")]
+    Watch {
+        /// The beginning of the job's identifier
+        job: Option<String>,
+        #[command(flatten)]
+        home: HomeArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// End a job now; sites give back what it did not spend
+    #[command(after_help = "Example:\n  weighhouse job stop 3f2a")]
+    Stop {
+        /// The beginning of the job's identifier
+        job: String,
+        #[command(flatten)]
+        home: HomeArgument,
+    },
+}
+
+pub fn run(verb: JobVerb) -> Result<()> {
+    match verb {
+        JobVerb::Submit { file, watch: stay, home, format } => {
+            let contract = contract_of(&file)?;
+            block_on(async {
+                let operator = Operator::connect(&home.home).await?;
+                let job = submit(&operator, &home.home, &contract).await?;
+                match format.format {
+                    Format::Text => println!("submitted job {} ({})", job.short(), contract.name),
+                    Format::Json if stay => {}
+                    Format::Json => print_json(&serde_json::json!({ "job": job, "name": contract.name }))?,
+                }
+                if stay { watch(&operator, job, format.format).await } else { Ok(()) }
+            })
+        }
+        JobVerb::List { home, format } => {
+            let jobs = block_on(async { Operator::connect(&home.home).await?.jobs().await })?;
+            match format.format {
+                Format::Json => print_json(&jobs)?,
+                Format::Text => println!("{}", job_table(&jobs)),
+            }
+            Ok(())
+        }
+        JobVerb::Watch { job, home, format } => block_on(async {
+            let operator = Operator::connect(&home.home).await?;
+            let job = operator.find_job(job.as_deref()).await?;
+            watch(&operator, job, format.format).await
+        }),
+        JobVerb::Stop { job, home } => block_on(async {
+            let operator = Operator::connect(&home.home).await?;
+            let job = operator.find_job(Some(&job)).await?;
+            match operator.request(&OperatorToCoordinator::StopJob(StopJob { job })).await? {
+                CoordinatorToOperator::Stopped(summary) => {
+                    println!("job {} is {}", job.short(), summary.status);
+                    Ok(())
+                }
+                _ => bail!("the coordinator answered another question"),
+            }
+        }),
+    }
+}
+
+/// Reads a job file and its schema, and fixes every number.
+pub fn contract_of(path: &Path) -> Result<JobContract> {
+    let file: JobFile = config::load(path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let schema = load_schema(&folder.join(&file.schema))?;
+    let mut nonce = [0; 16];
+    Generator::from_system()?.fill(&mut nonce);
+    file.contract(schema, nonce).with_context(|| format!("{} is not a job that can run", path.display()))
+}
+
+/// Signs `contract` with the operator's key in `home` and hands it to the coordinator.
+pub async fn submit(operator: &Operator, home: &Path, contract: &JobContract) -> Result<JobId> {
+    let credentials = Home::at(home).credentials("operator")?;
+    let bytes = codec::encode(contract);
+    let signature = credentials.identity.sign(Purpose::JobContract, &bytes).to_vec();
+    let certificate = credentials.chain[0].to_vec();
+    let signed = SignedContract { contract: bytes, certificate, signature };
+    match operator.request(&OperatorToCoordinator::SubmitJob(signed)).await? {
+        CoordinatorToOperator::Submitted(job) => Ok(job),
+        _ => bail!("the coordinator answered another question"),
+    }
+}
+
+async fn watch(operator: &Operator, job: JobId, format: Format) -> Result<()> {
+    let mut last = None;
+    let outcome = operator.watch(job, |event| {
+        match format {
+            Format::Text => println!("{}", describe(event)),
+            // One document a line, so that a program can follow.
+            Format::Json => println!("{}", serde_json::to_string(event).unwrap_or_default()),
+        }
+        if let JobEvent::Status(status) = event {
+            last = Some(status.clone());
+        }
+    });
+    outcome.await?;
+    match last {
+        Some(JobStatus::Finished) => Ok(()),
+        Some(status) => Err(JobDidNotFinish(format!("the job is {status}")).into()),
+        None => bail!("the coordinator told nothing of the job"),
+    }
+}
+
+/// One line for people.
+pub fn describe(event: &JobEvent) -> String {
+    match event {
+        JobEvent::Status(status) => format!("job is {status}"),
+        JobEvent::Answered { site, decision: Decision::Accepted } => format!("{site} takes part"),
+        JobEvent::Answered { site, decision } => {
+            let why = match decision {
+                Decision::RefusedSchema => "its columns differ",
+                Decision::RefusedBudget => "its privacy budget does not allow it",
+                _ => "it does not accept the contract",
+            };
+            format!("{site} refused: {why}")
+        }
+        JobEvent::Contributed { round, sites_in, sites } => format!("round {round}: {sites_in} of {sites} sites in"),
+        JobEvent::Committed(summary) => {
+            let auc = summary.quality.and_then(|quality| quality.auc);
+            let quality = auc.map_or_else(String::new, |auc| format!(", AUC {auc:.3} (noised, model before it)"));
+            format!(
+                "round {} committed: {} sites, epsilon {:.3} spent{quality}",
+                summary.round, summary.sites, summary.epsilon
+            )
+        }
+    }
+}
+
+fn job_table(jobs: &[JobSummary]) -> String {
+    if jobs.is_empty() {
+        return "no job yet; submit one with `weighhouse job submit FILE`".to_owned();
+    }
+    let row = |job: &JobSummary| {
+        vec![
+            job.job.short(),
+            job.name.clone(),
+            job.status.to_string(),
+            format!("{} of {}", job.rounds_done, job.rounds),
+            job.sites.to_string(),
+            format!("{} at {:e}", job.epsilon, job.delta),
+        ]
+    };
+    let header = ["job", "name", "status", "rounds", "sites", "epsilon at delta"];
+    table(&header, &jobs.iter().map(row).collect::<Vec<_>>())
+}
