@@ -26,7 +26,7 @@ impl Acceptance<'_> {
     /// when those intervals (multiplied out, all in integers) do not overlap, the order of the real numbers
     /// is known. Otherwise more digits are drawn and the precision doubles. Both
     /// intervals shrink to a point, and the two points are equal with probability zero, so this ends with
-    /// probability one; a round after the first is reached with probability below 2^-90.
+    /// probability one; in a block a second round is reached with probability below 2^-90.
     pub(super) fn decide(&self, first_digits: u64, mut draw_word: impl FnMut() -> u64) -> bool {
         let mut digits = 64;
         let mut drawn = Natural::from(first_digits);

@@ -37,7 +37,7 @@
 //! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (98.3 % of
 //!   draws or more),
 //! - the first 64 digits of `U` lie on one side of an `f64` estimate by more than its proved error (all but
-//!   one in 10^11 of the rest),
+//!   one in 10^9 of the rest),
 //! - integer interval arithmetic with as many digits of `U` as it takes ([`comparison`]).
 //!
 //! # The end of `i64`

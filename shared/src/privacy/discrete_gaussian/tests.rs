@@ -334,7 +334,7 @@ fn noise_and_its_support_do_not_depend_on_the_data() {
         for data in [
             &(|at: usize| at as i64 * 12_345_678_901) as &dyn Fn(usize) -> i64,
             &|_: usize| 1 << 62,
-            &|at: usize| if at % 2 == 0 { -(1 << 62) } else { 3 },
+            &|at: usize| if at.is_multiple_of(2) { -(1 << 62) } else { 3 },
         ] {
             assert_eq!(
                 added_to(data),
