@@ -76,12 +76,12 @@ impl Generator {
         word
     }
 
-    /// The next `N` words, each uniform over `0..2^64`; `N` is at most 8.
+    /// The next `N` words, each uniform over `0..2^64`; `N` is at most 32.
     ///
     /// Words are never split over two buffers; up to `8 N - 1` bytes at a buffer's end stay unused.
     #[inline]
     pub(super) fn next_words<const N: usize>(&mut self) -> [u64; N] {
-        const { assert!(N <= 8) };
+        const { assert!(N <= 32) };
         if self.used + 8 * N > BUFFER_BYTES {
             self.refill();
         }

@@ -1,6 +1,6 @@
 //! The comparison on which every draw ends: is a uniform real below a ratio of Gaussian weights?
 //!
-//! In: the digits of the uniform drawn so far, a magnitude, the integer height of its block. Out: yes or no.
+//! In: the first 64 binary digits of the uniform, a magnitude, the integer height of its block. Out: yes or no.
 //! Promised: the answer is that of the exact real numbers, whatever rounding happened on the way, and it is
 //! reached with probability one.
 
@@ -9,19 +9,11 @@ use super::natural::Natural;
 
 const FIRST_PRECISION_BITS: u64 = 128;
 
-/// The highest `bits` binary digits of a uniform real in `[0, 1)`; the others are not drawn yet.
-pub(super) struct Digits {
-    /// The digits as an integer below `2^bits`.
-    pub(super) drawn: u64,
-    /// How many there are, at most 64.
-    pub(super) bits: u64,
-}
-
 /// Acceptance at `magnitude` under an envelope of `height / 2^halvings` where weights are scaled by `scale`.
 pub(super) struct Acceptance<'a> {
     pub(super) sigma: &'a Sigma,
-    pub(super) scale: u64,
-    pub(super) height: u64,
+    pub(super) scale: u32,
+    pub(super) height: u32,
     pub(super) halvings: u64,
     pub(super) magnitude: u64,
 }
@@ -29,14 +21,15 @@ pub(super) struct Acceptance<'a> {
 impl Acceptance<'_> {
     /// Whether `uniform * height / 2^halvings < scale * exp(-magnitude^2 / (2 sigma^2))`, exactly.
     ///
+    /// `first_digits` are the first 64 binary digits of the uniform; `draw_word` gives the next 64, and so on.
     /// The uniform lies between two neighbours of its drawn digits, the exponential between two integers:
     /// when those intervals (multiplied out, all in integers) do not overlap, the order of the real numbers
-    /// is known. Otherwise 64 digits or more are drawn with `draw_word` and the precision doubles. Both
+    /// is known. Otherwise more digits are drawn and the precision doubles. Both
     /// intervals shrink to a point, and the two points are equal with probability zero, so this ends with
-    /// probability one; a round after the first is reached with probability below 2^-90.
-    pub(super) fn decide(&self, uniform: Digits, mut draw_word: impl FnMut() -> u64) -> bool {
-        let mut digits = uniform.bits;
-        let mut drawn = Natural::from(uniform.drawn);
+    /// probability one; in a block a second round is reached with probability below 2^-90.
+    pub(super) fn decide(&self, first_digits: u64, mut draw_word: impl FnMut() -> u64) -> bool {
+        let mut digits = 64;
+        let mut drawn = Natural::from(first_digits);
         let mut precision = FIRST_PRECISION_BITS;
         loop {
             while digits < precision {
@@ -44,8 +37,8 @@ impl Acceptance<'_> {
                 digits += 64;
             }
             let (weight_low, weight_high) = self.sigma.weight_between(self.magnitude, precision);
-            let height = Natural::from(self.height).shifted_left(precision);
-            let scale = Natural::from(self.scale).shifted_left(self.halvings + digits);
+            let height = Natural::from(u64::from(self.height)).shifted_left(precision);
+            let scale = Natural::from(u64::from(self.scale)).shifted_left(self.halvings + digits);
             if drawn.plus(&Natural::from(1)).times(&height) <= weight_low.times(&scale) {
                 return true;
             }
@@ -86,8 +79,8 @@ mod tests {
         let sigma = Sigma::new(8.0);
         let acceptance = Acceptance {
             sigma: &sigma,
-            scale: 1 << 60,
-            height: 1 << 60,
+            scale: 1 << 30,
+            height: 1 << 30,
             halvings: 0,
             magnitude: 8,
         };
@@ -96,11 +89,7 @@ mod tests {
         for (change, expected) in [(-1, true), (1, false)] {
             let last = fourth.wrapping_add_signed(change << 8);
             let mut later = [second, third, last].into_iter();
-            let uniform = Digits {
-                drawn: first,
-                bits: 64,
-            };
-            let decided = acceptance.decide(uniform, || later.next().unwrap_or(u64::MAX / 3));
+            let decided = acceptance.decide(first, || later.next().unwrap_or(u64::MAX / 3));
             assert_eq!(decided, expected, "{change}");
             assert_eq!(later.len(), 0, "all prepared digits were needed");
         }
@@ -123,12 +112,9 @@ mod tests {
                 halvings,
                 magnitude: 8,
             };
-            let uniform = Digits {
-                drawn: (drawn * 2f64.powi(40)) as u64,
-                bits: 40,
-            };
+            let first_digits = (drawn * 2f64.powi(64)) as u64;
             assert_eq!(
-                acceptance.decide(uniform, || 1 << 63),
+                acceptance.decide(first_digits, || 1 << 63),
                 expected,
                 "{halvings} {drawn}"
             );
@@ -146,7 +132,7 @@ mod tests {
                 halvings: 0,
                 magnitude,
             }
-            .decide(Digits { drawn, bits: 64 }, || 0)
+            .decide(drawn, || 0)
         };
         assert!(at(0, 1000, u64::MAX));
         assert!(!at(0, 2000, 1 << 63));

@@ -3,7 +3,8 @@
 //! In: sigma. Out: block width, an integer height for each block, the share of it that lies below the Gaussian
 //! everywhere in the block, two tails. Promised: every height is at least `scale` times the weight of every
 //! integer of its block, every sure share is at most what the least weight allows, and the weights of all
-//! blocks sum to exactly 2^64. Only these bounds enter the law, not how near they are.
+//! blocks sum to exactly 2^32. Only these bounds enter the law, not how near they are: heights of a few units
+//! cost a redraw in a million, no exactness.
 
 use super::alias::SLOTS;
 use super::exponential::Sigma;
@@ -14,7 +15,7 @@ const BLOCKS_PER_SIGMA: f64 = 50.0;
 /// Blocks reach this many sigmas to either side; the tails, chosen once in 2 million draws, do the rest.
 const REACH_IN_SIGMAS: f64 = 5.0;
 
-pub(super) const TWO_64: f64 = 18_446_744_073_709_551_616.0;
+const TWO_32: f64 = 4_294_967_296.0;
 
 /// Blocks `0..2 * side` cover the integers from `-side * width` to `side * width - 1` in order; block
 /// `2 * side` is the tail above, `2 * side + 1` the tail below, `2 * side + 2` is no integer: draw again.
@@ -23,16 +24,17 @@ pub(super) struct Envelope {
     pub(super) side: u64,
     /// log2 of the width of a block, in integers; at most 34.
     pub(super) width_bits: u32,
-    /// What a weight of one is in units of height: exact as an `f64`.
-    pub(super) scale: u64,
+    /// What a weight of one is in units of height.
+    pub(super) scale: u32,
     /// Of each block; not zero.
-    pub(super) heights: Box<[u64]>,
-    /// For each block `2^64` times a share of its height that lies below every weight in it, rounded down.
-    pub(super) sure: Box<[u64]>,
+    pub(super) heights: Box<[u32]>,
+    /// For each block `2^32` times a share of its height that lies below every weight in it, rounded down;
+    /// zero for the tails and for whatever is no block.
+    pub(super) sure: Box<[u32; SLOTS]>,
     /// log2 of the width of a tail block.
     pub(super) tail_width_bits: u32,
     /// Height of the first block of either tail; each further block is half as high.
-    pub(super) tail_height: u64,
+    pub(super) tail_height: u32,
 }
 
 impl Envelope {
@@ -71,19 +73,16 @@ impl Envelope {
         let upper_tail = sigma.weight(start) * RAISED;
         let tail_share = 1u64 << (tail_width_bits - width_bits + 1);
 
-        // Just low enough that heights rounded up to integers stay within 2^64 in all.
+        // Just low enough that heights, each rounded up by one at most, stay within 2^32 in all.
         let total = upper.iter().sum::<f64>() + 2.0 * tail_share as f64 * upper_tail;
-        let scale = ((1.0 - 1.0 / (1u64 << 20) as f64) * TWO_64 / total) as u64;
-        let height = |upper: f64| (scale as f64 * upper) as u64 + 1;
-        let heights: Box<[u64]> = upper.into_iter().map(height).collect();
-        let sure = heights
-            .iter()
-            .zip(0..)
-            .map(|(&height, block)| {
-                let least = scale as f64 * sigma.weight(edges(block).1) * LOWERED;
-                (least / height as f64 * TWO_64) as u64
-            })
-            .collect();
+        let scale = ((TWO_32 - (2 * side + 2 * tail_share + 2) as f64) / total) as u32;
+        let height = |upper: f64| (f64::from(scale) * upper) as u32 + 1;
+        let heights: Box<[u32]> = upper.into_iter().map(height).collect();
+        let mut sure = Box::new([0; SLOTS]);
+        for ((sure, &height), block) in sure.iter_mut().zip(&heights).zip(0..) {
+            let least = f64::from(scale) * sigma.weight(edges(block).1) * LOWERED;
+            *sure = (least / f64::from(height) * TWO_32) as u32;
+        }
         Self {
             side,
             width_bits,
@@ -95,19 +94,19 @@ impl Envelope {
         }
     }
 
-    /// The weight of each block, the tails and "draw again": at most 1024, with the sum 2^64.
+    /// The weight of each block, the tails and "draw again": at most 1024, with the sum 2^32.
     ///
     /// In units of height, for one block width: a tail weighs twice its first block, which is
     /// `2^(tail_width_bits - width_bits)` widths wide.
-    pub(super) fn block_weights(&self) -> Vec<u64> {
+    pub(super) fn block_weights(&self) -> Vec<u32> {
         let mut weights = self.heights.to_vec();
         let tail = self.tail_height << (self.tail_width_bits - self.width_bits + 1);
         weights.extend([tail, tail]);
-        let total: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
-        let again = (1u128 << 64)
+        let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
+        let again = (1u64 << 32)
             .checked_sub(total)
-            .and_then(|rest| u64::try_from(rest).ok());
-        weights.push(again.expect("the scale leaves a millionth of 2^64 free"));
+            .and_then(|rest| u32::try_from(rest).ok());
+        weights.push(again.expect("the scale keeps the sum within 2^32"));
         assert!(weights.len() <= SLOTS, "{} blocks", weights.len());
         weights
     }
@@ -143,17 +142,17 @@ mod tests {
             for block in (0..2 * side).step_by(every).chain([side - 1, side, 2 * side - 1]) {
                 let first = (block - side) * width;
                 let (a, b) = (first.unsigned_abs(), (first + width - 1).unsigned_abs());
-                let height = Natural::from(envelope.heights[block as usize]);
-                let scale = Natural::from(envelope.scale);
+                let height = Natural::from(u64::from(envelope.heights[block as usize]));
+                let scale = Natural::from(u64::from(envelope.scale));
                 let (_, most) = sigma.weight_between(a.min(b), 128);
                 assert!(
                     height.shifted_left(128) >= scale.times(&most),
                     "{sigma:?}, block {block}"
                 );
                 let (least, _) = sigma.weight_between(a.max(b), 128);
-                let sure = Natural::from(envelope.sure[block as usize]).times(&height);
+                let sure = Natural::from(u64::from(envelope.sure[block as usize])).times(&height);
                 assert!(
-                    sure.shifted_left(64) <= scale.times(&least),
+                    sure.shifted_left(96) <= scale.times(&least),
                     "{sigma:?}, block {block}"
                 );
             }
@@ -171,9 +170,9 @@ mod tests {
             for block in 0..24 {
                 let nearest = (envelope.side << envelope.width_bits) + (block << envelope.tail_width_bits);
                 let (_, weight) = sigma.weight_between(nearest, 512);
-                let height = Natural::from(envelope.tail_height).shifted_left(512 - block);
+                let height = Natural::from(u64::from(envelope.tail_height)).shifted_left(512 - block);
                 assert!(
-                    height >= weight.times(&Natural::from(envelope.scale)),
+                    height >= weight.times(&Natural::from(u64::from(envelope.scale))),
                     "{sigma:?}, block {block}"
                 );
             }
@@ -186,19 +185,18 @@ mod tests {
             let envelope = Envelope::new(&Sigma::new(sigma));
             let weights = envelope.block_weights();
             assert_eq!(
-                weights.iter().map(|&weight| u128::from(weight)).sum::<u128>(),
-                1 << 64
+                weights.iter().map(|&weight| u64::from(weight)).sum::<u64>(),
+                1 << 32
             );
-            assert!(*weights.last().unwrap() < 1 << 45, "{sigma}");
-            assert_eq!(envelope.scale, envelope.scale as f64 as u64);
-            // Drawn words that neither the sure share nor its margin decides.
+            assert!(*weights.last().unwrap() < 1 << 12, "{sigma}");
+            // The part of the words that their block's sure share does not decide.
             let unsure: f64 = envelope
                 .heights
                 .iter()
-                .zip(&envelope.sure)
-                .map(|(&height, &sure)| height as f64 / TWO_64 * (1.0 - sure as f64 / TWO_64))
+                .zip(envelope.sure.iter())
+                .map(|(&height, &sure)| f64::from(height) / TWO_32 * (1.0 - f64::from(sure) / TWO_32))
                 .sum();
-            assert!(unsure < 0.017, "{sigma}: {unsure}");
+            assert!(unsure < 0.0165, "{sigma}: {unsure}");
         }
     }
 }

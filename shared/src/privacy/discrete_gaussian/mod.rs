@@ -10,30 +10,35 @@
 //!
 //! Let `w(x) = exp(-x^2 / (2 sigma^2))`, and `S` the integer `scale` of [`envelope`].
 //!
-//! 1. One word chooses a block by an integer alias table: a block of height `h` with probability exactly
-//!    `h / 2^64`, a tail of first height `h` with `2 h 2^(t - b) / 2^64`, where blocks have `2^b` integers and
-//!    tail blocks `2^t`.
-//! 2. The low `b` bits of a second word choose an integer of the block, each with probability `2^-b`. In a
-//!    tail, the number of zero bits before the first one chooses tail block `q` with probability `2^-(q+1)`;
-//!    `t` more bits choose an integer of it.
-//! 3. The integer is kept if `U h < S w(x)` (`U h 2^-q < S w(x)` in a tail) for a fresh uniform real `U`, whose
-//!    first digits are the remaining bits of the second word. Otherwise all starts again.
+//! 1. The high 32 bits of a word choose a block by an integer alias table: a block of height `h` with
+//!    probability exactly `h / 2^32`, a tail of first height `h` with `2 h 2^(t - b) / 2^32`, where blocks have
+//!    `2^b` integers and tail blocks `2^t`.
+//! 2. `b` further bits, independent of those, choose an integer of the block, each with probability `2^-b`: the
+//!    lowest of the same word for `b` up to 16, those of another word beyond. In a tail, the number of zero
+//!    bits before the first one chooses tail block `q` with probability `2^-(q+1)`; `t` more bits choose an
+//!    integer of it.
+//! 3. The integer is kept if `U h < S w(x)` (`U h 2^-q < S w(x)` in a tail) for a uniform real `U`, whose first
+//!    digits are what is left of the first word (in a tail, a fresh word) and whose others are drawn when needed.
+//!    Otherwise all starts again.
 //!
 //! Since heights are at least `S w(x)` ([`envelope`] proves it), a given `x` is kept in one turn with
 //! probability
 //!
-//! - in a block: `h / 2^64 * 2^-b * S w(x) / h`,
-//! - in a tail: `2 h 2^(t - b) / 2^64 * 2^-(q+1) * 2^-t * S w(x) 2^q / h`,
+//! - in a block: `h / 2^32 * 2^-b * S w(x) / h`,
+//! - in a tail: `2 h 2^(t - b) / 2^32 * 2^-(q+1) * 2^-t * S w(x) 2^q / h`,
 //!
-//! both equal to `w(x) * S / 2^(64 + b)`: proportional to `w(x)` with one constant for all integers. Turns are
+//! both equal to `w(x) * S / 2^(32 + b)`: proportional to `w(x)` with one constant for all integers. Turns are
 //! independent, so the kept integer has exactly the law wanted.
 //!
 //! # How step 3 is decided
 //!
 //! Exactly, in three ways that never disagree, since each answers only when it is sure:
-//! all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (98.4 % of
-//! draws or more); they lie on one side of an `f64` estimate by more than its proved error; or interval
-//! arithmetic in integers with as many digits of `U` as it takes ([`comparison`]).
+//!
+//! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (98.3 % of
+//!   draws or more),
+//! - the first 64 digits of `U` lie on one side of an `f64` estimate by more than its proved error (all but
+//!   one in 10^9 of the rest),
+//! - integer interval arithmetic with as many digits of `U` as it takes ([`comparison`]).
 //!
 //! # The end of `i64`
 //!
@@ -47,9 +52,9 @@ mod envelope;
 mod exponential;
 mod natural;
 
-use self::alias::AliasTable;
-use self::comparison::{Acceptance, Digits};
-use self::envelope::{Envelope, TWO_64};
+use self::alias::{AliasTable, SLOTS};
+use self::comparison::Acceptance;
+use self::envelope::Envelope;
 use self::exponential::Sigma;
 use super::Generator;
 
@@ -58,8 +63,17 @@ const MAGNITUDE_LIMIT: u128 = 1 << 62;
 
 /// Half the width, in units of 2^-64, of the band around the `f64` estimate of an acceptance where it does not
 /// decide. The estimate errs by less than 2^-43 (weight 2^-44, three roundings) and its conversion by one
-/// unit: 2^21 + 1 units.
+/// unit: 2^21 + 1 units. The digits of the uniform beyond 64 add less than a unit.
 const ESTIMATE_MARGIN: u64 = 1 << 24;
+
+/// Blocks of up to `2^16` integers take the choice of one from the low half of the word that chose the block,
+/// which leaves 16 digits or more of the uniform.
+const WIDEST_BITS_IN_A_WORD: u32 = 16;
+
+/// Words that [`DiscreteGaussian::add_to`] takes from the generator at once.
+const BATCH: usize = 32;
+
+const TWO_64: f64 = 18_446_744_073_709_551_616.0;
 
 /// Why there is no sampler for a standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -68,11 +82,21 @@ pub struct SigmaOutOfRange {
     got: f64,
 }
 
-/// The discrete Gaussian `N_Z(0, sigma^2)`: tables of 40 KiB at most, made in some tens of microseconds.
+/// The discrete Gaussian `N_Z(0, sigma^2)`: tables of 12 KiB, made in a tenth of a millisecond.
 pub struct DiscreteGaussian {
     sigma: Sigma,
     table: AliasTable,
     envelope: Envelope,
+    /// Of the low half of a word, the bits that choose an integer of the block; none where another word does.
+    offset_bits: u32,
+}
+
+/// A choice of block and integer, and what the same word says of the uniform.
+struct Candidate {
+    block: usize,
+    sample: i64,
+    /// The first `32 - offset_bits` digits of the uniform; the low bits are not digits.
+    digits: u32,
 }
 
 impl DiscreteGaussian {
@@ -80,6 +104,7 @@ impl DiscreteGaussian {
     ///
     /// It is the parameter of the law. The standard deviation is below it (Canonne, Kamath and Steinke show it):
     /// by 7.3 % at 0.5, 0.034 % at 0.75, a ten-millionth at 1, and less than an `f64` shows from 2 on.
+    /// Errors if `sigma` is outside the range or not a number.
     pub fn new(sigma: f64) -> Result<Self, SigmaOutOfRange> {
         if !(0.5..=(1u64 << 40) as f64).contains(&sigma) {
             return Err(SigmaOutOfRange { got: sigma });
@@ -89,10 +114,13 @@ impl DiscreteGaussian {
     }
 
     fn under(envelope: Envelope, sigma: Sigma) -> Self {
+        let table = AliasTable::new(&envelope.block_weights());
+        let offset_bits = Some(envelope.width_bits).filter(|&bits| bits <= WIDEST_BITS_IN_A_WORD);
         Self {
             sigma,
-            table: AliasTable::new(&envelope.block_weights()),
+            table,
             envelope,
+            offset_bits: offset_bits.unwrap_or(0),
         }
     }
 
@@ -104,16 +132,8 @@ impl DiscreteGaussian {
     /// One sample; `|sample| < 2^62`.
     #[inline]
     pub fn sample(&self, generator: &mut Generator) -> i64 {
-        loop {
-            let [choice, word] = generator.next_words();
-            let block = self.table.choose(choice);
-            if self.surely_accepts(block, word) {
-                return self.integer(block, word);
-            }
-            if let Some(sample) = self.settle(block, word, generator) {
-                return sample;
-            }
-        }
+        let word = generator.next_u64();
+        self.sample_from(word, generator)
     }
 
     /// Adds an independent sample to each of `values`.
@@ -122,57 +142,96 @@ impl DiscreteGaussian {
     /// the ends of `i64` instead of wrapping: that is a function of the exact noisy sum alone, so the
     /// privacy of the sum is kept (post-processing).
     pub fn add_to(&self, values: &mut [i64], generator: &mut Generator) {
-        for value in values {
+        let (batches, rest) = values.as_chunks_mut::<BATCH>();
+        for batch in batches {
+            let words = generator.next_words::<BATCH>();
+            for (value, word) in batch.iter_mut().zip(words) {
+                *value = value.saturating_add(self.sample_from(word, generator));
+            }
+        }
+        for value in rest {
             *value = value.saturating_add(self.sample(generator));
         }
     }
 
-    /// The integer of `block` that the low bits of `word` choose.
+    /// One sample, from `word` alone but for about one draw in sixty (and the offset in wide blocks).
     #[inline]
-    fn integer(&self, block: usize, word: u64) -> i64 {
+    fn sample_from(&self, word: u64, generator: &mut Generator) -> i64 {
+        let candidate = self.candidate(word, generator);
+        if self.surely_accepts(&candidate) {
+            return candidate.sample;
+        }
+        self.settle_or_draw_again(candidate, generator)
+    }
+
+    #[inline]
+    fn candidate(&self, word: u64, generator: &mut Generator) -> Candidate {
         let Envelope { side, width_bits, .. } = self.envelope;
-        let offset = word & ((1 << width_bits) - 1);
-        ((block as i64 - side as i64) << width_bits) + offset as i64
+        let (choice, digits) = ((word >> 32) as u32, word as u32);
+        let block = self.table.choose(choice);
+        let source = if self.offset_bits == width_bits {
+            u64::from(digits)
+        } else {
+            generator.next_u64()
+        };
+        let offset = source & ((1 << width_bits) - 1);
+        let sample = ((block as i64 - side as i64) << width_bits) + offset as i64;
+        Candidate {
+            block,
+            sample,
+            digits,
+        }
     }
 
-    /// True only if the high bits of `word`, whatever digits follow them, are below the sure share of `block`.
+    /// True only if the uniform, whatever digits follow those of the candidate, is below the block's sure share.
     ///
-    /// The low bits of `word` choose the integer and must not decide: they count as their greatest value.
+    /// Bits of the word that are no digits must not decide: they count as ones, digits to come as well.
     #[inline]
-    fn surely_accepts(&self, block: usize, word: u64) -> bool {
-        let offset_mask = (1 << self.envelope.width_bits) - 1;
-        self.envelope
-            .sure
-            .get(block)
-            .is_some_and(|&sure| word | offset_mask < sure)
+    fn surely_accepts(&self, candidate: &Candidate) -> bool {
+        candidate.digits | ((1 << self.offset_bits) - 1) < self.envelope.sure[candidate.block % SLOTS]
     }
 
-    /// What becomes of a draw that is not surely kept: `None` if all starts again.
+    /// What becomes of a draw that is not surely kept.
     #[cold]
     #[inline(never)]
-    fn settle(&self, block: usize, word: u64, generator: &mut Generator) -> Option<i64> {
-        if block >= self.envelope.heights.len() {
-            return self.sample_tail(block, generator);
+    fn settle_or_draw_again(&self, mut candidate: Candidate, generator: &mut Generator) -> i64 {
+        loop {
+            if let Some(sample) = self.settle(&candidate, generator) {
+                return sample;
+            }
+            let word = generator.next_u64();
+            candidate = self.candidate(word, generator);
         }
-        let accepted = self
-            .estimate_accepts(block, word)
-            .unwrap_or_else(|| self.exactly_accepts(block, word, generator));
-        accepted.then(|| self.integer(block, word))
+    }
+
+    /// The sample, or `None` if all starts again.
+    fn settle(&self, candidate: &Candidate, generator: &mut Generator) -> Option<i64> {
+        if candidate.block >= self.envelope.heights.len() {
+            return self.sample_tail(candidate.block, generator);
+        }
+        let uniform = self.first_digits(candidate, generator);
+        self.estimate_accepts(candidate, uniform)
+            .unwrap_or_else(|| self.exactly_accepts(candidate, uniform, generator))
+            .then_some(candidate.sample)
+    }
+
+    /// The first 64 digits of the uniform: those of the candidate, the others drawn now.
+    fn first_digits(&self, candidate: &Candidate, generator: &mut Generator) -> u64 {
+        let known = 32 - self.offset_bits;
+        u64::from(candidate.digits >> self.offset_bits) << (64 - known) | generator.next_u64() >> known
     }
 
     /// Whether the `f64` estimate accepts; `None` if it lies too close to say.
-    fn estimate_accepts(&self, block: usize, word: u64) -> Option<bool> {
-        let height = self.envelope.heights[block];
-        let weight = self.sigma.weight(self.integer(block, word).unsigned_abs());
-        let ratio = weight * (self.envelope.scale as f64 / height as f64);
+    fn estimate_accepts(&self, candidate: &Candidate, uniform: u64) -> Option<bool> {
+        let height = self.envelope.heights[candidate.block];
+        let weight = self.sigma.weight(candidate.sample.unsigned_abs());
+        let ratio = weight * (f64::from(self.envelope.scale) / f64::from(height));
         let estimate = (ratio * TWO_64) as u64;
-        let offset_mask = (1 << self.envelope.width_bits) - 1;
-        let (lowest, highest) = (word & !offset_mask, word | offset_mask);
-        if highest < estimate.saturating_sub(ESTIMATE_MARGIN) {
+        if uniform < estimate.saturating_sub(ESTIMATE_MARGIN) {
             Some(true)
         } else if estimate
             .checked_add(ESTIMATE_MARGIN)
-            .is_some_and(|above| above <= lowest)
+            .is_some_and(|above| above <= uniform)
         {
             Some(false)
         } else {
@@ -180,18 +239,13 @@ impl DiscreteGaussian {
         }
     }
 
-    fn exactly_accepts(&self, block: usize, word: u64, generator: &mut Generator) -> bool {
-        let width_bits = self.envelope.width_bits;
+    fn exactly_accepts(&self, candidate: &Candidate, uniform: u64, generator: &mut Generator) -> bool {
         let acceptance = Acceptance {
             sigma: &self.sigma,
             scale: self.envelope.scale,
-            height: self.envelope.heights[block],
+            height: self.envelope.heights[candidate.block],
             halvings: 0,
-            magnitude: self.integer(block, word).unsigned_abs(),
-        };
-        let uniform = Digits {
-            drawn: word >> width_bits,
-            bits: u64::from(64 - width_bits),
+            magnitude: candidate.sample.unsigned_abs(),
         };
         acceptance.decide(uniform, || generator.next_u64())
     }
@@ -207,7 +261,7 @@ impl DiscreteGaussian {
         let below = match block as u64 - 2 * side {
             0 => false,
             1 => true,
-            _ => return None, // the part of 2^64 that no block fills
+            _ => return None, // the part of 2^32 that no block fills
         };
         let mut halvings = 0;
         loop {
@@ -231,7 +285,8 @@ impl DiscreteGaussian {
             halvings,
             magnitude,
         };
-        let accepted = acceptance.decide(Digits { drawn: 0, bits: 0 }, || generator.next_u64());
+        let uniform = generator.next_u64();
+        let accepted = acceptance.decide(uniform, || generator.next_u64());
         let magnitude = magnitude as i64;
         accepted.then_some(if below { -magnitude } else { magnitude })
     }

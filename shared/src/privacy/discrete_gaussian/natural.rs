@@ -1,7 +1,8 @@
 //! Natural numbers of any size, as far as the exact decision needs them.
 //!
 //! In and out: [`Natural`]. Promised: every operation is exact, or rounds down where its name says `floor`.
-//! Reached about once in 2^34 samples, so it is written to be checked by eye rather than to be fast.
+//! Reached about once in a million samples (the tails), so it is written to be checked by eye rather than to
+//! be fast.
 
 use std::cmp::Ordering;
 
