@@ -7,13 +7,15 @@
 //!
 //! Two accountants run side by side. [`renyi_epsilon`] is looser, holds also for releases chosen in sight of
 //! earlier ones, and holds for discrete Gaussian noise as it stands. [`epsilon`] composes privacy loss
-//! distributions; it is sharp, holds for a plan fixed beforehand, and is about continuous Gaussian noise.
+//! distributions; it is sharp, holds for a plan fixed beforehand, and is about continuous Gaussian noise:
+//! [`continuous_equivalent`] gives the noise multiplier to put in for discrete noise.
 //!
 //! Figures do not fall when steps or sampling rate grow or noise or delta shrink, but for the width of the
 //! grid: two calls that differ by less than 1e-4, relative, may come out in either order.
 
 mod closed_form;
 mod composition;
+mod lattice;
 mod loss;
 mod outlook;
 mod renyi;
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::{Delta, NoiseMultiplier, SamplingRate};
 
 pub use composition::Composition;
+pub use lattice::continuous_equivalent;
 pub use renyi::{RenyiCurve, renyi_epsilon};
 pub use solve::{OutOfReach, noise_for, steps_for};
 
