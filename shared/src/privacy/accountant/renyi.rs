@@ -33,8 +33,9 @@ static ORDERS: LazyLock<Vec<Order>> = LazyLock::new(|| {
     let near_one = (0..72).map(|i| 1.0 + f64::exp2(f64::from(i - 72) / 8.0));
     let quarters = (8..48).map(|i| f64::from(i) / 4.0);
     let halves = (24..64).map(|i| f64::from(i) / 2.0);
-    let sparse = (40..=160).map(|i| f64::exp2(f64::from(i) / 8.0).round());
-    near_one.chain(quarters).chain(halves).chain(sparse).map(Order::new).collect()
+    let every = (32..128).map(f64::from);
+    let sparse = (56..=160).map(|i| f64::exp2(f64::from(i) / 8.0).round());
+    near_one.chain(quarters).chain(halves).chain(every).chain(sparse).map(Order::new).collect()
 });
 
 /// An order and what the conversion to epsilon needs of it.
