@@ -19,9 +19,6 @@ mod chain;
 mod draw;
 mod shopper;
 
-use std::path::Path;
-
-use anyhow::Context;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -132,23 +129,6 @@ pub fn synthetic_schema() -> String {
         toml += &format!("\n[[features]]\ncolumn = \"{column}\"\nmin = {min:?}\nmax = {max:?}\n");
     }
     toml
-}
-
-/// Writes `offers` to `path` as CSV: `customer_id`, the features, `responded` as 0 or 1.
-pub fn write_csv(offers: &[Offer], path: &Path) -> anyhow::Result<()> {
-    let failed = || format!("cannot write offers to {}", path.display());
-    let mut csv = csv::Writer::from_path(path).with_context(failed)?;
-    let columns = FEATURES.iter().map(|feature| feature.column);
-    csv.write_record(["customer_id"].into_iter().chain(columns).chain(["responded"])).with_context(failed)?;
-    for offer in offers {
-        csv.write_field(&offer.customer_id).with_context(failed)?;
-        for value in offer.features {
-            csv.write_field(format!("{value:.4}")).with_context(failed)?;
-        }
-        csv.write_field(if offer.responded { "1" } else { "0" }).with_context(failed)?;
-        csv.write_record(None::<&[u8]>).with_context(failed)?;
-    }
-    csv.flush().with_context(failed)
 }
 
 /// The generator of one branch (from 1 on) or of the chain (0): the streams of a seed never overlap.
