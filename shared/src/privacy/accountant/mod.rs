@@ -95,7 +95,8 @@ fn certified(events: &[GaussianEvent], delta: Delta, tolerance: f64) -> EpsilonB
         bounds.upper = bounds.upper.min(found.upper);
         bounds.lower = bounds.lower.max(found.lower).min(bounds.upper);
         let fits = inside && bounds.upper > 0.8 * expected;
-        if bounds.upper == 0.0 || (fine && fits) {
+        let hopeless = found.upper >= found.renyi;
+        if bounds.upper == 0.0 || hopeless || (fine && fits) {
             break;
         }
         fine = fits;
