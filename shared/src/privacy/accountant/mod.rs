@@ -55,7 +55,7 @@ pub struct EpsilonBounds {
 }
 
 /// By how much, relative, the grid of [`epsilon`] may raise the upper figure.
-const TOLERANCE: f64 = 2e-5;
+const TOLERANCE: f64 = 4e-5;
 
 /// The same, of the first grid.
 const COARSE: f64 = 3e-3;
