@@ -55,7 +55,7 @@ pub struct EpsilonBounds {
 }
 
 /// By how much, relative, the grid of [`epsilon`] may raise the upper figure.
-const TOLERANCE: f64 = 2e-5;
+const TOLERANCE: f64 = 4e-5;
 
 /// The same, of the first grid.
 const COARSE: f64 = 3e-3;
@@ -95,7 +95,8 @@ fn certified(events: &[GaussianEvent], delta: Delta, tolerance: f64) -> EpsilonB
         bounds.upper = bounds.upper.min(found.upper);
         bounds.lower = bounds.lower.max(found.lower).min(bounds.upper);
         let fits = inside && bounds.upper > 0.8 * expected;
-        if bounds.upper == 0.0 || (fine && fits) {
+        let hopeless = found.upper >= found.renyi;
+        if bounds.upper == 0.0 || hopeless || (fine && fits) {
             break;
         }
         fine = fits;
