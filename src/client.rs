@@ -140,7 +140,8 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let (cap_epsilon, cap_delta) = (config.privacy.cap_epsilon, config.privacy.cap_delta);
     let terms = Terms { cap_epsilon, cap_delta, holdout_permille };
     let budget = Mutex::new(Budget::open(&home.ledger(), home.identity()?, terms)?);
-    let outbox = Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
+    let outbox =
+        Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
     let workplace = Arc::new(Workplace { records, budget, outbox });
     let coordinator = config.coordinator.clone();
     let site = Site { coordinator, authority, credentials, schema, workplace };
@@ -176,7 +177,8 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
             tracing::warn!(%error, "status.json could not be written");
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = session::run(&site, &mut note) => Ok(outcome?),
@@ -267,7 +269,13 @@ impl SiteState {
         let rows = [
             ("site", self.name.clone()),
             ("coordinator", format!("{} ({})", self.coordinator, self.connection)),
-            ("privacy spent", format!("epsilon {:.3} of {} at delta {:e}", self.epsilon_spent, self.epsilon_cap, self.delta)),
+            (
+                "privacy spent",
+                format!(
+                    "epsilon {:.3} of {} at delta {:e}",
+                    self.epsilon_spent, self.epsilon_cap, self.delta
+                ),
+            ),
             ("set aside", format!("epsilon {:.3} with running jobs", self.epsilon_reserved)),
             (
                 "released",

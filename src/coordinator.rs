@@ -10,7 +10,9 @@ use weighhouse_coordinator::listener::Coordinator;
 #[derive(Debug, Subcommand)]
 pub enum CoordinatorVerb {
     /// Make a new federation: authority, coordinator's and operator's keys, settings
-    #[command(after_help = "Example:\n  weighhouse coordinator init --home coordinator-home --public-address shop.example:7443")]
+    #[command(
+        after_help = "Example:\n  weighhouse coordinator init --home coordinator-home --public-address shop.example:7443"
+    )]
     Init {
         /// Folder to make
         #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "coordinator-home", value_name = "DIR")]
@@ -43,7 +45,8 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
             Ok(())
         }
         CoordinatorVerb::Serve { home, end_with_stdin } => {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             let outcome = runtime.block_on(async {
                 let coordinator = Coordinator::start(&Home::at(&home))?;
                 println!("listening on {}", coordinator.address());

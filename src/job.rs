@@ -15,7 +15,8 @@ use weighhouse_shared::job::{JobContract, JobFile};
 use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, Decision, JobEvent, JobStatus, JobSummary, OperatorToCoordinator, SignedContract, StopJob,
+    CoordinatorToOperator, Decision, JobEvent, JobStatus, JobSummary, OperatorToCoordinator, SignedContract,
+    StopJob,
 };
 
 #[derive(Debug, Subcommand)]
@@ -42,7 +43,9 @@ pub enum JobVerb {
         format: FormatArgument,
     },
     /// Show a job's progress until it ends
-    #[command(after_help = "Example:\n  weighhouse job watch 3f2a\n\nWithout a job: the newest. Exit code 3 if the job did not finish.")]
+    #[command(
+        after_help = "Example:\n  weighhouse job watch 3f2a\n\nWithout a job: the newest. Exit code 3 if the job did not finish."
+    )]
     Watch {
         /// The beginning of the job's identifier
         job: Option<String>,
@@ -159,10 +162,13 @@ pub fn describe(event: &JobEvent) -> String {
             };
             format!("{site} refused: {why}")
         }
-        JobEvent::Contributed { round, sites_in, sites } => format!("round {round}: {sites_in} of {sites} sites in"),
+        JobEvent::Contributed { round, sites_in, sites } => {
+            format!("round {round}: {sites_in} of {sites} sites in")
+        }
         JobEvent::Committed(summary) => {
             let auc = summary.quality.and_then(|quality| quality.auc);
-            let quality = auc.map_or_else(String::new, |auc| format!(", AUC {auc:.3} (noised, model before it)"));
+            let quality =
+                auc.map_or_else(String::new, |auc| format!(", AUC {auc:.3} (noised, model before it)"));
             format!(
                 "round {} committed: {} sites, epsilon {:.3} spent{quality}",
                 summary.round, summary.sites, summary.epsilon

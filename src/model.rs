@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::ModelArtifact;
-use weighhouse_shared::wire::messages::{CoordinatorToOperator, ListModels, ModelSummary, OperatorToCoordinator};
+use weighhouse_shared::wire::messages::{
+    CoordinatorToOperator, ListModels, ModelSummary, OperatorToCoordinator,
+};
 
 #[derive(Debug, Subcommand)]
 pub enum ModelVerb {
@@ -21,7 +23,9 @@ pub enum ModelVerb {
         format: FormatArgument,
     },
     /// Write a job's model as safetensors
-    #[command(after_help = "Example:\n  weighhouse model export 3f2a --output campaign.safetensors\n\nWithout a job: the newest.")]
+    #[command(
+        after_help = "Example:\n  weighhouse model export 3f2a --output campaign.safetensors\n\nWithout a job: the newest."
+    )]
     Export {
         /// The beginning of the job's identifier
         job: Option<String>,
@@ -66,8 +70,9 @@ pub fn save(path: &Path, contract: &JobContract, parameters: Vec<f32>) -> Result
         schema_json: serde_json::to_string(&contract.schema)?,
         parameters,
     };
-    write_whole(path, &artifact.to_safetensors()?)
-        .with_context(|| format!("cannot write {}; is the disk full, and does its folder exist?", path.display()))
+    write_whole(path, &artifact.to_safetensors()?).with_context(|| {
+        format!("cannot write {}; is the disk full, and does its folder exist?", path.display())
+    })
 }
 
 fn model_table(models: &[ModelSummary]) -> String {

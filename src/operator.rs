@@ -10,7 +10,8 @@ use weighhouse_shared::job::JobContract;
 use weighhouse_shared::tls::Trust;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, ExportModel, JobEvent, JobSummary, ListJobs, ModelHeader, OperatorToCoordinator, WatchJob,
+    CoordinatorToOperator, ExportModel, JobEvent, JobSummary, ListJobs, ModelHeader, OperatorToCoordinator,
+    WatchJob,
 };
 use weighhouse_shared::wire::stream;
 
@@ -40,7 +41,10 @@ impl Operator {
         let credentials = home.credentials("operator")?;
         let trust = Trust::Authority(home.authority()?);
         let (endpoint, connection) = connect(address, &credentials, trust).await.with_context(|| {
-            format!("cannot reach the coordinator; start it with `weighhouse coordinator serve --home {}`", folder.display())
+            format!(
+                "cannot reach the coordinator; start it with `weighhouse coordinator serve --home {}`",
+                folder.display()
+            )
         })?;
         Ok(Self { _endpoint: endpoint, connection })
     }
@@ -99,15 +103,16 @@ impl Operator {
             if matches!(&event, JobEvent::Status(status) if status.is_final()) {
                 return Ok(());
             }
-            answer = stream::receive(&mut receive)
-                .await?
-                .ok_or_else(|| anyhow!("the coordinator stopped telling; watch again with `weighhouse job watch`"))?;
+            answer = stream::receive(&mut receive).await?.ok_or_else(|| {
+                anyhow!("the coordinator stopped telling; watch again with `weighhouse job watch`")
+            })?;
         }
     }
 
     /// The model of `job` as it stands, with the contract that made it.
     pub async fn model(&self, job: JobId) -> Result<(JobContract, ModelHeader, Vec<f32>)> {
-        let (answer, mut receive) = self.ask(&OperatorToCoordinator::ExportModel(ExportModel { job })).await?;
+        let (answer, mut receive) =
+            self.ask(&OperatorToCoordinator::ExportModel(ExportModel { job })).await?;
         let CoordinatorToOperator::Model(header) = answer else {
             bail!("the coordinator answered another question")
         };
@@ -116,7 +121,8 @@ impl Operator {
         if header.len > MAX_MODEL_LEN {
             bail!("the coordinator offers a model of {} bytes, more than any job can have", header.len);
         }
-        let bytes = receive.read_to_end(header.len as usize).await.context("the model did not arrive whole")?;
+        let bytes =
+            receive.read_to_end(header.len as usize).await.context("the model did not arrive whole")?;
         if ContentHash::of(&bytes) != header.model {
             bail!("the model did not arrive whole; ask again");
         }

@@ -44,7 +44,8 @@ pub enum SiteVerb {
 pub fn run(verb: SiteVerb) -> Result<()> {
     match verb {
         SiteVerb::Invite { name, valid, home, format } => {
-            let invite = block_on(async { invite(&Operator::connect(&home.home).await?, &name, valid).await })?;
+            let invite =
+                block_on(async { invite(&Operator::connect(&home.home).await?, &name, valid).await })?;
             match format.format {
                 Format::Text => println!("{invite}"),
                 Format::Json => print_json(&serde_json::json!({ "site": name, "invite": invite }))?,

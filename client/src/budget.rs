@@ -37,7 +37,9 @@ pub enum BudgetError {
         path: PathBuf,
     },
     /// The ledger was changed or is damaged.
-    #[error("the privacy ledger {path} has been damaged or tampered with; restore it from a backup and inform the data-protection officer")]
+    #[error(
+        "the privacy ledger {path} has been damaged or tampered with; restore it from a backup and inform the data-protection officer"
+    )]
     Damaged {
         /// The ledger.
         path: PathBuf,
@@ -376,7 +378,10 @@ mod tests {
         drop(budget);
         let identity = Identity::load(&home.folder.path().join("site.key")).unwrap();
         let other = Terms { holdout_permille: 200, ..terms(8.0) };
-        assert!(matches!(Budget::open(&home.ledger(), identity, other), Err(BudgetError::Holdout { ledger: 100 })));
+        assert!(matches!(
+            Budget::open(&home.ledger(), identity, other),
+            Err(BudgetError::Holdout { ledger: 100 })
+        ));
     }
 
     #[test]

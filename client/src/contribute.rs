@@ -111,10 +111,7 @@ impl Workplace {
             }
             false => None,
         };
-        Ok(Contribution {
-            evaluation: evaluation.map(|(_, bytes)| histogram_counts(&bytes)),
-            update,
-        })
+        Ok(Contribution { evaluation: evaluation.map(|(_, bytes)| histogram_counts(&bytes)), update })
     }
 
     /// The bytes for (job, round, kind): the stored ones if there are any, else new ones made with a

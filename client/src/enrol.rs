@@ -28,7 +28,9 @@ pub enum EnrolError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The coordinator did not take the invite.
-    #[error("the coordinator refused the invite: it is used, expired or unknown; ask the operator for a new one")]
+    #[error(
+        "the coordinator refused the invite: it is used, expired or unknown; ask the operator for a new one"
+    )]
     Refused,
     /// A certificate cannot be made.
     #[error("cannot make the enrolment certificate")]
@@ -80,8 +82,11 @@ pub async fn join(
     };
     let pem = |der: &[u8]| {
         let body = data_encoding::BASE64.encode(der);
-        let lines: Vec<&str> =
-            body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("base64 is ASCII")).collect();
+        let lines: Vec<&str> = body
+            .as_bytes()
+            .chunks(64)
+            .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
+            .collect();
         format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
     };
     let config = settings(name.clone(), invite.address.clone());

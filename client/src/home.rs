@@ -1,10 +1,10 @@
 //! A site's home folder: one commented `client.toml`, its key and certificates, its ledger, its outbox.
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use std::io;
 use std::path::{Path, PathBuf};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use weighhouse_shared::config::{self, ConfigError};
 use weighhouse_shared::identity::{Identity, IdentityError};
 use weighhouse_shared::privacy::{Delta, Epsilon};
@@ -54,7 +54,9 @@ pub enum HomeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The folder is no home.
-    #[error("{folder} is not a site's home: there is no client.toml; join first with `weighhouse client join INVITE --home {folder}`")]
+    #[error(
+        "{folder} is not a site's home: there is no client.toml; join first with `weighhouse client join INVITE --home {folder}`"
+    )]
     NotAHome {
         /// The folder.
         folder: PathBuf,
@@ -184,8 +186,7 @@ impl NewConfig {
     /// The commented file.
     pub fn to_toml(&self) -> String {
         let quoted = |text: &str| toml::Value::from(text).to_string();
-        let files: Vec<String> =
-            self.files.iter().map(|file| quoted(&file.display().to_string())).collect();
+        let files: Vec<String> = self.files.iter().map(|file| quoted(&file.display().to_string())).collect();
         format!(
             "# This site's settings. Restart the daemon after a change.\n\
              \n\

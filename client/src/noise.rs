@@ -88,13 +88,9 @@ pub(crate) fn noise_histogram(
     let multiplier = debit.charge().event.noise_multiplier.value();
     let domain = VectorDomain::new(AtomDomain::<i64>::default());
     let scale = multiplier * CUSTOMER_UNITS as f64;
-    let mechanism = make_gaussian::<_, _, ZeroConcentratedDivergence>(
-        domain,
-        L2Distance::<i64>::default(),
-        scale,
-        None,
-    )
-    .map_err(failed)?;
+    let mechanism =
+        make_gaussian::<_, _, ZeroConcentratedDivergence>(domain, L2Distance::<i64>::default(), scale, None)
+            .map_err(failed)?;
     let rho = mechanism.map(&CUSTOMER_UNITS).map_err(failed)?;
     // zCDP rho of a Gaussian release is 1 / (2 multiplier^2), which the debit's Renyi curve charges.
     if rho > 0.5 / (multiplier * multiplier) * (1.0 + 1e-9) {
@@ -114,7 +110,10 @@ mod tests {
     fn debit(population: Population, steps: u32) -> Debit {
         let (noise_multiplier, sampling_rate) =
             (NoiseMultiplier::new(2.0).unwrap(), SamplingRate::new(1.0).unwrap());
-        Debit::for_test(Charge { population, event: GaussianEvent { noise_multiplier, sampling_rate, steps } })
+        Debit::for_test(Charge {
+            population,
+            event: GaussianEvent { noise_multiplier, sampling_rate, steps },
+        })
     }
 
     fn zeros() -> ClippedSum {

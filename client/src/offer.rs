@@ -36,7 +36,9 @@ pub enum OfferError {
         reason: String,
     },
     /// It is for other columns.
-    #[error("the job is for the schema `{wanted}`, which differs from this site's `{own}`; agree on one schema file")]
+    #[error(
+        "the job is for the schema `{wanted}`, which differs from this site's `{own}`; agree on one schema file"
+    )]
     Schema {
         /// The job's schema.
         wanted: String,

@@ -123,7 +123,10 @@ mod tests {
         outbox.store(other, RoundId(0), kind, base, b"b").unwrap();
         outbox.forget(job, Some(RoundId(2))).unwrap();
         let there = |job, round| outbox.find(job, RoundId(round), kind).unwrap().is_some();
-        assert_eq!([there(job, 0), there(job, 1), there(job, 2), there(other, 0)], [false, false, true, true]);
+        assert_eq!(
+            [there(job, 0), there(job, 1), there(job, 2), there(other, 0)],
+            [false, false, true, true]
+        );
         outbox.forget(job, None).unwrap();
         assert!(!there(job, 2) && there(other, 0));
     }

@@ -37,7 +37,9 @@ pub enum RecordsError {
         header: String,
     },
     /// A cell that should be a number.
-    #[error("{path}, line {line}: column `{column}` holds `{text}`, which is not a finite number; correct the cell or remove the row")]
+    #[error(
+        "{path}, line {line}: column `{column}` holds `{text}`, which is not a finite number; correct the cell or remove the row"
+    )]
     NotANumber {
         /// The file.
         path: PathBuf,
@@ -49,7 +51,9 @@ pub enum RecordsError {
         text: String,
     },
     /// A label that is not 0 or 1.
-    #[error("{path}, line {line}: label `{column}` is `{text}`, and must be 0 or 1; correct the cell or remove the row")]
+    #[error(
+        "{path}, line {line}: label `{column}` is `{text}`, and must be 0 or 1; correct the cell or remove the row"
+    )]
     NotALabel {
         /// The file.
         path: PathBuf,
@@ -80,7 +84,9 @@ pub enum RecordsError {
     #[error("every customer is held out for evaluation; lower `data.holdout` in client.toml or add records")]
     NothingToTrain,
     /// A label with one value teaches nothing.
-    #[error("every row's label `{column}` is {value}; a site needs both 0 and 1 to learn from: check the label column in the schema")]
+    #[error(
+        "every row's label `{column}` is {value}; a site needs both 0 and 1 to learn from: check the label column in the schema"
+    )]
     OneClass {
         /// The label column.
         column: String,

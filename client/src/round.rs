@@ -109,7 +109,8 @@ impl Rounds {
                 if known != Some(start.task) {
                     return vec![Action::Skip { job: start.job, round: start.round }];
                 }
-                let working = job.current.as_ref().is_some_and(|current| current.start == start && current.working);
+                let working =
+                    job.current.as_ref().is_some_and(|current| current.start == start && current.working);
                 job.current = Some(Current { start, model: None, working });
                 Vec::new()
             }
@@ -121,7 +122,11 @@ impl Rounds {
                 }
                 current.model = Some(bytes.clone());
                 current.working = true;
-                vec![Action::Work { contract: job.contract.clone(), start: current.start.clone(), model: bytes }]
+                vec![Action::Work {
+                    contract: job.contract.clone(),
+                    start: current.start.clone(),
+                    model: bytes,
+                }]
             }
             Event::Worked { job: id, round, contribution } => {
                 let Some(job) = self.jobs.get_mut(&id) else { return Vec::new() };

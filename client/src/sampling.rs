@@ -1,8 +1,8 @@
 //! Poisson sampling: each customer is in a step's batch with the contract's rate, independently of all
 //! others and of earlier steps. It is what the accountant counts on.
 
-use weighhouse_shared::privacy::SamplingRate;
 use weighhouse_shared::privacy::Generator;
+use weighhouse_shared::privacy::SamplingRate;
 
 /// The places of the customers drawn from `customers`.
 pub fn poisson_sample(customers: usize, rate: SamplingRate, generator: &mut Generator) -> Vec<usize> {

@@ -18,7 +18,8 @@ use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, Hello, JobAnswer, RoundSkipped, SignedContract, SiteToCoordinator,
+    CoordinatorToSite, Decision, Evaluation, Hello, JobAnswer, RoundSkipped, SignedContract,
+    SiteToCoordinator,
 };
 use weighhouse_shared::wire::stream::{self, Piece, StreamError};
 use weighhouse_shared::wire::transport;
@@ -52,16 +53,22 @@ pub enum ConnectError {
         source: ConnectionError,
     },
     /// The coordinator does not take this site's certificate.
-    #[error("the coordinator refuses this site's certificate: it was revoked or has expired; ask the operator for a new invite")]
+    #[error(
+        "the coordinator refuses this site's certificate: it was revoked or has expired; ask the operator for a new invite"
+    )]
     CertificateRefused,
     /// The coordinator's certificate is of another federation.
-    #[error("the coordinator at {address} is not the one this site joined: its certificate is of another authority")]
+    #[error(
+        "the coordinator at {address} is not the one this site joined: its certificate is of another authority"
+    )]
     WrongCoordinator {
         /// Where it is.
         address: SocketAddr,
     },
     /// Versions differ.
-    #[error("the coordinator speaks protocol version {coordinator}, this release {site}; update the older side")]
+    #[error(
+        "the coordinator speaks protocol version {coordinator}, this release {site}; update the older side"
+    )]
     Version {
         /// The coordinator's.
         coordinator: u16,
@@ -82,12 +89,16 @@ impl ConnectError {
         let connection = match &error {
             StreamError::Connection(error)
             | StreamError::Read(quinn::ReadError::ConnectionLost(error))
-            | StreamError::ReadExact(quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error)))
+            | StreamError::ReadExact(quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(
+                error,
+            )))
             | StreamError::Write(quinn::WriteError::ConnectionLost(error)) => Some(error),
             _ => None,
         };
         match connection {
-            Some(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => Self::CertificateRefused,
+            Some(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => {
+                Self::CertificateRefused
+            }
             _ => Self::Lost(error),
         }
     }
@@ -336,7 +347,8 @@ async fn session(
                             tasks.spawn(async move {
                                 let base = start.model;
                                 // A lost link shows on the connection; the bytes are sent again then.
-                                let _ = stream::send_content(&connection, job, round, base, content, &bytes).await;
+                                let _ = stream::send_content(&connection, job, round, base, content, &bytes)
+                                    .await;
                             });
                         }
                         None if start.task.train => {

@@ -48,8 +48,7 @@ pub fn train_round(
     for _ in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
         let parameters = model.parameters();
-        let clipped =
-            clip_and_sum(network, parameters, table, &chosen, max_rows, &grid, &mut workspace)?;
+        let clipped = clip_and_sum(network, parameters, table, &chosen, max_rows, &grid, &mut workspace)?;
         let noised = noise_sum(clipped, &mut debit, generator)?;
         model.descend(&noised, step);
         if !model.is_finite() {

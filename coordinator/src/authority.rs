@@ -1,8 +1,8 @@
 //! The federation's own certificate authority: issues the certificates by which peers know each other.
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyUsagePurpose, SubjectPublicKeyInfo,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyUsagePurpose, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::CertificateDer;
 use time::{Duration, OffsetDateTime};

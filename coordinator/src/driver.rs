@@ -24,9 +24,9 @@ use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::tls::{self, Role};
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent, JobStatus,
-    JobSummary, ModelHeader, ModelSummary, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, RoundSkipped,
-    RoundStart, RoundSummary, SignedContract,
+    CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
+    JobStatus, JobSummary, ModelHeader, ModelSummary, OperatorToCoordinator, Outcome, Quality, Receipt,
+    Refused, RoundSkipped, RoundStart, RoundSummary, SignedContract,
 };
 
 /// Messages that may wait for the driver.
@@ -185,11 +185,24 @@ impl Driver {
         for (id, record) in parts.store.jobs()? {
             let contract: JobContract = codec::decode(&record.signed.contract)
                 .map_err(|error| DriverError::Job { reason: error.to_string() })?;
-            let machine =
-                JobMachine::restore(contract.into(), record.status, record.round, record.model, &record.answers, 0);
+            let machine = JobMachine::restore(
+                contract.into(),
+                record.status,
+                record.round,
+                record.model,
+                &record.answers,
+                0,
+            );
             let JobRecord { signed, number, .. } = record;
-            let job =
-                Job { number, signed, machine, model: None, aggregate: None, histogram: None, watchers: Vec::new() };
+            let job = Job {
+                number,
+                signed,
+                machine,
+                model: None,
+                aggregate: None,
+                histogram: None,
+                watchers: Vec::new(),
+            };
             jobs.insert(id, job);
         }
         Ok((Self { parts, started: Instant::now(), jobs, online: BTreeMap::new(), inbox }, sender))
@@ -338,7 +351,10 @@ impl Driver {
         task: weighhouse_shared::job::RoundTask,
     ) -> Result<(), DriverError> {
         let model = self.model(id)?;
-        self.send(site, CoordinatorToSite::RoundStart(RoundStart { job: id, round, task, model: model.hash }));
+        self.send(
+            site,
+            CoordinatorToSite::RoundStart(RoundStart { job: id, round, task, model: model.hash }),
+        );
         if let Some(connected) = self.online.get(&site) {
             let _ = connected.outbox.send(ToSite::Model { job: id, round, model });
         }
@@ -523,10 +539,7 @@ impl Driver {
         }))
     }
 
-    fn watch(
-        &mut self,
-        id: JobId,
-    ) -> Result<Option<(Vec<JobEvent>, mpsc::Receiver<JobEvent>)>, DriverError> {
+    fn watch(&mut self, id: JobId) -> Result<Option<(Vec<JobEvent>, mpsc::Receiver<JobEvent>)>, DriverError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
         let mut past: Vec<JobEvent> =
             self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed).collect();
@@ -588,7 +601,8 @@ impl Driver {
             }
             OperatorToCoordinator::Revoke(revoke) => {
                 let record = {
-                    let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut roster =
+                        self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
                     roster.revoke(&revoke.name)?
                 };
                 self.parts.store.put_site(&record)?;
@@ -602,7 +616,9 @@ impl Driver {
                 let summary = roster::summary(&record, &BTreeSet::new(), clock::unix_time_s());
                 CoordinatorToOperator::Revoked(summary)
             }
-            OperatorToCoordinator::SubmitJob(signed) => CoordinatorToOperator::Submitted(self.submit(signed)?),
+            OperatorToCoordinator::SubmitJob(signed) => {
+                CoordinatorToOperator::Submitted(self.submit(signed)?)
+            }
             OperatorToCoordinator::ListJobs(_) => {
                 let mut jobs: Vec<_> = self.jobs.iter().collect();
                 jobs.sort_by_key(|(_, job)| job.number);
@@ -637,8 +653,9 @@ impl Driver {
     }
 
     fn known_job(&self, job: JobId) -> Result<(), RequestError> {
-        let unknown =
-            || RequestError::Refused(format!("there is no job {}; `weighhouse job list` shows all", job.short()));
+        let unknown = || {
+            RequestError::Refused(format!("there is no job {}; `weighhouse job list` shows all", job.short()))
+        };
         self.jobs.contains_key(&job).then_some(()).ok_or_else(unknown)
     }
 
@@ -658,7 +675,9 @@ impl Driver {
         self.parts.store.sync()?;
         let authority = ContentHash::of(&self.parts.authority);
         let invite = Invite { address: self.parts.public_address.clone(), authority, id: *id, secret };
-        Ok(CoordinatorToOperator::Invited(weighhouse_shared::wire::messages::Invited { invite: invite.to_string() }))
+        Ok(CoordinatorToOperator::Invited(weighhouse_shared::wire::messages::Invited {
+            invite: invite.to_string(),
+        }))
     }
 
     fn submit(&mut self, signed: SignedContract) -> Result<JobId, RequestError> {
@@ -717,7 +736,10 @@ impl Driver {
                 name: contract.name.clone(),
                 rounds: rounds_done(job),
                 model: job.machine.model(),
-                parameters: contract.network().map(|network| network.parameter_count() as u64).unwrap_or_default(),
+                parameters: contract
+                    .network()
+                    .map(|network| network.parameter_count() as u64)
+                    .unwrap_or_default(),
                 quality: rounds.iter().rev().find_map(|round| round.quality),
             });
         }

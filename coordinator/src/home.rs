@@ -29,7 +29,9 @@ pub enum HomeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The folder is no home.
-    #[error("{folder} is not a coordinator's home: there is no coordinator.toml; make one with `weighhouse coordinator init --home {folder}`")]
+    #[error(
+        "{folder} is not a coordinator's home: there is no coordinator.toml; make one with `weighhouse coordinator init --home {folder}`"
+    )]
     NotAHome {
         /// The folder.
         folder: PathBuf,
@@ -184,7 +186,11 @@ impl Home {
             None => self.config()?.listen,
         };
         if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { [0u16, 0, 0, 0, 0, 0, 0, 1].into() });
+            address.set_ip(if address.is_ipv4() {
+                [127, 0, 0, 1].into()
+            } else {
+                [0u16, 0, 0, 0, 0, 0, 0, 1].into()
+            });
         }
         Ok(address)
     }

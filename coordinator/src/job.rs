@@ -163,7 +163,13 @@ impl JobMachine {
     }
 
     /// Whether `part` of `site` for `round`, made from `base`, counts now.
-    pub fn verdict(&self, site: SiteId, round: RoundId, base: Option<ContentHash>, part: Part) -> Result<(), Outcome> {
+    pub fn verdict(
+        &self,
+        site: SiteId,
+        round: RoundId,
+        base: Option<ContentHash>,
+        part: Part,
+    ) -> Result<(), Outcome> {
         let Phase::Open(open) = &self.phase else { return Err(Outcome::WrongRound) };
         let progress = open.sites.get(&site).ok_or(Outcome::WrongRound)?;
         if round != self.round {
@@ -258,7 +264,8 @@ impl JobMachine {
 
     /// When [`Event::Tick`] is due, if nothing else happens first.
     pub fn next_timeout(&self) -> Option<u64> {
-        let gone = self.members.values().filter(|member| !member.online).map(|member| member.gone_since + GRACE_MS);
+        let gone =
+            self.members.values().filter(|member| !member.online).map(|member| member.gone_since + GRACE_MS);
         match &self.phase {
             Phase::Waiting(since) => Some(since + GRACE_MS).into_iter().chain(gone).min(),
             Phase::Open(open) => {
@@ -286,11 +293,13 @@ impl JobMachine {
                     let member = self.members.get(site);
                     member.is_none_or(|member| !member.online && now >= member.gone_since + GRACE_MS)
                 };
-                let waiting = open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
+                let waiting =
+                    open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
                 let late = now >= open.opened + 1000 * u64::from(self.contract.federation.max_time_s);
                 let (contributions, needed) = (count_in(open), self.contract.federation.min_sites);
                 // A round that everyone skipped or left is given up; its model stays as it was.
-                let nobody_left = !waiting && open.sites.iter().all(|(_, progress)| progress.is_done(open.task));
+                let nobody_left =
+                    !waiting && open.sites.iter().all(|(_, progress)| progress.is_done(open.task));
                 if (contributions >= needed && (!waiting || late)) || nobody_left {
                     self.phase = Phase::Committing;
                     actions.push(Action::Commit(self.round));
@@ -310,12 +319,17 @@ impl JobMachine {
     fn try_open(&mut self, now: u64, patient: bool, actions: &mut Vec<Action>) {
         let Some(task) = self.contract.task(self.round) else { return };
         let agreed = |member: &Member| member.answer == Some(Decision::Accepted);
-        let ready: Vec<SiteId> =
-            self.members.iter().filter(|(_, member)| member.online && agreed(member)).map(|(site, _)| *site).collect();
+        let ready: Vec<SiteId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.online && agreed(member))
+            .map(|(site, _)| *site)
+            .collect();
         let undecided = self.members.values().any(|member| member.online && member.answer.is_none());
-        let awaited = self.members.values().any(|member| {
-            !member.online && agreed(member) && now < member.gone_since + GRACE_MS
-        });
+        let awaited = self
+            .members
+            .values()
+            .any(|member| !member.online && agreed(member) && now < member.gone_since + GRACE_MS);
         if (ready.len() as u32) < self.contract.federation.min_sites || (patient && (undecided || awaited)) {
             return;
         }

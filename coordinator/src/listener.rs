@@ -2,10 +2,10 @@
 
 use crate::driver::{Driver, DriverError, Parts};
 use crate::home::{Home, HomeError, split_address};
+use crate::operator;
 use crate::roster::{Roster, RosterGate, SharedRoster};
 use crate::session::{self, MAX_UPLOADS, Shared};
 use crate::store::{Store, StoreError};
-use crate::operator;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
@@ -31,7 +31,9 @@ pub enum ListenError {
     #[error("the coordinator's keys cannot be used; restore the home from a backup")]
     Tls(#[source] rustls::Error),
     /// The port is taken or not allowed.
-    #[error("cannot listen on {address}; another program may use that UDP port: stop it, or change `listen` in coordinator.toml")]
+    #[error(
+        "cannot listen on {address}; another program may use that UDP port: stop it, or change `listen` in coordinator.toml"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -28,7 +28,11 @@ pub async fn serve(connection: Connection, shared: Arc<Shared>) -> Result<(), Se
     }
 }
 
-async fn answer(mut send: SendStream, mut receive: RecvStream, shared: Arc<Shared>) -> Result<(), SessionError> {
+async fn answer(
+    mut send: SendStream,
+    mut receive: RecvStream,
+    shared: Arc<Shared>,
+) -> Result<(), SessionError> {
     let request = stream::receive::<OperatorToCoordinator>(&mut receive).await?;
     match request.ok_or(SessionError::Protocol)? {
         OperatorToCoordinator::WatchJob(WatchJob { job }) => {

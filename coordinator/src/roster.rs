@@ -85,7 +85,8 @@ impl Roster {
             Some(joined) => joined == public_key,
             None => now_s < site.invite.expires_s,
         };
-        (open && !site.revoked && enrolment_proof_holds(&site.invite.secret, public_key, proof)).then_some(site)
+        (open && !site.revoked && enrolment_proof_holds(&site.invite.secret, public_key, proof))
+            .then_some(site)
     }
 
     /// Redeems an invite. `certify` makes the certificate for the site's name and key.

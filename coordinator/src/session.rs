@@ -46,7 +46,12 @@ pub enum SessionError {
 }
 
 /// Serves one site until its connection ends.
-pub async fn serve(connection: Connection, peer: Peer, session: u64, shared: Arc<Shared>) -> Result<(), SessionError> {
+pub async fn serve(
+    connection: Connection,
+    peer: Peer,
+    session: u64,
+    shared: Arc<Shared>,
+) -> Result<(), SessionError> {
     let (mut send, mut receive) = connection.accept_bi().await.map_err(StreamError::from)?;
     let first = stream::receive::<SiteToCoordinator>(&mut receive).await?;
     match (peer, first) {

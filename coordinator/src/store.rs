@@ -23,7 +23,9 @@ const MODEL_PART_LEN: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database refused.
-    #[error("cannot use the coordinator's state in {path}; is the disk full, or does another coordinator run from this home?")]
+    #[error(
+        "cannot use the coordinator's state in {path}; is the disk full, or does another coordinator run from this home?"
+    )]
     Database {
         /// The folder.
         path: PathBuf,
@@ -115,8 +117,7 @@ impl Store {
         let (sites, jobs, rounds, models) =
             (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
         let file_path = path.join("db");
-        let file =
-            File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
+        let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
         Ok(Self { path: path.into(), database, file, sites, jobs, rounds, models })
     }
 

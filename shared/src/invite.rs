@@ -29,7 +29,9 @@ pub struct Invite {
 
 /// Text that is not a whole invite.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this is not a whole invite: copy the line that `weighhouse site invite` printed, from `{PREFIX}` to its end")]
+#[error(
+    "this is not a whole invite: copy the line that `weighhouse site invite` printed, from `{PREFIX}` to its end"
+)]
 pub struct NotAnInvite;
 
 impl fmt::Display for Invite {
@@ -44,7 +46,8 @@ impl fmt::Display for Invite {
 impl FromStr for Invite {
     type Err = NotAnInvite;
     fn from_str(text: &str) -> Result<Self, NotAnInvite> {
-        let body = text.trim().strip_prefix(PREFIX).filter(|body| body.len() <= MAX_LEN).ok_or(NotAnInvite)?;
+        let body =
+            text.trim().strip_prefix(PREFIX).filter(|body| body.len() <= MAX_LEN).ok_or(NotAnInvite)?;
         let bytes = BASE32_NOPAD.decode(body.to_uppercase().as_bytes()).map_err(|_| NotAnInvite)?;
         let (body, check) = bytes.split_last_chunk::<4>().ok_or(NotAnInvite)?;
         if ContentHash::of(body).as_bytes()[..4] != check[..] {

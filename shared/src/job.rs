@@ -226,7 +226,9 @@ pub enum JobError {
         got: f64,
     },
     /// No noise reaches the claim.
-    #[error("no noise multiplier up to {max} gives epsilon {epsilon} at delta {delta} over {steps} steps; ask for a larger epsilon or fewer rounds")]
+    #[error(
+        "no noise multiplier up to {max} gives epsilon {epsilon} at delta {delta} over {steps} steps; ask for a larger epsilon or fewer rounds"
+    )]
     NoNoise {
         /// The claim asked for.
         epsilon: Epsilon,
@@ -246,7 +248,9 @@ pub enum JobError {
         actual: f64,
     },
     /// A contract of another version.
-    #[error("the contract has format {got}, this release reads format {CONTRACT_FORMAT}; use the same release on both sides")]
+    #[error(
+        "the contract has format {got}, this release reads format {CONTRACT_FORMAT}; use the same release on both sides"
+    )]
     Format {
         /// Its format.
         got: u16,
@@ -260,7 +264,7 @@ impl JobFile {
         check_training(&self.training)?;
         let PrivacyAsked { epsilon, delta, clip_norm } = self.privacy;
         let noise = |rate: SamplingRate, steps: u32| {
-            accountant::noise_for(epsilon, delta, rate, steps).map_err(|_| JobError::NoNoise {
+            accountant::renyi_noise_for(epsilon, delta, rate, steps).map_err(|_| JobError::NoNoise {
                 epsilon,
                 delta,
                 steps,
@@ -300,7 +304,12 @@ fn range(field: &'static str, range: &'static str, value: f64, holds: bool) -> R
 fn check_training(training: &Training) -> Result<(), JobError> {
     let Training { rounds, local_steps, learning_rate, expected_customers, .. } = *training;
     range("training.rounds", "from 1 to 100000", rounds.into(), (1..=100_000).contains(&rounds))?;
-    range("training.local_steps", "from 1 to 10000", local_steps.into(), (1..=10_000).contains(&local_steps))?;
+    range(
+        "training.local_steps",
+        "from 1 to 10000",
+        local_steps.into(),
+        (1..=10_000).contains(&local_steps),
+    )?;
     let rate_holds = learning_rate > 0.0 && learning_rate <= 1e6;
     range("training.learning_rate", "above 0 and at most 1e6", learning_rate, rate_holds)?;
     let customers_hold = (1..=1_000_000_000).contains(&expected_customers);
@@ -327,10 +336,20 @@ impl JobContract {
         self.network()?;
         check_training(&self.training)?;
         let Federation { min_sites, max_sites, max_time_s, .. } = self.federation;
-        range("federation.min_sites", "from 1 to 100000", min_sites.into(), (1..=100_000).contains(&min_sites))?;
+        range(
+            "federation.min_sites",
+            "from 1 to 100000",
+            min_sites.into(),
+            (1..=100_000).contains(&min_sites),
+        )?;
         let max_holds = (min_sites..=100_000).contains(&max_sites);
         range("federation.max_sites", "from min_sites to 100000", max_sites.into(), max_holds)?;
-        range("federation.max_time_s", "from 1 to 1000000", max_time_s.into(), (1..=1_000_000).contains(&max_time_s))?;
+        range(
+            "federation.max_time_s",
+            "from 1 to 1000000",
+            max_time_s.into(),
+            (1..=1_000_000).contains(&max_time_s),
+        )?;
         if let Some(Evaluation { every, bins, .. }) = self.evaluation {
             range("evaluation.every", "from 1 to 100000", every.into(), (1..=100_000).contains(&every))?;
             range("evaluation.bins", "from 2 to 1000", bins.into(), (2..=1000).contains(&bins))?;

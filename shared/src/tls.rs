@@ -97,8 +97,12 @@ pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, UnknownCertific
     if key_info.algorithm.algorithm != x509_parser::oid_registry::OID_SIG_ED25519 {
         return Err(unknown("its key is not Ed25519"));
     }
-    let public_key: [u8; 32] =
-        key_info.subject_public_key.data.as_ref().try_into().map_err(|_| unknown("its key is not 32 bytes"))?;
+    let public_key: [u8; 32] = key_info
+        .subject_public_key
+        .data
+        .as_ref()
+        .try_into()
+        .map_err(|_| unknown("its key is not 32 bytes"))?;
     let enrolment = parsed.extensions().iter().find(|extension| {
         extension.oid.iter().is_some_and(|mut arcs| arcs.by_ref().eq(ENROLMENT_OID.iter().copied()))
     });
@@ -241,7 +245,9 @@ pub fn client_config(credentials: &Credentials, trust: Trust) -> Result<QuicClie
     let provider = crypto_provider();
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Authority(authority) => coordinator_verifier(&authority)?,
-        Trust::Fingerprint(fingerprint) => Arc::new(FingerprintVerifier { fingerprint, provider: provider.clone() }),
+        Trust::Fingerprint(fingerprint) => {
+            Arc::new(FingerprintVerifier { fingerprint, provider: provider.clone() })
+        }
     };
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -329,7 +335,8 @@ impl danger::ServerCertVerifier for FingerprintVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let authority = intermediates.last().ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        let authority =
+            intermediates.last().ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         if ContentHash::of(authority) != self.fingerprint {
             return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
         }

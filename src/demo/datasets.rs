@@ -116,8 +116,14 @@ impl Dataset {
     }
 
     /// The sites in `folder`.
-    pub fn read(folder: &Path, schema: Option<&Path>, partition: Option<Partition>, sites: Option<u32>) -> Result<Self> {
-        let name = folder.file_name().map_or_else(|| "data".into(), |name| name.to_string_lossy().into_owned());
+    pub fn read(
+        folder: &Path,
+        schema: Option<&Path>,
+        partition: Option<Partition>,
+        sites: Option<u32>,
+    ) -> Result<Self> {
+        let name =
+            folder.file_name().map_or_else(|| "data".into(), |name| name.to_string_lossy().into_owned());
         let schema_path = match schema {
             Some(path) => path.to_owned(),
             None => PathBuf::from("configs").join(format!("{name}.schema.toml")),
@@ -128,20 +134,25 @@ impl Dataset {
         let parsed = load_schema(&schema_path)?;
         let schema_toml = std::fs::read_to_string(&schema_path)?;
         let mut folders: Vec<PathBuf> = std::fs::read_dir(folder)
-            .with_context(|| format!("cannot read {}; --data needs a folder with one folder a site", folder.display()))?
+            .with_context(|| {
+                format!("cannot read {}; --data needs a folder with one folder a site", folder.display())
+            })?
             .filter_map(|item| Some(item.ok()?.path()))
             .filter(|path| path.join("train.csv").is_file())
             .collect();
         folders.sort();
         if folders.is_empty() {
-            bail!("{} holds no folder with a train.csv; --data needs one such folder a site", folder.display());
+            bail!(
+                "{} holds no folder with a train.csv; --data needs one such folder a site",
+                folder.display()
+            );
         }
         let mut header: Option<StringRecord> = None;
         let mut raw = Vec::new();
         for path in &folders {
             let mut site = Raw::default();
-            for (file, rows) in [("train.csv", &mut site.train), ("valid.csv", &mut site.train)] {
-                read_rows(&path.join(file), &mut header, rows)?;
+            for file in ["train.csv", "valid.csv"] {
+                read_rows(&path.join(file), &mut header, &mut site.train)?;
             }
             read_rows(&path.join("test.csv"), &mut header, &mut site.test)?;
             let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -157,7 +168,10 @@ impl Dataset {
             dataset.sites.truncate(count as usize);
         }
         if dataset.sites.len() < 2 {
-            bail!("there are fewer than 2 sites with both labels in {}; a federation needs two", folder.display());
+            bail!(
+                "there are fewer than 2 sites with both labels in {}; a federation needs two",
+                folder.display()
+            );
         }
         Ok(dataset)
     }
@@ -172,8 +186,10 @@ impl Dataset {
     ) -> Result<Self> {
         let mut sites = Vec::new();
         for (name, Raw { train, test }) in raw {
-            let rows = Rows::parse(&header, &train, &schema).with_context(|| format!("in the rows of {name}"))?;
-            let test = Rows::parse(&header, &test, &schema).with_context(|| format!("in the test rows of {name}"))?;
+            let rows =
+                Rows::parse(&header, &train, &schema).with_context(|| format!("in the rows of {name}"))?;
+            let test = Rows::parse(&header, &test, &schema)
+                .with_context(|| format!("in the test rows of {name}"))?;
             // A site whose rows all have one label has nothing to learn from; its daemon would say so.
             if rows.labels.contains(&0.0) && rows.labels.contains(&1.0) {
                 sites.push(SiteData { name, records: train, train: rows, test });
@@ -191,7 +207,9 @@ fn read_rows(path: &Path, header: &mut Option<StringRecord>, rows: &mut Vec<Stri
     let mut reader = csv::Reader::from_path(path).with_context(failed)?;
     let own = reader.headers().with_context(failed)?.clone();
     match header {
-        Some(known) if *known != own => bail!("{} has another header than the files before it", path.display()),
+        Some(known) if *known != own => {
+            bail!("{} has another header than the files before it", path.display())
+        }
         Some(_) => {}
         None => *header = Some(own),
     }

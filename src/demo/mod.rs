@@ -68,6 +68,9 @@ pub struct DemoArguments {
     /// Keep everything in this folder: homes, ledgers, model, report
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Only write the made-up branches' records into this folder, to try the daemons by hand with
+    #[arg(long, conflicts_with_all = ["data", "keep"], value_name = "DIR")]
+    only_data: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
@@ -187,14 +190,17 @@ pub fn run(arguments: DemoArguments) -> Result<()> {
     }
     let dataset = match &arguments.data {
         Some(folder) => {
-            let partition = arguments.partition.as_ref().map(|column| Partition {
-                column: column.clone(),
-                min_customers: arguments.min_customers,
-            });
+            let partition = arguments
+                .partition
+                .as_ref()
+                .map(|column| Partition { column: column.clone(), min_customers: arguments.min_customers });
             Dataset::read(folder, arguments.schema.as_deref(), partition, arguments.sites)?
         }
         None => Dataset::generate(arguments.sites.unwrap_or(12), arguments.seed)?,
     };
+    if let Some(folder) = &arguments.only_data {
+        return only_data(&dataset, folder);
+    }
     let temporary = tempfile::tempdir().context("cannot make a folder for the demo; is the disk full?")?;
     let folder = kept.clone().unwrap_or_else(|| temporary.path().to_owned());
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -208,12 +214,13 @@ pub fn run(arguments: DemoArguments) -> Result<()> {
         arguments.epsilon,
         arguments.delta.value()
     ));
-    let outcome = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
-        tokio::select! {
-            outcome = federate(&arguments, &spec, &dataset, &folder, &progress) => outcome,
-            () = client::asked_to_end(false) => Err(Interrupted.into()),
-        }
-    });
+    let outcome =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
+            tokio::select! {
+                outcome = federate(&arguments, &spec, &dataset, &folder, &progress) => outcome,
+                () = client::asked_to_end(false) => Err(Interrupted.into()),
+            }
+        });
     progress.bar.finish_and_clear();
     let federation = outcome?;
 
@@ -225,7 +232,8 @@ pub fn run(arguments: DemoArguments) -> Result<()> {
         Some(_) => folder.join("report.html"),
         None => PathBuf::from("weighhouse-demo.html"),
     };
-    write_whole(&report_path, page.as_bytes()).with_context(|| format!("cannot write {}", report_path.display()))?;
+    write_whole(&report_path, page.as_bytes())
+        .with_context(|| format!("cannot write {}", report_path.display()))?;
     let model_path = match &kept {
         Some(_) => folder.join("model.safetensors"),
         None => {
@@ -244,13 +252,26 @@ pub fn run(arguments: DemoArguments) -> Result<()> {
     }
 }
 
+fn only_data(dataset: &Dataset, folder: &Path) -> Result<()> {
+    for site in &dataset.sites {
+        let path = folder.join(&site.name);
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        site.write(&dataset.header, &path)?;
+    }
+    write_whole(&folder.join("schema.toml"), dataset.schema_toml.as_bytes())?;
+    println!("wrote the records of {} branches to {}", dataset.sites.len(), folder.display());
+    Ok(())
+}
+
 fn parse_model(text: &str) -> Result<ModelSpec> {
     if text == "logistic" {
         return Ok(ModelSpec::Logistic {});
     }
     let hidden = text.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>();
     let hidden = hidden.ok().with_context(|| {
-        format!("`{text}` is not a model; write logistic, or the widths of hidden layers, as in --model 64,32")
+        format!(
+            "`{text}` is not a model; write logistic, or the widths of hidden layers, as in --model 64,32"
+        )
     })?;
     Ok(ModelSpec::Mlp { hidden })
 }
@@ -296,7 +317,11 @@ async fn federate(
         }
     }
     processes.start_all(&["client", "serve"], &homes, "is connected").await?;
-    progress.say(&format!("{} daemons joined by invite and connected in {:.1} s", homes.len(), began.elapsed().as_secs_f64()));
+    progress.say(&format!(
+        "{} daemons joined by invite and connected in {:.1} s",
+        homes.len(),
+        began.elapsed().as_secs_f64()
+    ));
 
     let file = JobFile {
         name: dataset.name.clone(),
@@ -307,7 +332,11 @@ async fn federate(
             expected_customers: dataset.expected_customers,
             ..Training::default()
         },
-        privacy: PrivacyAsked { epsilon: arguments.epsilon, delta: arguments.delta, clip_norm: ClipNorm::new(0.5)? },
+        privacy: PrivacyAsked {
+            epsilon: arguments.epsilon,
+            delta: arguments.delta,
+            clip_norm: ClipNorm::new(0.5)?,
+        },
         evaluation: EvaluationAsked::default(),
         federation: Federation { min_sites: 2.max(dataset.sites.len() as u32 / 2), ..Federation::default() },
     };
@@ -328,12 +357,16 @@ async fn federate(
             match event {
                 JobEvent::Committed(round) => {
                     let auc = round.quality.and_then(|quality| quality.auc);
-                    let quality = auc.map_or_else(String::new, |auc| format!(", quality (noised AUC) {auc:.3}"));
+                    let quality =
+                        auc.map_or_else(String::new, |auc| format!(", quality (noised AUC) {auc:.3}"));
                     let done = u64::from(round.round.0) + 1;
                     if done <= u64::from(arguments.rounds) {
                         progress.round(
                             done,
-                            format!("{} sites in, epsilon {:.2} of {}{quality}", round.sites, round.epsilon, arguments.epsilon),
+                            format!(
+                                "{} sites in, epsilon {:.2} of {}{quality}",
+                                round.sites, round.epsilon, arguments.epsilon
+                            ),
                         );
                         if let Ok((_, header, parameters)) = operator.model(id).await {
                             // A fast federation may be further on: the judge then sees that model.
@@ -369,7 +402,12 @@ async fn federate(
 }
 
 /// The part that nobody can do in real life: compare on everyone's test rows.
-fn judge(arguments: &DemoArguments, dataset: &Dataset, folder: &Path, federation: Federated) -> Result<DemoResult> {
+fn judge(
+    arguments: &DemoArguments,
+    dataset: &Dataset,
+    folder: &Path,
+    federation: Federated,
+) -> Result<DemoResult> {
     let Federated { contract, rounds, parameters, after_rounds, seconds } = federation;
     let network = contract.network()?;
     let yardsticks = Yardsticks::measure(dataset, &contract, &network)?;
@@ -449,11 +487,18 @@ fn summary(result: &DemoResult, report: &Path, model: &Path) -> String {
                 figure(result.shared),
                 format!("epsilon {} at delta {:e}", result.epsilon, result.delta),
             ],
-            vec!["pooled model".into(), String::new(), figure(result.pooled), "not private: what privacy forbids in real life".into()],
+            vec![
+                "pooled model".into(),
+                String::new(),
+                figure(result.pooled),
+                "not private: what privacy forbids in real life".into(),
+            ],
         ],
     );
     let next = match &result.kept {
-        Some(folder) => format!("weighhouse client status --home {}", folder.join(&result.branches[0].site).display()),
+        Some(folder) => {
+            format!("weighhouse client status --home {}", folder.join(&result.branches[0].site).display())
+        }
         None => "weighhouse demo --keep demo-run   (keeps homes and ledgers to look into)".to_owned(),
     };
     format!(

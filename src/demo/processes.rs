@@ -22,7 +22,10 @@ pub struct Processes {
 impl Processes {
     /// None yet.
     pub fn new() -> Result<Self> {
-        Ok(Self { program: std::env::current_exe().context("cannot find this program's file")?, running: Vec::new() })
+        Ok(Self {
+            program: std::env::current_exe().context("cannot find this program's file")?,
+            running: Vec::new(),
+        })
     }
 
     fn spawn(&self, verb: &[&str], home: &Path) -> Result<Child> {
@@ -93,7 +96,12 @@ impl Processes {
             .arg(data)
             .arg("--schema")
             .arg(schema)
-            .args(["--cap-epsilon", &arguments.epsilon.to_string(), "--cap-delta", &arguments.delta.to_string()])
+            .args([
+                "--cap-epsilon",
+                &arguments.epsilon.to_string(),
+                "--cap-delta",
+                &arguments.delta.to_string(),
+            ])
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()

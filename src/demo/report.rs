@@ -89,7 +89,8 @@ impl Plane {
     fn new(rounds: usize, low: f64, high: f64, step: f64, label: &str) -> Self {
         let mut plane =
             Self { svg: String::new(), rounds: rounds.max(1) as f64, low, high: high.max(low + step) };
-        let _ = write!(plane.svg, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
+        let _ =
+            write!(plane.svg, "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
         let mut value = (low / step).ceil() * step;
         while value <= plane.high + 1e-9 {
             let y = plane.y(value);
@@ -125,7 +126,9 @@ impl Plane {
     }
 
     fn y(&self, value: f64) -> f64 {
-        HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * ((value - self.low) / (self.high - self.low)).clamp(-0.05, 1.05)
+        HEIGHT
+            - BOTTOM
+            - (HEIGHT - TOP - BOTTOM) * ((value - self.low) / (self.high - self.low)).clamp(-0.05, 1.05)
     }
 
     fn level(&mut self, value: Option<f64>, color: &str, name: &str) {
@@ -142,8 +145,10 @@ impl Plane {
     }
 
     fn curve(&mut self, points: &[(f64, f64)], color: &str) {
-        let path: Vec<String> =
-            points.iter().map(|(round, value)| format!("{:.1},{:.1}", self.x(*round), self.y(*value))).collect();
+        let path: Vec<String> = points
+            .iter()
+            .map(|(round, value)| format!("{:.1},{:.1}", self.x(*round), self.y(*value)))
+            .collect();
         let _ = write!(
             self.svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"2.5\"/>",
@@ -165,7 +170,8 @@ fn quality_chart(result: &DemoResult) -> String {
     let rounds = result.judged_rounds.len().max(1);
     let values = judged.iter().map(|(_, value)| *value);
     let levels = [result.pooled, result.alone_own_rows].into_iter().flatten();
-    let (low, high) = values.chain(levels).fold((0.7f64, 0.8f64), |(low, high), value| (low.min(value), high.max(value)));
+    let (low, high) =
+        values.chain(levels).fold((0.7f64, 0.8f64), |(low, high), value| (low.min(value), high.max(value)));
     let (low, high) = ((low * 20.0).floor() / 20.0, ((high * 20.0).ceil() / 20.0).min(1.0));
     let mut plane = Plane::new(rounds, low, high, 0.05, "AUC of the shared model by round");
     plane.level(result.pooled, "#8a5a00", "pooled");
@@ -173,13 +179,19 @@ fn quality_chart(result: &DemoResult) -> String {
     plane.curve(&judged, "#0b6e4f");
     if let Some((round, value)) = judged.last() {
         let (x, y) = (plane.x(*round) + 6.0, plane.y(*value) + 4.0);
-        let _ = write!(plane.svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" style=\"fill:#0b6e4f;font-weight:600\">shared {value:.3}</text>");
+        let _ = write!(
+            plane.svg,
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" style=\"fill:#0b6e4f;font-weight:600\">shared {value:.3}</text>"
+        );
     }
     for round in &result.rounds {
         if let Some(auc) = round.quality.and_then(|quality| quality.auc) {
             // Quality is of the model before the round.
             let (x, y) = (plane.x(f64::from(round.round.0)), plane.y(auc));
-            let _ = write!(plane.svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"none\" stroke=\"#0b6e4f\"/>");
+            let _ = write!(
+                plane.svg,
+                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"none\" stroke=\"#0b6e4f\"/>"
+            );
         }
     }
     plane.finish()
@@ -187,9 +199,13 @@ fn quality_chart(result: &DemoResult) -> String {
 
 fn privacy_chart(result: &DemoResult) -> String {
     let trained = result.judged_rounds.len().max(1);
-    let spent = result.rounds.iter().take(trained).map(|round| (f64::from(round.round.0) + 1.0, round.epsilon));
+    let spent =
+        result.rounds.iter().take(trained).map(|round| (f64::from(round.round.0) + 1.0, round.epsilon));
     let points: Vec<(f64, f64)> = std::iter::once((0.0, 0.0)).chain(spent).collect();
-    let step = [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0].into_iter().find(|step| result.epsilon / step <= 5.0).unwrap_or(50.0);
+    let step = [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .find(|step| result.epsilon / step <= 5.0)
+        .unwrap_or(50.0);
     let mut plane = Plane::new(trained, 0.0, result.epsilon * 1.05, step, "epsilon spent by round");
     plane.level(Some(result.epsilon), "#b3261e", "cap");
     plane.curve(&points, "#3457a6");
@@ -203,7 +219,9 @@ fn dumbbell_chart(branches: &[BranchResult]) -> String {
         .collect();
     let height = 20.0 * both.len() as f64 + 34.0;
     let x = |value: f64| 130.0 + (WIDTH - 160.0) * ((value - 0.4) / 0.6).clamp(0.0, 1.0);
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"AUC alone and shared by branch\">");
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"AUC alone and shared by branch\">"
+    );
     for value in [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0] {
         let at = x(value);
         let _ = write!(

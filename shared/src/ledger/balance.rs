@@ -230,7 +230,8 @@ mod tests {
     #[test]
     fn concurrent_reservations_cannot_spend_twice() {
         let mut balance = opened(3.0);
-        let body = |number| Body::Reserved { job: job(number), charges: vec![charge(Population::Training, 4)] };
+        let body =
+            |number| Body::Reserved { job: job(number), charges: vec![charge(Population::Training, 4)] };
         let mut served = 0;
         for number in 0..20 {
             served += u32::from(balance.apply(1, &body(number)).is_ok());
@@ -244,8 +245,7 @@ mod tests {
     #[test]
     fn a_debit_needs_its_reservation_and_a_release_its_debit() {
         let mut balance = opened(8.0);
-        let debit =
-            Body::Debited { job: job(1), round: RoundId(0), charge: charge(Population::Training, 2) };
+        let debit = Body::Debited { job: job(1), round: RoundId(0), charge: charge(Population::Training, 2) };
         let release = |debit| Body::Released {
             job: job(1),
             round: RoundId(0),
@@ -270,8 +270,7 @@ mod tests {
         let delta = Delta::new(1e-5).unwrap();
         let reserve = Body::Reserved { job: job(1), charges: vec![charge(Population::Training, 10)] };
         balance.apply(1, &reserve).unwrap();
-        let debit =
-            Body::Debited { job: job(1), round: RoundId(0), charge: charge(Population::Training, 4) };
+        let debit = Body::Debited { job: job(1), round: RoundId(0), charge: charge(Population::Training, 4) };
         balance.apply(2, &debit).unwrap();
         let before = balance.spent_at(delta);
         balance.apply(3, &Body::Returned { job: job(1) }).unwrap();

@@ -129,7 +129,12 @@ impl Chain {
 
     /// Makes the next line, if the rules allow `body` to come next. Returns the chain as it is with the
     /// line, to be used once the line is on disk.
-    pub fn next(&self, body: Body, identity: &Identity, time_s: u64) -> Result<(Self, Entry, Line), LedgerRule> {
+    pub fn next(
+        &self,
+        body: Body,
+        identity: &Identity,
+        time_s: u64,
+    ) -> Result<(Self, Entry, Line), LedgerRule> {
         let mut chain = self.clone();
         let spent_epsilon = chain.balance.apply(self.next_sequence, &body)?;
         let (sequence, previous, site) = (self.next_sequence, self.head, identity.site());
@@ -265,7 +270,9 @@ mod tests {
                 bad[at] ^= 1 << bit;
                 let line = file[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
                 match read(&bad, |_| ()) {
-                    Err(fault) => assert!(fault.line == line || fault.line == line + 1, "{at} {bit}: {fault}"),
+                    Err(fault) => {
+                        assert!(fault.line == line || fault.line == line + 1, "{at} {bit}: {fault}")
+                    }
                     // The last newline gone is a torn line: found as such.
                     Ok((_, torn)) => assert!(torn.is_some(), "flip of bit {bit} at {at} was not found"),
                 }

@@ -242,20 +242,14 @@ mod tests {
             let heads = (0..DRAWS).filter(|_| generator.bernoulli(sampling)).count() as f64;
             let mean = f64::from(DRAWS) * rate;
             let deviation = (mean * (1.0 - rate)).sqrt();
-            assert!(
-                (heads - mean).abs() < 4.9 * deviation,
-                "rate {rate}: {heads} of {DRAWS}"
-            );
+            assert!((heads - mean).abs() < 4.9 * deviation, "rate {rate}: {heads} of {DRAWS}");
         }
     }
 
     #[test]
     fn a_coin_of_rate_one_always_falls_and_the_smallest_rate_never_does() {
         let mut generator = Generator::from_seed(12);
-        let (one, least) = (
-            SamplingRate::new(1.0).unwrap(),
-            SamplingRate::new(5e-324).unwrap(),
-        );
+        let (one, least) = (SamplingRate::new(1.0).unwrap(), SamplingRate::new(5e-324).unwrap());
         assert!((0..1000).all(|_| generator.bernoulli(one)));
         assert!(!(0..1000).any(|_| generator.bernoulli(least)));
     }

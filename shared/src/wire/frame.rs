@@ -2,9 +2,7 @@
 //! integers little-endian. The numbers stand in the tables below and are never reused.
 
 use super::codec::{self, DecodeError};
-use super::messages::{
-    CoordinatorToOperator, CoordinatorToSite, OperatorToCoordinator, SiteToCoordinator,
-};
+use super::messages::{CoordinatorToOperator, CoordinatorToSite, OperatorToCoordinator, SiteToCoordinator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,7 +19,10 @@ pub enum FrameError {
         len: usize,
     },
     /// A number that stands in no table for this direction.
-    #[error("frame number {number} is not one of protocol version {}; update the older side", super::PROTOCOL_VERSION)]
+    #[error(
+        "frame number {number} is not one of protocol version {}; update the older side",
+        super::PROTOCOL_VERSION
+    )]
     Unknown {
         /// Its number.
         number: u16,

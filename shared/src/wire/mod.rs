@@ -15,6 +15,9 @@ pub mod messages;
 pub mod stream;
 pub mod transport;
 
+#[cfg(test)]
+mod golden;
+
 /// The application protocol of the TLS handshake. A peer that offers another is refused there.
 pub const ALPN: &[u8] = b"weighhouse/1";
 

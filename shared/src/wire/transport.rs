@@ -51,8 +51,7 @@ pub fn listen(address: SocketAddr, tls: QuicServerConfig) -> io::Result<Endpoint
 
 /// A site's or an operator's endpoint, towards a coordinator at `remote`. Must be called inside the runtime.
 pub fn dial(remote: SocketAddr, tls: QuicClientConfig) -> io::Result<Endpoint> {
-    let local: SocketAddr =
-        if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
     let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket(local)?, runtime)?;
     let mut config = quinn::ClientConfig::new(Arc::new(tls));

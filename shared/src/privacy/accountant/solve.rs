@@ -63,6 +63,25 @@ pub fn noise_for(
     Ok(noise(narrow(below, above, NOISE_TOLERANCE, keeps).1))
 }
 
+/// [`noise_for`] by the Renyi figure: a little more noise, and valid also where what follows is chosen
+/// after seeing what came before, as a site's budget over many jobs is.
+pub fn renyi_noise_for(
+    epsilon: Epsilon,
+    delta: Delta,
+    sampling_rate: SamplingRate,
+    steps: u32,
+) -> Result<NoiseMultiplier, OutOfReach> {
+    let (smallest, largest) = (0.1, 1e6);
+    let figure = |value| {
+        renyi_epsilon(&[GaussianEvent { noise_multiplier: noise(value), sampling_rate, steps }], delta)
+    };
+    let reached = figure(largest);
+    if reached > epsilon.value() {
+        return Err(OutOfReach { largest, epsilon: epsilon.value(), reached });
+    }
+    Ok(noise(narrow(smallest, largest, NOISE_TOLERANCE, |value| figure(value) <= epsilon.value()).1))
+}
+
 /// The largest number of steps at `noise_multiplier` and `sampling_rate` that keeps `epsilon` at `delta`, by the
 /// certified upper figure; 0 if a single one does not, `u32::MAX` if that many do.
 pub fn steps_for(

@@ -20,11 +20,7 @@ impl AliasTable {
     /// Weights beyond `weights.len()` are zero. Panics unless the weights, at most 1024, sum to 2^32.
     pub(super) fn new(weights: &[u32]) -> Self {
         let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
-        assert!(
-            total == 1 << 32 && weights.len() <= SLOTS,
-            "{} weights sum to {total}",
-            weights.len()
-        );
+        assert!(total == 1 << 32 && weights.len() <= SLOTS, "{} weights sum to {total}", weights.len());
         let mut left = [0; SLOTS];
         left[..weights.len()].copy_from_slice(weights);
         let (mut short, mut long): (Vec<usize>, Vec<usize>) =

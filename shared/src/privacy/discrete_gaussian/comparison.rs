@@ -77,13 +77,8 @@ mod tests {
     #[test]
     fn a_uniform_within_2_to_the_minus_200_of_the_weight_is_decided_rightly() {
         let sigma = Sigma::new(8.0);
-        let acceptance = Acceptance {
-            sigma: &sigma,
-            scale: 1 << 30,
-            height: 1 << 30,
-            halvings: 0,
-            magnitude: 8,
-        };
+        let acceptance =
+            Acceptance { sigma: &sigma, scale: 1 << 30, height: 1 << 30, halvings: 0, magnitude: 8 };
         let [first, second, third, fourth] = digits_of_the_weight_at_sigma();
         assert_eq!(first, 0x9b45_97e3_7cb0_4ff3, "the first digits of exp(-1/2)");
         for (change, expected) in [(-1, true), (1, false)] {
@@ -99,25 +94,12 @@ mod tests {
     fn halvings_scale_the_envelope_of_a_tail_block() {
         let sigma = Sigma::new(8.0);
         // exp(-1/2) against uniform / 2^halvings: with one halving every uniform is below.
-        for (halvings, drawn, expected) in [
-            (0, 0.60, true),
-            (0, 0.61, false),
-            (1, 0.999, true),
-            (64, 0.999, true),
-        ] {
-            let acceptance = Acceptance {
-                sigma: &sigma,
-                scale: 9,
-                height: 9,
-                halvings,
-                magnitude: 8,
-            };
+        for (halvings, drawn, expected) in
+            [(0, 0.60, true), (0, 0.61, false), (1, 0.999, true), (64, 0.999, true)]
+        {
+            let acceptance = Acceptance { sigma: &sigma, scale: 9, height: 9, halvings, magnitude: 8 };
             let first_digits = (drawn * 2f64.powi(64)) as u64;
-            assert_eq!(
-                acceptance.decide(first_digits, || 1 << 63),
-                expected,
-                "{halvings} {drawn}"
-            );
+            assert_eq!(acceptance.decide(first_digits, || 1 << 63), expected, "{halvings} {drawn}");
         }
     }
 
@@ -125,14 +107,7 @@ mod tests {
     fn weight_zero_sigmas_away_is_one_and_far_away_is_nothing() {
         let sigma = Sigma::new(0.5);
         let at = |magnitude, height, drawn| {
-            Acceptance {
-                sigma: &sigma,
-                scale: 1000,
-                height,
-                halvings: 0,
-                magnitude,
-            }
-            .decide(drawn, || 0)
+            Acceptance { sigma: &sigma, scale: 1000, height, halvings: 0, magnitude }.decide(drawn, || 0)
         };
         assert!(at(0, 1000, u64::MAX));
         assert!(!at(0, 2000, 1 << 63));

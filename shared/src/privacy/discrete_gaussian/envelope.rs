@@ -67,9 +67,7 @@ impl Envelope {
             Some(above) => (above * width, (above + 1) * width - 1),
             None => ((side - block - 1) * width + 1, (side - block) * width),
         };
-        let upper: Vec<f64> = (0..2 * side)
-            .map(|block| sigma.weight(edges(block).0) * RAISED)
-            .collect();
+        let upper: Vec<f64> = (0..2 * side).map(|block| sigma.weight(edges(block).0) * RAISED).collect();
         let upper_tail = sigma.weight(start) * RAISED;
         let tail_share = 1u64 << (tail_width_bits - width_bits + 1);
 
@@ -83,15 +81,7 @@ impl Envelope {
             let least = f64::from(scale) * sigma.weight(edges(block).1) * LOWERED;
             *sure = (least / f64::from(height) * TWO_32) as u32;
         }
-        Self {
-            side,
-            width_bits,
-            scale,
-            heights,
-            sure,
-            tail_width_bits,
-            tail_height: height(upper_tail),
-        }
+        Self { side, width_bits, scale, heights, sure, tail_width_bits, tail_height: height(upper_tail) }
     }
 
     /// The weight of each block, the tails and "draw again": at most 1024, with the sum 2^32.
@@ -103,9 +93,7 @@ impl Envelope {
         let tail = self.tail_height << (self.tail_width_bits - self.width_bits + 1);
         weights.extend([tail, tail]);
         let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
-        let again = (1u64 << 32)
-            .checked_sub(total)
-            .and_then(|rest| u32::try_from(rest).ok());
+        let again = (1u64 << 32).checked_sub(total).and_then(|rest| u32::try_from(rest).ok());
         weights.push(again.expect("the scale keeps the sum within 2^32"));
         assert!(weights.len() <= SLOTS, "{} blocks", weights.len());
         weights
@@ -117,20 +105,8 @@ mod tests {
     use super::super::natural::Natural;
     use super::*;
 
-    const SIGMAS: [f64; 12] = [
-        0.5,
-        0.51,
-        1.0,
-        3.0,
-        7.9,
-        64.0,
-        99.99,
-        100.0,
-        1000.0,
-        65536.0,
-        3.3e9,
-        1_099_511_627_776.0,
-    ];
+    const SIGMAS: [f64; 12] =
+        [0.5, 0.51, 1.0, 3.0, 7.9, 64.0, 99.99, 100.0, 1000.0, 65536.0, 3.3e9, 1_099_511_627_776.0];
 
     /// Exactly, with integer bounds of the weight at each edge: not against the floats that made the envelope.
     #[test]
@@ -145,26 +121,17 @@ mod tests {
                 let height = Natural::from(u64::from(envelope.heights[block as usize]));
                 let scale = Natural::from(u64::from(envelope.scale));
                 let (_, most) = sigma.weight_between(a.min(b), 128);
-                assert!(
-                    height.shifted_left(128) >= scale.times(&most),
-                    "{sigma:?}, block {block}"
-                );
+                assert!(height.shifted_left(128) >= scale.times(&most), "{sigma:?}, block {block}");
                 let (least, _) = sigma.weight_between(a.max(b), 128);
                 let sure = Natural::from(u64::from(envelope.sure[block as usize])).times(&height);
-                assert!(
-                    sure.shifted_left(96) <= scale.times(&least),
-                    "{sigma:?}, block {block}"
-                );
+                assert!(sure.shifted_left(96) <= scale.times(&least), "{sigma:?}, block {block}");
             }
         }
     }
 
     #[test]
     fn halving_tail_blocks_stay_above_the_gaussian() {
-        for (sigma, reach) in SIGMAS
-            .iter()
-            .flat_map(|&sigma| [(sigma, 0.5), (sigma, 2.0), (sigma, 5.0)])
-        {
+        for (sigma, reach) in SIGMAS.iter().flat_map(|&sigma| [(sigma, 0.5), (sigma, 2.0), (sigma, 5.0)]) {
             let sigma = Sigma::new(sigma);
             let envelope = Envelope::reaching(&sigma, reach);
             for block in 0..24 {
@@ -184,10 +151,7 @@ mod tests {
         for sigma in SIGMAS {
             let envelope = Envelope::new(&Sigma::new(sigma));
             let weights = envelope.block_weights();
-            assert_eq!(
-                weights.iter().map(|&weight| u64::from(weight)).sum::<u64>(),
-                1 << 32
-            );
+            assert_eq!(weights.iter().map(|&weight| u64::from(weight)).sum::<u64>(), 1 << 32);
             assert!(*weights.last().unwrap() < 1 << 12, "{sigma}");
             // The part of the words that their block's sure share does not decide.
             let unsure: f64 = envelope

@@ -21,17 +21,11 @@ const LARGEST_EXPONENT: f64 = 32.0;
 pub(super) fn exp_minus(y: f64) -> f64 {
     const LN_2_HIGH: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
     const LN_2_LOW: f64 = f64::from_bits(0x3dea_39ef_3579_3c76);
-    debug_assert!(
-        (0.0..=LARGEST_EXPONENT).contains(&y),
-        "exp_minus is proved from 0 to 32, got {y}"
-    );
+    debug_assert!((0.0..=LARGEST_EXPONENT).contains(&y), "exp_minus is proved from 0 to 32, got {y}");
     let halvings = (y * std::f64::consts::LOG2_E + 0.5) as u64;
     let k = halvings as f64;
     let rest = -(y - k * LN_2_HIGH - k * LN_2_LOW);
-    let sum = INVERSE_FACTORIALS
-        .iter()
-        .rev()
-        .fold(0.0, |sum, coefficient| sum * rest + coefficient);
+    let sum = INVERSE_FACTORIALS.iter().rev().fold(0.0, |sum, coefficient| sum * rest + coefficient);
     sum * f64::from_bits((1023 - halvings) << 52)
 }
 
@@ -128,11 +122,7 @@ impl Sigma {
         let mut high = even.minus(&odd).plus(&slack).min(one.clone());
         for _ in 0..halvings {
             low = low.times(&low).floor_shifted_right(bits);
-            high = high
-                .times(&high)
-                .floor_shifted_right(bits)
-                .plus(&Natural::from(1))
-                .min(one.clone());
+            high = high.times(&high).floor_shifted_right(bits).plus(&Natural::from(1)).min(one.clone());
         }
         (low, high)
     }
@@ -173,14 +163,9 @@ mod tests {
 
     #[test]
     fn finer_intervals_lie_within_coarser_ones() {
-        for (sigma, magnitude) in [
-            (0.5, 3),
-            (2.7, 11),
-            (1000.1, 1),
-            (1e6, 6_300_000),
-            (1.0995e12, 1 << 42),
-            (0.7, 1 << 40),
-        ] {
+        for (sigma, magnitude) in
+            [(0.5, 3), (2.7, 11), (1000.1, 1), (1e6, 6_300_000), (1.0995e12, 1 << 42), (0.7, 1 << 40)]
+        {
             let sigma = Sigma::new(sigma);
             let (low, high) = sigma.weight_between(magnitude, 192);
             let (finer_low, finer_high) = sigma.weight_between(magnitude, 512);
@@ -195,28 +180,13 @@ mod tests {
         let sigma = Sigma::new(1.3);
         let [(low3, high3), (low4, high4), (low5, high5)] = [3, 4, 5].map(|m| sigma.weight_between(m, 320));
         assert!(low3.times(&low4).floor_shifted_right(320) <= high5);
-        assert!(
-            low5 <= high3
-                .times(&high4)
-                .floor_shifted_right(320)
-                .plus(&Natural::from(1))
-        );
+        assert!(low5 <= high3.times(&high4).floor_shifted_right(320).plus(&Natural::from(1)));
         assert!(high5.minus(&low5) < Natural::power_of_two(20));
     }
 
     #[test]
     fn the_float_weight_keeps_its_proved_error() {
-        for sigma in [
-            0.5,
-            0.77,
-            1.0,
-            3.0,
-            64.0,
-            1000.0,
-            65536.0,
-            123_456_789.0,
-            2f64.powi(40),
-        ] {
+        for sigma in [0.5, 0.77, 1.0, 3.0, 64.0, 1000.0, 65536.0, 123_456_789.0, 2f64.powi(40)] {
             let exact = Sigma::new(sigma);
             for step in 0..40 {
                 let magnitude = (6.3 * sigma * f64::from(step) / 40.0) as u64;
@@ -224,10 +194,7 @@ mod tests {
                 let weight = exact.weight(magnitude);
                 let (low, high) = (fraction(&low, 192), fraction(&high, 192));
                 let error = ((weight - low) / low).abs().max(((weight - high) / high).abs());
-                assert!(
-                    error < 2f64.powi(-44),
-                    "sigma {sigma}, magnitude {magnitude}: error {error:e}"
-                );
+                assert!(error < 2f64.powi(-44), "sigma {sigma}, magnitude {magnitude}: error {error:e}");
             }
         }
     }

@@ -116,12 +116,7 @@ impl DiscreteGaussian {
     fn under(envelope: Envelope, sigma: Sigma) -> Self {
         let table = AliasTable::new(&envelope.block_weights());
         let offset_bits = Some(envelope.width_bits).filter(|&bits| bits <= WIDEST_BITS_IN_A_WORD);
-        Self {
-            sigma,
-            table,
-            envelope,
-            offset_bits: offset_bits.unwrap_or(0),
-        }
+        Self { sigma, table, envelope, offset_bits: offset_bits.unwrap_or(0) }
     }
 
     /// The sigma that this was made for.
@@ -169,18 +164,10 @@ impl DiscreteGaussian {
         let Envelope { side, width_bits, .. } = self.envelope;
         let (choice, digits) = ((word >> 32) as u32, word as u32);
         let block = self.table.choose(choice);
-        let source = if self.offset_bits == width_bits {
-            u64::from(digits)
-        } else {
-            generator.next_u64()
-        };
+        let source = if self.offset_bits == width_bits { u64::from(digits) } else { generator.next_u64() };
         let offset = source & ((1 << width_bits) - 1);
         let sample = ((block as i64 - side as i64) << width_bits) + offset as i64;
-        Candidate {
-            block,
-            sample,
-            digits,
-        }
+        Candidate { block, sample, digits }
     }
 
     /// True only if the uniform, whatever digits follow those of the candidate, is below the block's sure share.
@@ -229,10 +216,7 @@ impl DiscreteGaussian {
         let estimate = (ratio * TWO_64) as u64;
         if uniform < estimate.saturating_sub(ESTIMATE_MARGIN) {
             Some(true)
-        } else if estimate
-            .checked_add(ESTIMATE_MARGIN)
-            .is_some_and(|above| above <= uniform)
-        {
+        } else if estimate.checked_add(ESTIMATE_MARGIN).is_some_and(|above| above <= uniform) {
             Some(false)
         } else {
             None
@@ -251,13 +235,7 @@ impl DiscreteGaussian {
     }
 
     fn sample_tail(&self, block: usize, generator: &mut Generator) -> Option<i64> {
-        let Envelope {
-            side,
-            width_bits,
-            tail_width_bits,
-            tail_height,
-            ..
-        } = self.envelope;
+        let Envelope { side, width_bits, tail_width_bits, tail_height, .. } = self.envelope;
         let below = match block as u64 - 2 * side {
             0 => false,
             1 => true,
@@ -294,9 +272,7 @@ impl DiscreteGaussian {
 
 impl std::fmt::Debug for DiscreteGaussian {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DiscreteGaussian")
-            .field("sigma", &self.sigma())
-            .finish_non_exhaustive()
+        f.debug_struct("DiscreteGaussian").field("sigma", &self.sigma()).finish_non_exhaustive()
     }
 }
 

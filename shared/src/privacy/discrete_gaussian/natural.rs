@@ -28,11 +28,7 @@ impl Natural {
     }
 
     pub(super) fn plus(&self, other: &Self) -> Self {
-        let (long, short) = if self.0.len() < other.0.len() {
-            (other, self)
-        } else {
-            (self, other)
-        };
+        let (long, short) = if self.0.len() < other.0.len() { (other, self) } else { (self, other) };
         let mut limbs = long.0.clone();
         let mut carry = false;
         for (place, limb) in limbs.iter_mut().enumerate() {
@@ -108,11 +104,7 @@ impl Natural {
         let mut limbs = Vec::with_capacity(kept.len());
         for (place, &limb) in kept.iter().enumerate() {
             let above = kept.get(place + 1).copied().unwrap_or(0);
-            limbs.push(if part == 0 {
-                limb
-            } else {
-                limb >> part | above << (64 - part)
-            });
+            limbs.push(if part == 0 { limb } else { limb >> part | above << (64 - part) });
         }
         Self::trimmed(limbs)
     }

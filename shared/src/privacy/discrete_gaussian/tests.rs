@@ -16,11 +16,7 @@ const QUANTILE_OF_TWO_SIDES: f64 = 4.8916;
 
 /// As many draws as take a second or two without optimisation, or eight times as many with it.
 fn draws(unoptimised: usize) -> usize {
-    if cfg!(debug_assertions) {
-        unoptimised
-    } else {
-        8 * unoptimised
-    }
+    if cfg!(debug_assertions) { unoptimised } else { 8 * unoptimised }
 }
 
 fn samples(sigma: f64, count: usize, seed: u64) -> Vec<i64> {
@@ -39,9 +35,7 @@ fn expectation(sigma: f64, from: i64, to: i64, f: impl Fn(f64) -> f64) -> f64 {
     let normaliser = match sigma {
         // By Poisson's summation formula the sum over all integers is this to within exp(-2 pi^2 sigma^2).
         2.0.. => sigma * (2.0 * std::f64::consts::PI).sqrt(),
-        _ => (-40..=40)
-            .map(|x| (-0.5 * (f64::from(x) / sigma).powi(2)).exp())
-            .sum(),
+        _ => (-40..=40).map(|x| (-0.5 * (f64::from(x) / sigma).powi(2)).exp()).sum(),
     };
     let (from, to) = (from.max(-end), to.min(end));
     let mut sum = 0.0;
@@ -77,9 +71,7 @@ fn cuts(sigma: f64, least: f64) -> Vec<(i64, f64)> {
 fn counts(samples: &[i64], cells: &[(i64, f64)]) -> Vec<f64> {
     let mut counts = vec![0.0; cells.len()];
     for sample in samples {
-        counts[cells
-            .partition_point(|(end, _)| end <= sample)
-            .min(cells.len() - 1)] += 1.0;
+        counts[cells.partition_point(|(end, _)| end <= sample).min(cells.len() - 1)] += 1.0;
     }
     counts
 }
@@ -103,11 +95,7 @@ fn assert_law(sigma: f64, samples: &[i64], name: &str) {
         })
         .sum();
     let critical = critical(cells.len() - 1);
-    assert!(
-        statistic < critical,
-        "{name}, sigma {sigma}: {statistic} over {} cells",
-        cells.len()
-    );
+    assert!(statistic < critical, "{name}, sigma {sigma}: {statistic} over {} cells", cells.len());
 }
 
 /// Fails if the two are not from one law: chi-square of homogeneity, alpha 1e-6.
@@ -115,17 +103,10 @@ fn assert_same_law(sigma: f64, ours: &[i64], theirs: &[i64], name: &str) {
     let cells = cuts(sigma, 24.0 / ours.len().min(theirs.len()) as f64);
     let (our_counts, their_counts) = (counts(ours, &cells), counts(theirs, &cells));
     let ratio = (theirs.len() as f64 / ours.len() as f64).sqrt();
-    let statistic: f64 = our_counts
-        .iter()
-        .zip(&their_counts)
-        .map(|(a, b)| (a * ratio - b / ratio).powi(2) / (a + b))
-        .sum();
+    let statistic: f64 =
+        our_counts.iter().zip(&their_counts).map(|(a, b)| (a * ratio - b / ratio).powi(2) / (a + b)).sum();
     let critical = critical(cells.len() - 1);
-    assert!(
-        statistic < critical,
-        "{name}, sigma {sigma}: {statistic} over {} cells",
-        cells.len()
-    );
+    assert!(statistic < critical, "{name}, sigma {sigma}: {statistic} over {} cells", cells.len());
 }
 
 #[test]
@@ -143,11 +124,7 @@ fn moments_are_those_of_the_law() {
         for power in 1..=4 {
             let moment = |p: i32| expectation(sigma, i64::MIN, i64::MAX, |x| (x / sigma).powi(p));
             let count = samples.len() as f64;
-            let mean = samples
-                .iter()
-                .map(|&x| (x as f64 / sigma).powi(power))
-                .sum::<f64>()
-                / count;
+            let mean = samples.iter().map(|&x| (x as f64 / sigma).powi(power)).sum::<f64>() / count;
             let expected = if power % 2 == 0 { moment(power) } else { 0.0 };
             let deviation = ((moment(2 * power) - expected * expected) / count).sqrt();
             assert!(
@@ -172,10 +149,7 @@ fn tails_hold_their_share_of_samples() {
             let below = samples.iter().filter(|&&x| x <= -edge).count();
             for count in [above, below] {
                 let chance = 2.0 * poisson_tail(expected, count);
-                assert!(
-                    chance > 1e-6,
-                    "sigma {sigma}, beyond {reach}: {count}, expected {expected}"
-                );
+                assert!(chance > 1e-6, "sigma {sigma}, beyond {reach}: {count}, expected {expected}");
             }
         }
     }
@@ -207,9 +181,7 @@ fn samples_decided_only_in_integers_have_the_same_law() {
                 noise.sample_tail(candidate.block, &mut generator)
             } else {
                 let uniform = noise.first_digits(&candidate, &mut generator);
-                noise
-                    .exactly_accepts(&candidate, uniform, &mut generator)
-                    .then_some(candidate.sample)
+                noise.exactly_accepts(&candidate, uniform, &mut generator).then_some(candidate.sample)
             };
             if let Some(sample) = sample {
                 break sample;
@@ -230,10 +202,7 @@ fn samples_mostly_from_tail_blocks_have_the_same_law() {
         let samples: Vec<i64> = (0..draws(2_000)).map(|_| noise.sample(&mut generator)).collect();
         let end = (noise.envelope.side << noise.envelope.width_bits) as i64;
         let in_tails = samples.iter().filter(|&&x| x >= end || x < -end).count();
-        assert!(
-            in_tails > samples.len() / 10,
-            "sigma {sigma}: {in_tails} in tails"
-        );
+        assert!(in_tails > samples.len() / 10, "sigma {sigma}: {in_tails} in tails");
         assert_law(sigma, &samples, "tails");
     }
 }
@@ -258,10 +227,7 @@ fn the_three_ways_to_decide_never_disagree() {
                 candidate.digits = digits;
                 if noise.surely_accepts(&candidate) {
                     let greatest = u64::from(digits | (step - 1)) << 32 | u64::from(u32::MAX);
-                    assert!(
-                        noise.exactly_accepts(&candidate, greatest, &mut generator),
-                        "{sigma} {word:#x}"
-                    );
+                    assert!(noise.exactly_accepts(&candidate, greatest, &mut generator), "{sigma} {word:#x}");
                     sure += 1;
                 }
             }
@@ -279,10 +245,7 @@ fn the_three_ways_to_decide_never_disagree() {
             }
         }
     }
-    assert!(
-        sure > 1000 && undecided > 1000,
-        "{sure} sure, {undecided} undecided"
-    );
+    assert!(sure > 1000 && undecided > 1000, "{sure} sure, {undecided} undecided");
 }
 
 /// Alpha 1e-6 a sigma.
@@ -290,9 +253,8 @@ fn the_three_ways_to_decide_never_disagree() {
 fn a_plain_sampler_gives_the_same_law() {
     for (seed, sigma) in (700..).zip([1, 3, 64, 1000]) {
         let mut generator = Generator::from_seed(seed);
-        let plain: Vec<i64> = (0..draws(6_000))
-            .map(|_| plain::discrete_gaussian(sigma, &mut generator))
-            .collect();
+        let plain: Vec<i64> =
+            (0..draws(6_000)).map(|_| plain::discrete_gaussian(sigma, &mut generator)).collect();
         let sigma = f64::from(sigma);
         assert_law(sigma, &plain, "plain");
         assert_same_law(sigma, &samples(sigma, draws(50_000), seed + 50), &plain, "plain");
@@ -323,11 +285,7 @@ fn noise_and_its_support_do_not_depend_on_the_data() {
             let mut values: Vec<i64> = (0..COUNT).map(data).collect();
             let mut generator = Generator::from_seed(900);
             noise.add_to(&mut values, &mut generator);
-            let noise: Vec<i64> = values
-                .iter()
-                .enumerate()
-                .map(|(at, value)| value - data(at))
-                .collect();
+            let noise: Vec<i64> = values.iter().enumerate().map(|(at, value)| value - data(at)).collect();
             (noise, generator.next_u64())
         };
         let (noise, next) = added_to(&|_| 0);
@@ -336,11 +294,7 @@ fn noise_and_its_support_do_not_depend_on_the_data() {
             &|_: usize| 1 << 62,
             &|at: usize| if at.is_multiple_of(2) { -(1 << 62) } else { 3 },
         ] {
-            assert_eq!(
-                added_to(data),
-                (noise.clone(), next),
-                "same noise, same number of draws"
-            );
+            assert_eq!(added_to(data), (noise.clone(), next), "same noise, same number of draws");
         }
         assert!(noise.iter().any(|x| x % 2 == 0) && noise.iter().any(|x| x % 2 != 0));
     }
@@ -359,26 +313,12 @@ fn sums_beyond_the_ends_of_i64_stop_there() {
 
 #[test]
 fn sigma_outside_its_range_is_refused() {
-    for bad in [
-        0.0,
-        -1.0,
-        0.499_999,
-        1.099_511_627_777e12,
-        f64::NAN,
-        f64::INFINITY,
-    ] {
+    for bad in [0.0, -1.0, 0.499_999, 1.099_511_627_777e12, f64::NAN, f64::INFINITY] {
         let refused = DiscreteGaussian::new(bad).unwrap_err();
-        assert!(
-            refused
-                .to_string()
-                .starts_with("sigma of a discrete Gaussian must be from 0.5 to 2^40")
-        );
+        assert!(refused.to_string().starts_with("sigma of a discrete Gaussian must be from 0.5 to 2^40"));
     }
     assert_eq!(DiscreteGaussian::new(0.5).unwrap().sigma(), 0.5);
-    assert_eq!(
-        DiscreteGaussian::new(2f64.powi(40)).unwrap().sigma(),
-        2f64.powi(40)
-    );
+    assert_eq!(DiscreteGaussian::new(2f64.powi(40)).unwrap().sigma(), 2f64.powi(40));
 }
 
 #[test]
