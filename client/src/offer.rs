@@ -89,3 +89,17 @@ pub fn reserve(checked: &CheckedContract, budget: &mut Budget) -> Result<(), Off
     let holdout = holdout.map(|event| Charge { population: Population::Holdout, event });
     Ok(budget.reserve(checked.job, std::iter::once(training).chain(holdout).collect())?)
 }
+
+/// A contract that holds, for tests of other modules.
+#[cfg(test)]
+pub(crate) fn sample_contract() -> JobContract {
+    use weighhouse_shared::job::JobFile;
+    let schema: Schema = toml::from_str(
+        "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+         features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+    )
+    .unwrap();
+    let file: JobFile =
+        toml::from_str("name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4").unwrap();
+    file.contract(schema, [0; 16]).unwrap()
+}

@@ -73,7 +73,6 @@ pub enum Action {
 #[derive(Debug)]
 struct Current {
     start: RoundStart,
-    model: Option<Bytes>,
     working: bool,
 }
 
@@ -81,6 +80,24 @@ struct Current {
 struct Job {
     contract: CheckedContract,
     current: Option<Current>,
+    /// The model that came last, not yet worked with: it may come before its round's start, since the two
+    /// travel on different streams.
+    model: Option<(RoundId, ContentHash, Bytes)>,
+}
+
+impl Job {
+    /// Begins the work once the round's start and its model are both there.
+    fn begin(&mut self) -> Vec<Action> {
+        let Some(current) = self.current.as_mut().filter(|current| !current.working) else {
+            return Vec::new();
+        };
+        let wanted = (current.start.round, current.start.model);
+        let Some((_, _, model)) = self.model.take_if(|(round, hash, _)| (*round, *hash) == wanted) else {
+            return Vec::new();
+        };
+        current.working = true;
+        vec![Action::Work { contract: self.contract.clone(), start: current.start.clone(), model }]
+    }
 }
 
 /// The site's jobs and the round each is in.
@@ -100,33 +117,23 @@ impl Rounds {
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::JobAccepted(contract) => {
-                self.jobs.entry(contract.job).or_insert(Job { contract, current: None });
+                self.jobs.entry(contract.job).or_insert(Job { contract, current: None, model: None });
                 Vec::new()
             }
             Event::RoundStarted(start) => {
                 let Some(job) = self.jobs.get_mut(&start.job) else { return Vec::new() };
-                let known = job.contract.contract.task(start.round);
-                if known != Some(start.task) {
+                if job.contract.contract.task(start.round) != Some(start.task) {
                     return vec![Action::Skip { job: start.job, round: start.round }];
                 }
-                let working =
-                    job.current.as_ref().is_some_and(|current| current.start == start && current.working);
-                job.current = Some(Current { start, model: None, working });
-                Vec::new()
+                let same = job.current.take().filter(|current| current.start == start);
+                let working = same.is_some_and(|current| current.working);
+                job.current = Some(Current { start, working });
+                job.begin()
             }
             Event::ModelArrived { job, round, model, bytes } => {
                 let Some(job) = self.jobs.get_mut(&job) else { return Vec::new() };
-                let Some(current) = &mut job.current else { return Vec::new() };
-                if (current.start.round, current.start.model) != (round, model) || current.working {
-                    return Vec::new();
-                }
-                current.model = Some(bytes.clone());
-                current.working = true;
-                vec![Action::Work {
-                    contract: job.contract.clone(),
-                    start: current.start.clone(),
-                    model: bytes,
-                }]
+                job.model = Some((round, model, bytes));
+                job.begin()
             }
             Event::Worked { job: id, round, contribution } => {
                 let Some(job) = self.jobs.get_mut(&id) else { return Vec::new() };
@@ -149,6 +156,83 @@ impl Rounds {
     pub fn disconnected(&mut self) {
         for job in self.jobs.values_mut() {
             job.current.take_if(|current| !current.working);
+            job.model = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contribute::Contribution;
+    use std::sync::Arc;
+    use weighhouse_shared::job::{JobContract, RoundTask};
+
+    fn accepted() -> (Rounds, CheckedContract) {
+        let contract: Arc<JobContract> = Arc::new(crate::offer::sample_contract());
+        let checked = CheckedContract { job: contract.id(), contract };
+        let mut rounds = Rounds::default();
+        rounds.handle(Event::JobAccepted(checked.clone()));
+        (rounds, checked)
+    }
+
+    fn start(job: JobId, round: u32) -> RoundStart {
+        let task = RoundTask { train: true, evaluate: round % 5 == 0 };
+        RoundStart { job, round: RoundId(round), task, model: ContentHash::of(&[round as u8]) }
+    }
+
+    fn arrived(job: JobId, round: u32) -> Event {
+        let model = ContentHash::of(&[round as u8]);
+        Event::ModelArrived { job, round: RoundId(round), model, bytes: Bytes::new() }
+    }
+
+    #[test]
+    fn work_begins_whichever_of_start_and_model_comes_first() {
+        for model_first in [false, true] {
+            let (mut rounds, checked) = accepted();
+            let mut events = vec![Event::RoundStarted(start(checked.job, 0)), arrived(checked.job, 0)];
+            if model_first {
+                events.reverse();
+            }
+            let actions: Vec<Action> = events.into_iter().flat_map(|event| rounds.handle(event)).collect();
+            assert!(matches!(actions.as_slice(), [Action::Work { .. }]), "{actions:?}");
+        }
+    }
+
+    #[test]
+    fn a_round_started_again_while_it_is_worked_on_is_not_worked_on_twice() {
+        let (mut rounds, checked) = accepted();
+        rounds.handle(Event::RoundStarted(start(checked.job, 0)));
+        rounds.handle(arrived(checked.job, 0));
+        rounds.disconnected();
+        assert!(rounds.handle(Event::RoundStarted(start(checked.job, 0))).is_empty());
+        assert!(rounds.handle(arrived(checked.job, 0)).is_empty());
+        let contribution = Some(Contribution { evaluation: None, update: None });
+        let worked = Event::Worked { job: checked.job, round: RoundId(0), contribution };
+        assert!(matches!(rounds.handle(worked).as_slice(), [Action::Send { .. }]));
+    }
+
+    #[test]
+    fn work_for_a_round_that_is_over_is_dropped_and_a_task_outside_the_contract_is_skipped() {
+        let (mut rounds, checked) = accepted();
+        rounds.handle(Event::RoundStarted(start(checked.job, 0)));
+        rounds.handle(arrived(checked.job, 0));
+        rounds.handle(Event::RoundStarted(start(checked.job, 1)));
+        let worked = Event::Worked { job: checked.job, round: RoundId(0), contribution: None };
+        assert!(rounds.handle(worked).is_empty());
+        let beyond = start(checked.job, 10_000);
+        assert!(matches!(rounds.handle(Event::RoundStarted(beyond)).as_slice(), [Action::Skip { .. }]));
+        let mut other = start(checked.job, 1);
+        other.task.evaluate = true;
+        assert!(matches!(rounds.handle(Event::RoundStarted(other)).as_slice(), [Action::Skip { .. }]));
+    }
+
+    #[test]
+    fn a_job_that_was_not_accepted_gets_nothing() {
+        let mut rounds = Rounds::default();
+        let job = JobId::from_bytes([1; 32]);
+        assert!(rounds.handle(Event::RoundStarted(start(job, 0))).is_empty());
+        assert!(rounds.handle(arrived(job, 0)).is_empty());
+        assert_eq!(rounds.model_len(&job), None);
     }
 }
