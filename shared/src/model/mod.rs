@@ -19,7 +19,7 @@ mod workspace;
 pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
 pub use error::ModelError;
 pub use network::{Batch, MAX_INPUTS, MAX_PARAMETERS, Network, TensorSpec, binary_cross_entropy};
-pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows};
+pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows, dot};
 pub use score::score;
 pub use spec::{MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, ModelSpec};
 pub use workspace::{LayerFactors, Workspace};

@@ -9,7 +9,7 @@
 //! the row's position nor what the other rows hold changes a bit of it, so one customer's floats never depend on
 //! who else is in the batch.
 //!
-//! The same on one machine only: a processor without AVX2 takes another path, with equally long chains.
+//! AVX-512, AVX2, NEON and plain processors run the same chains.
 
 use std::ops::AddAssign;
 
@@ -160,7 +160,7 @@ impl<T: Element> WithSimd for Product<'_, T> {
                                 let row = first_row + i.min(tile_rows - 1);
                                 &left.data[row * left.stride + first_term..][..terms]
                             });
-                            strided_tile::<T, S>(simd, lines, terms, panel)
+                            strided_tile::<T, S>(simd, lines, panel)
                         };
                         let column = first_column + p * tile_columns;
                         let width = tile_columns.min(columns - column);
@@ -199,18 +199,14 @@ fn packed_tile<T: Element, S: Simd>(simd: S, left: &[T], panel: &[T]) -> Tile<T,
 }
 
 #[inline(always)]
-fn strided_tile<T: Element, S: Simd>(
-    simd: S,
-    lines: [&[T]; TILE_ROWS],
-    terms: usize,
-    panel: &[T],
-) -> Tile<T, S> {
+fn strided_tile<T: Element, S: Simd>(simd: S, lines: [&[T]; TILE_ROWS], panel: &[T]) -> Tile<T, S> {
     let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; TILE_ROWS];
     let right = T::vectors::<S>(panel).as_chunks::<TILE_VECTORS>().0;
-    let lines = lines.map(|line| &line[..terms]);
-    let right = &right[..terms];
-    for k in 0..terms {
-        step::<T, S>(simd, &mut sums, std::array::from_fn(|i| lines[i][k]), &right[k]);
+    // One zip, so that no line's length is looked at inside the loop.
+    let [l0, l1, l2, l3, l4, l5] = lines;
+    let pairs = l0.iter().zip(l1).zip(l2.iter().zip(l3)).zip(l4.iter().zip(l5));
+    for ((((a, b), (c, d)), (e, f)), right) in pairs.zip(right) {
+        step::<T, S>(simd, &mut sums, [*a, *b, *c, *d, *e, *f], right);
     }
     sums
 }
@@ -271,6 +267,33 @@ fn pack<T: Element>(
     }
 }
 
+/// `a . b` over the shorter of the two, in an order that depends on the length alone. Inlines, to be vectorised where
+/// it is called. In f64 exact for integers whose absolute products sum below 2^53.
+#[inline(always)]
+pub(crate) fn dot<X: Copy + Into<T>, T: Element + std::ops::Mul<Output = T>>(a: &[X], b: &[X]) -> T {
+    let (a_chunks, a_rest) = a.as_chunks::<16>();
+    let (b_chunks, b_rest) = b.as_chunks::<16>();
+    let mut lanes = [T::default(); 16];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..16 {
+            lanes[i] += a[i].into() * b[i].into();
+        }
+    }
+    // Not into the lanes: an index that varies would keep them out of registers.
+    let mut rest = T::default();
+    for (&a, &b) in a_rest.iter().zip(b_rest) {
+        rest += a.into() * b.into();
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            let upper = lanes[i + half];
+            lanes[i] += upper;
+        }
+    }
+    rest += lanes[0];
+    rest
+}
+
 /// `out[i] += rows[i] . vector` for `rows` of `[out.len(), vector.len()]`, each row by itself.
 pub(crate) fn add_dots(rows: &[f32], vector: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), out.len() * vector.len(), "rows of {} for {} dots", vector.len(), out.len());
@@ -278,18 +301,7 @@ pub(crate) fn add_dots(rows: &[f32], vector: &[f32], out: &mut [f32]) {
         #[inline(always)]
         || {
             for (row, out) in rows.chunks_exact(vector.len()).zip(out.iter_mut()) {
-                let (row_chunks, row_rest) = row.as_chunks::<16>();
-                let (vector_chunks, vector_rest) = vector.as_chunks::<16>();
-                let mut lanes = [0.0f32; 16];
-                for (a, b) in row_chunks.iter().zip(vector_chunks) {
-                    for i in 0..16 {
-                        lanes[i] += a[i] * b[i];
-                    }
-                }
-                for (i, (a, b)) in row_rest.iter().zip(vector_rest).enumerate() {
-                    lanes[i] += a * b;
-                }
-                *out += lanes.iter().sum::<f32>();
+                *out += dot::<_, f32>(row, vector);
             }
         },
     );
@@ -323,6 +335,26 @@ pub(crate) fn add_rows<T: Element>(rows: &[T], out: &mut [T]) {
                 for (out, &value) in out.iter_mut().zip(row) {
                     *out += value;
                 }
+            }
+        },
+    );
+}
+
+/// ReLU in place; a NaN stays.
+pub(crate) fn rectify(values: &mut [f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || values.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value }),
+    );
+}
+
+/// Zeroes the gradients behind a ReLU where its output is not positive.
+pub(crate) fn mask(gradients: &mut [f32], rectified: &[f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (gradient, &output) in gradients.iter_mut().zip(rectified) {
+                *gradient = if output > 0.0 { *gradient } else { 0.0 };
             }
         },
     );

@@ -112,9 +112,9 @@ proptest! {
         let expected = squared(&materialised(&layers, span));
         let mut scratch = NormScratch::default();
         scratch.measure_activations(&layers, span);
-        let exact: i128 = scratch.squared_norm(&layers, span);
+        let exact: i128 = scratch.squared_norm(&layers, span, |layer| &layers[layer].gradients);
         prop_assert_eq!(exact, expected);
-        let float: f64 = scratch.squared_norm(&layers, span);
+        let float: f64 = scratch.squared_norm(&layers, span, |layer| &layers[layer].gradients);
         prop_assert!((float - expected as f64).abs() <= 1e-9 * expected as f64);
     }
 }
