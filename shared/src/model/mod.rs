@@ -3,7 +3,7 @@
 //! What leaves a site is never made here: this module computes in floats, per row, and leaves each layer's
 //! input activations and output gradients in a [`Workspace`], from which
 //! [`privacy::grid`](crate::privacy::grid) makes exact integer sums. Training runs on hand-written layers
-//! ([`Network`]); evaluation and prediction run the same forward on candle tensors ([`score`]).
+//! ([`Network`]); evaluation and prediction run the same forward on candle tensors ([`score()`]).
 
 mod artifact;
 mod error;

@@ -127,15 +127,15 @@ impl std::fmt::Debug for SumWorkspace {
     }
 }
 
-/// The integer factors of one layer, as f64 that hold integers of at most [`FACTOR_LIMIT`].
+/// The integer factors of one layer, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly.
 #[derive(Clone, Default)]
 struct IntegerFactors {
     inputs: usize,
     outputs: usize,
     /// `[rows, inputs]`, in units of `alpha`.
-    activations: Vec<f64>,
+    activations: Vec<f32>,
     /// `[rows, outputs]`, in units of `gamma`, clipped.
-    gradients: Vec<f64>,
+    gradients: Vec<f32>,
 }
 
 /// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
@@ -143,7 +143,7 @@ struct IntegerFactors {
 /// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`]; the caller
 /// zeroes it before the first call. One customer more or less in all calls together changes it by at
 /// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
-/// `24 bytes x rows x (inputs + hidden units)`; the result is the same.
+/// `16 bytes x rows x (inputs + hidden units)`; the result is the same.
 ///
 /// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, or a
 /// parameter, an input or a label is not finite, naming its row. Customers whose gradient overflows count as zero.
@@ -315,7 +315,7 @@ fn clip_customer(
 
 impl IntegerFactors {
     #[inline(always)]
-    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> &mut [f64] {
+    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> &mut [f32] {
         &mut self.gradients[start * self.outputs..end * self.outputs]
     }
 }
@@ -328,27 +328,27 @@ fn rows_of<T>(matrix: &[T], [start, end]: [usize; 2], columns: usize) -> &[T] {
 /// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well. Comparisons and not
 /// `clamp`, which would let it through.
 #[inline(always)]
-fn saturate(value: f32) -> f64 {
+fn saturate(value: f32) -> f32 {
     let value = if value > -FACTOR_LIMIT { value } else { -FACTOR_LIMIT };
-    f64::from(if value < FACTOR_LIMIT { value } else { FACTOR_LIMIT })
+    if value < FACTOR_LIMIT { value } else { FACTOR_LIMIT }
 }
 
 #[inline(always)]
-fn round_activations(from: &[f32], to: &mut [f64]) {
+fn round_activations(from: &[f32], to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = saturate((from * ACTIVATION_STEPS).round_ties_even());
     }
 }
 
 #[inline(always)]
-fn round_gradients(from: &[f32], scale: f32, to: &mut [f64]) {
+fn round_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = saturate((from * scale).round_ties_even());
     }
 }
 
 #[inline(always)]
-fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f64]) {
+fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = saturate((from * scale).trunc());
     }
@@ -412,11 +412,11 @@ impl NormScratch {
     ///
     /// Exact in i128 if the output gradients are integers; else as good as f64 sums are.
     #[inline(always)]
-    fn squared_norm<'a, N: Total, X: Copy + Into<f64> + 'a>(
+    fn squared_norm<'a, N: Total>(
         &mut self,
         layers: &[IntegerFactors],
         span: [usize; 2],
-        gradients: impl Fn(usize) -> &'a [X],
+        gradients: impl Fn(usize) -> &'a [f32],
     ) -> N {
         let rows = span[1] - span[0];
         let mut total = N::ZERO;
@@ -443,10 +443,10 @@ impl NormScratch {
                     let mut bias = 0.0;
                     let column = gradients[output..].iter().step_by(layer.outputs);
                     for (&gradient, activations) in column.zip(activations.chunks_exact(layer.inputs)) {
-                        let gradient: f64 = gradient.into();
+                        let gradient = f64::from(gradient);
                         bias += gradient * f64::from(ACTIVATION_STEPS);
                         for (slot, &activation) in self.line.iter_mut().zip(activations) {
-                            *slot += gradient * activation;
+                            *slot += gradient * f64::from(activation);
                         }
                     }
                     total += N::product(bias, bias);

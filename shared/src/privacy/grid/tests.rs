@@ -105,7 +105,7 @@ proptest! {
         outputs in 1usize..7, inputs in 1usize..20, rows in 1usize..26, seed in any::<u64>(),
     ) {
         let mut draw = draws(seed);
-        let mut draw = |count: usize| (0..count).map(|_| f64::from((draw() * 32_768.0).round())).collect::<Vec<_>>();
+        let mut draw = |count: usize| (0..count).map(|_| (draw() * 32_768.0).round()).collect::<Vec<_>>();
         let layer = IntegerFactors { inputs, outputs, activations: draw(rows * inputs), gradients: draw(rows * outputs) };
         let layers = [layer];
         let span = [0, rows];
