@@ -3,7 +3,7 @@
 //! Every output row depends on its own input row and the parameters alone, to the last bit
 //! (see [`product`](super::product)).
 
-use super::product::{Packing, View, add_dots, add_product, add_rows, add_weighted_rows};
+use super::product::{Packing, View, add_dots, add_product, add_rows, add_weighted_rows, mask, rectify};
 
 /// `y = x W^T + b`, then ReLU if `rectified`. The weight is `[outputs, inputs]`, as in PyTorch.
 #[derive(Clone, Debug)]
@@ -57,9 +57,7 @@ impl Linear {
             );
         }
         if self.rectified {
-            for value in output.iter_mut() {
-                *value = if *value < 0.0 { 0.0 } else { *value };
-            }
+            rectify(output);
         }
     }
 
@@ -77,22 +75,21 @@ impl Linear {
     ) {
         let weight = self.weight(parameters);
         let rows = output_gradients.len() / self.outputs;
-        input_gradients.clear();
-        input_gradients.resize(rows * self.inputs, 0.0);
         if self.outputs == 1 {
+            input_gradients.resize(rows * self.inputs, 0.0);
             for (row, &gradient) in input_gradients.chunks_exact_mut(self.inputs).zip(output_gradients) {
                 for (slot, &weight) in row.iter_mut().zip(weight) {
                     *slot = gradient * weight;
                 }
             }
         } else {
+            input_gradients.clear();
+            input_gradients.resize(rows * self.inputs, 0.0);
             let gradients = View::rows(output_gradients, self.outputs);
             let weight = View::rows(weight, self.inputs);
             add_product([rows, self.outputs, self.inputs], gradients, weight, input_gradients, packing);
         }
-        for (gradient, &activation) in input_gradients.iter_mut().zip(activations) {
-            *gradient = if activation > 0.0 { *gradient } else { 0.0 };
-        }
+        mask(input_gradients, activations);
     }
 
     /// Adds the sum over rows of the layer's gradient to its part of `gradient`, weight then bias.

@@ -9,7 +9,7 @@
 //! the row's position nor what the other rows hold changes a bit of it, so one customer's floats never depend on
 //! who else is in the batch.
 //!
-//! The same on one machine only: a processor without AVX2 takes another path, with equally long chains.
+//! AVX-512, AVX2, NEON and plain processors run the same chains.
 
 use std::ops::AddAssign;
 
@@ -101,15 +101,16 @@ pub(crate) struct Packing<T> {
 
 /// Adds `left * right` to `out`, with the row independence that this file's header promises.
 ///
+/// Entries are widened from `X` to `T` while they are packed, so f32 that hold integers can be summed in f64.
 /// `left` is `[rows, depth]`, `right` `[depth, columns]`, `out` `[rows, columns]`, row-major.
 /// In f64 with integer entries the result is exact if the absolute products sum below 2^53.
 ///
 /// # Panics
 /// If a slice is shorter than its shape.
-pub(crate) fn add_product<T: Element>(
+pub(crate) fn add_product<X: Copy + Into<T>, T: Element>(
     [rows, depth, columns]: [usize; 3],
-    left: View<'_, T>,
-    right: View<'_, T>,
+    left: View<'_, X>,
+    right: View<'_, X>,
     out: &mut [T],
     packing: &mut Packing<T>,
 ) {
@@ -117,17 +118,17 @@ pub(crate) fn add_product<T: Element>(
     Arch::new().dispatch(Product { rows, depth, columns, left, right, out, packing });
 }
 
-struct Product<'a, T> {
+struct Product<'a, X, T> {
     rows: usize,
     depth: usize,
     columns: usize,
-    left: View<'a, T>,
-    right: View<'a, T>,
+    left: View<'a, X>,
+    right: View<'a, X>,
     out: &'a mut [T],
     packing: &'a mut Packing<T>,
 }
 
-impl<T: Element> WithSimd for Product<'_, T> {
+impl<X: Copy + Into<T>, T: Element> WithSimd for Product<'_, X, T> {
     type Output = ();
 
     #[inline(always)]
@@ -156,11 +157,11 @@ impl<T: Element> WithSimd for Product<'_, T> {
                         let sums = if left.transposed {
                             packed_tile::<T, S>(simd, &packing.left, panel)
                         } else {
-                            let lines: [&[T]; TILE_ROWS] = std::array::from_fn(|i| {
+                            let lines: [&[X]; TILE_ROWS] = std::array::from_fn(|i| {
                                 let row = first_row + i.min(tile_rows - 1);
                                 &left.data[row * left.stride + first_term..][..terms]
                             });
-                            strided_tile::<T, S>(simd, lines, terms, panel)
+                            strided_tile::<X, T, S>(simd, lines, panel)
                         };
                         let column = first_column + p * tile_columns;
                         let width = tile_columns.min(columns - column);
@@ -199,18 +200,18 @@ fn packed_tile<T: Element, S: Simd>(simd: S, left: &[T], panel: &[T]) -> Tile<T,
 }
 
 #[inline(always)]
-fn strided_tile<T: Element, S: Simd>(
+fn strided_tile<X: Copy + Into<T>, T: Element, S: Simd>(
     simd: S,
-    lines: [&[T]; TILE_ROWS],
-    terms: usize,
+    lines: [&[X]; TILE_ROWS],
     panel: &[T],
 ) -> Tile<T, S> {
     let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; TILE_ROWS];
     let right = T::vectors::<S>(panel).as_chunks::<TILE_VECTORS>().0;
-    let lines = lines.map(|line| &line[..terms]);
-    let right = &right[..terms];
-    for k in 0..terms {
-        step::<T, S>(simd, &mut sums, std::array::from_fn(|i| lines[i][k]), &right[k]);
+    // One zip, so that no line's length is looked at inside the loop.
+    let [l0, l1, l2, l3, l4, l5] = lines;
+    let pairs = l0.iter().zip(l1).zip(l2.iter().zip(l3)).zip(l4.iter().zip(l5));
+    for ((((a, b), (c, d)), (e, f)), right) in pairs.zip(right) {
+        step::<T, S>(simd, &mut sums, [*a, *b, *c, *d, *e, *f].map(Into::into), right);
     }
     sums
 }
@@ -241,8 +242,8 @@ fn add_row<T: Element, S: Simd>(
 /// Copies columns `first .. first + width` of the terms from `first_term` on to `panel`, `[terms, padded]`,
 /// with zeros in the columns past `width`.
 #[inline(always)]
-fn pack<T: Element>(
-    right: View<'_, T>,
+fn pack<X: Copy + Into<T>, T: Element>(
+    right: View<'_, X>,
     first_term: usize,
     first: usize,
     width: usize,
@@ -255,20 +256,47 @@ fn pack<T: Element>(
         for j in 0..width {
             let line = &right.data[(first + j) * right.stride + first_term..][..terms];
             for (slot, &value) in panel[j..].iter_mut().step_by(padded).zip(line) {
-                *slot = value;
+                *slot = value.into();
             }
         }
     } else {
         for (k, slots) in panel.chunks_exact_mut(padded).enumerate() {
             let line = &right.data[(first_term + k) * right.stride + first..][..width];
-            if width == padded {
-                slots.copy_from_slice(line);
-            } else {
-                slots[..width].copy_from_slice(line);
+            for (slot, &value) in slots.iter_mut().zip(line) {
+                *slot = value.into();
+            }
+            if width < padded {
                 slots[width..].fill(T::default());
             }
         }
     }
+}
+
+/// `a . b` over the shorter of the two, in an order that depends on the length alone. Inlines, to be vectorised where
+/// it is called. In f64 exact for integers whose absolute products sum below 2^53.
+#[inline(always)]
+pub(crate) fn dot<X: Copy + Into<T>, T: Element + std::ops::Mul<Output = T>>(a: &[X], b: &[X]) -> T {
+    let (a_chunks, a_rest) = a.as_chunks::<16>();
+    let (b_chunks, b_rest) = b.as_chunks::<16>();
+    let mut lanes = [T::default(); 16];
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..16 {
+            lanes[i] += a[i].into() * b[i].into();
+        }
+    }
+    // Not into the lanes: an index that varies would keep them out of registers.
+    let mut rest = T::default();
+    for (&a, &b) in a_rest.iter().zip(b_rest) {
+        rest += a.into() * b.into();
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            let upper = lanes[i + half];
+            lanes[i] += upper;
+        }
+    }
+    rest += lanes[0];
+    rest
 }
 
 /// `out[i] += rows[i] . vector` for `rows` of `[out.len(), vector.len()]`, each row by itself.
@@ -278,36 +306,24 @@ pub(crate) fn add_dots(rows: &[f32], vector: &[f32], out: &mut [f32]) {
         #[inline(always)]
         || {
             for (row, out) in rows.chunks_exact(vector.len()).zip(out.iter_mut()) {
-                let (row_chunks, row_rest) = row.as_chunks::<16>();
-                let (vector_chunks, vector_rest) = vector.as_chunks::<16>();
-                let mut lanes = [0.0f32; 16];
-                for (a, b) in row_chunks.iter().zip(vector_chunks) {
-                    for i in 0..16 {
-                        lanes[i] += a[i] * b[i];
-                    }
-                }
-                for (i, (a, b)) in row_rest.iter().zip(vector_rest).enumerate() {
-                    lanes[i] += a * b;
-                }
-                *out += lanes.iter().sum::<f32>();
+                *out += dot::<_, f32>(row, vector);
             }
         },
     );
 }
 
 /// `out += sum over r of weights[r] * rows[r]` for `rows` of `[weights.len(), out.len()]`.
-pub(crate) fn add_weighted_rows<T: Element + std::ops::Mul<Output = T>>(
-    weights: &[T],
-    rows: &[T],
-    out: &mut [T],
-) {
+pub(crate) fn add_weighted_rows<X: Copy + Into<T>, T>(weights: &[X], rows: &[X], out: &mut [T])
+where
+    T: Element + std::ops::Mul<Output = T>,
+{
     assert_eq!(rows.len(), weights.len() * out.len(), "{} rows of {}", weights.len(), out.len());
     Arch::new().dispatch(
         #[inline(always)]
         || {
             for (&weight, row) in weights.iter().zip(rows.chunks_exact(out.len())) {
                 for (out, &value) in out.iter_mut().zip(row) {
-                    *out += weight * value;
+                    *out += weight.into() * value.into();
                 }
             }
         },
@@ -315,14 +331,34 @@ pub(crate) fn add_weighted_rows<T: Element + std::ops::Mul<Output = T>>(
 }
 
 /// `out[j] += sum over r of rows[r, j]` for `rows` of `[.., out.len()]`.
-pub(crate) fn add_rows<T: Element>(rows: &[T], out: &mut [T]) {
+pub(crate) fn add_rows<X: Copy + Into<T>, T: Element>(rows: &[X], out: &mut [T]) {
     Arch::new().dispatch(
         #[inline(always)]
         || {
             for row in rows.chunks_exact(out.len()) {
                 for (out, &value) in out.iter_mut().zip(row) {
-                    *out += value;
+                    *out += value.into();
                 }
+            }
+        },
+    );
+}
+
+/// ReLU in place; a NaN stays.
+pub(crate) fn rectify(values: &mut [f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || values.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value }),
+    );
+}
+
+/// Zeroes the gradients behind a ReLU where its output is not positive.
+pub(crate) fn mask(gradients: &mut [f32], rectified: &[f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (gradient, &output) in gradients.iter_mut().zip(rectified) {
+                *gradient = if output > 0.0 { *gradient } else { 0.0 };
             }
         },
     );

@@ -50,7 +50,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::ClipNorm;
 use crate::model::{
     Batch, LayerFactors, ModelError, Network, Packing, View, Workspace, add_product, add_rows,
-    add_weighted_rows,
+    add_weighted_rows, dot,
 };
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
@@ -127,15 +127,15 @@ impl std::fmt::Debug for SumWorkspace {
     }
 }
 
-/// The integer factors of one layer, as f64 that hold integers of at most [`FACTOR_LIMIT`].
+/// The integer factors of one layer, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly.
 #[derive(Clone, Default)]
 struct IntegerFactors {
     inputs: usize,
     outputs: usize,
     /// `[rows, inputs]`, in units of `alpha`.
-    activations: Vec<f64>,
+    activations: Vec<f32>,
     /// `[rows, outputs]`, in units of `gamma`, clipped.
-    gradients: Vec<f64>,
+    gradients: Vec<f32>,
 }
 
 /// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
@@ -143,7 +143,7 @@ struct IntegerFactors {
 /// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`]; the caller
 /// zeroes it before the first call. One customer more or less in all calls together changes it by at
 /// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
-/// `24 bytes x rows x (inputs + hidden units)`; the result is the same.
+/// `16 bytes x rows x (inputs + hidden units)`; the result is the same.
 ///
 /// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, or a
 /// parameter, an input or a label is not finite, naming its row. Customers whose gradient overflows count as zero.
@@ -284,16 +284,9 @@ fn clip_customer(
     integers: &mut [IntegerFactors],
     scratch: &mut NormScratch,
 ) {
-    for (floats, integers) in floats.iter().zip(integers.iter_mut()) {
-        let (from, to) =
-            (rows_of(floats.output_gradients(), span, floats.outputs()), integers.gradients_mut(span));
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to = f64::from(from);
-        }
-    }
     scratch.measure_activations(integers, span);
     // In units of the activation's integers.
-    let squared: f64 = scratch.squared_norm(integers, span);
+    let squared: f64 = scratch.squared_norm(integers, span, |layer| floats[layer].output_gradients());
     let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
         let factor = if norm > clip * MARGIN { clip * MARGIN / norm } else { 1.0 };
@@ -308,7 +301,7 @@ fn clip_customer(
                     truncate_gradients(from, scale as f32, to);
                 }
             }
-            let squared: i128 = scratch.squared_norm(integers, span);
+            let squared: i128 = scratch.squared_norm(integers, span, |layer| &integers[layer].gradients);
             if squared <= (SENSITIVITY as i128).pow(2) {
                 return;
             }
@@ -322,7 +315,7 @@ fn clip_customer(
 
 impl IntegerFactors {
     #[inline(always)]
-    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> &mut [f64] {
+    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> &mut [f32] {
         &mut self.gradients[start * self.outputs..end * self.outputs]
     }
 }
@@ -332,28 +325,30 @@ fn rows_of<T>(matrix: &[T], [start, end]: [usize; 2], columns: usize) -> &[T] {
     &matrix[start * columns..end * columns]
 }
 
-/// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well.
+/// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well. Comparisons and not
+/// `clamp`, which would let it through.
 #[inline(always)]
-fn saturate(value: f32) -> f64 {
-    f64::from(value.max(-FACTOR_LIMIT).min(FACTOR_LIMIT))
+fn saturate(value: f32) -> f32 {
+    let value = if value > -FACTOR_LIMIT { value } else { -FACTOR_LIMIT };
+    if value < FACTOR_LIMIT { value } else { FACTOR_LIMIT }
 }
 
 #[inline(always)]
-fn round_activations(from: &[f32], to: &mut [f64]) {
+fn round_activations(from: &[f32], to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = saturate((from * ACTIVATION_STEPS).round_ties_even());
     }
 }
 
 #[inline(always)]
-fn round_gradients(from: &[f32], scale: f32, to: &mut [f64]) {
+fn round_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = saturate((from * scale).round_ties_even());
     }
 }
 
 #[inline(always)]
-fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f64]) {
+fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = saturate((from * scale).trunc());
     }
@@ -406,22 +401,28 @@ impl NormScratch {
             let activations = rows_of(&layer.activations, span, layer.inputs);
             for (r, a_r) in activations.chunks_exact(layer.inputs).enumerate() {
                 for a_s in activations[r * layer.inputs..].chunks_exact(layer.inputs) {
-                    self.grams.push(dot(a_r, a_s) + f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS));
+                    self.grams.push(dot::<_, f64>(a_r, a_s) + f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS));
                 }
             }
         }
     }
 
-    /// Squared norm of the gradient, over all layers, of the customer with rows `span`.
+    /// Squared norm of the gradient, over all layers, of the customer with rows `span`, from the integer activations
+    /// in `layers` and the output gradients, `[rows, outputs]`, that `gradients` has of each layer.
     ///
-    /// Exact in i128 if the gradients are integers; else as good as f64 sums are.
+    /// Exact in i128 if the output gradients are integers; else as good as f64 sums are.
     #[inline(always)]
-    fn squared_norm<N: Total>(&mut self, layers: &[IntegerFactors], span: [usize; 2]) -> N {
+    fn squared_norm<'a, N: Total>(
+        &mut self,
+        layers: &[IntegerFactors],
+        span: [usize; 2],
+        gradients: impl Fn(usize) -> &'a [f32],
+    ) -> N {
         let rows = span[1] - span[0];
         let mut total = N::ZERO;
         let mut grams = self.grams.iter();
-        for layer in layers {
-            let gradients = rows_of(&layer.gradients, span, layer.outputs);
+        for (index, layer) in layers.iter().enumerate() {
+            let gradients = rows_of(gradients(index), span, layer.outputs);
             if gram_is_cheaper(rows, layer.inputs, layer.outputs) {
                 for (r, g_r) in gradients.chunks_exact(layer.outputs).enumerate() {
                     for (s, g_s) in gradients[r * layer.outputs..].chunks_exact(layer.outputs).enumerate() {
@@ -442,9 +443,10 @@ impl NormScratch {
                     let mut bias = 0.0;
                     let column = gradients[output..].iter().step_by(layer.outputs);
                     for (&gradient, activations) in column.zip(activations.chunks_exact(layer.inputs)) {
+                        let gradient = f64::from(gradient);
                         bias += gradient * f64::from(ACTIVATION_STEPS);
                         for (slot, &activation) in self.line.iter_mut().zip(activations) {
-                            *slot += gradient * activation;
+                            *slot += gradient * f64::from(activation);
                         }
                     }
                     total += N::product(bias, bias);
@@ -456,22 +458,6 @@ impl NormScratch {
         }
         total
     }
-}
-
-#[inline(always)]
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (a_chunks, a_rest) = a.as_chunks::<16>();
-    let (b_chunks, b_rest) = b.as_chunks::<16>();
-    let mut lanes = [0.0; 16];
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..16 {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        lanes[i] += a * b;
-    }
-    lanes.iter().sum()
 }
 
 #[cfg(test)]

@@ -105,16 +105,16 @@ proptest! {
         outputs in 1usize..7, inputs in 1usize..20, rows in 1usize..26, seed in any::<u64>(),
     ) {
         let mut draw = draws(seed);
-        let mut draw = |count: usize| (0..count).map(|_| f64::from((draw() * 32_768.0).round())).collect::<Vec<_>>();
+        let mut draw = |count: usize| (0..count).map(|_| (draw() * 32_768.0).round()).collect::<Vec<_>>();
         let layer = IntegerFactors { inputs, outputs, activations: draw(rows * inputs), gradients: draw(rows * outputs) };
         let layers = [layer];
         let span = [0, rows];
         let expected = squared(&materialised(&layers, span));
         let mut scratch = NormScratch::default();
         scratch.measure_activations(&layers, span);
-        let exact: i128 = scratch.squared_norm(&layers, span);
+        let exact: i128 = scratch.squared_norm(&layers, span, |layer| &layers[layer].gradients);
         prop_assert_eq!(exact, expected);
-        let float: f64 = scratch.squared_norm(&layers, span);
+        let float: f64 = scratch.squared_norm(&layers, span, |layer| &layers[layer].gradients);
         prop_assert!((float - expected as f64).abs() <= 1e-9 * expected as f64);
     }
 }
