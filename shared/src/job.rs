@@ -73,9 +73,9 @@ pub struct Training {
 impl Default for Training {
     fn default() -> Self {
         Self {
-            rounds: 20,
+            rounds: 30,
             local_steps: 3,
-            learning_rate: 1.0,
+            learning_rate: 1.5,
             sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
             expected_customers: 100,
             max_rows_per_customer: 25,

@@ -45,7 +45,7 @@ pub struct DemoArguments {
     #[arg(long, default_value = "1e-4", value_name = "DELTA")]
     delta: Delta,
     /// Rounds of training
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     rounds: u32,
     /// Model to train: logistic, or a multi-layer perceptron's hidden layers, as in 32 or 64,32
     #[arg(long, default_value = "logistic", value_name = "MODEL")]
