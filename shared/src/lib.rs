@@ -15,3 +15,4 @@ pub mod ledger;
 pub mod wire;
 pub mod tls;
 pub mod invite;
+pub mod manual;

@@ -1,0 +1,32 @@
+//! Decisions that a newcomer would otherwise have to guess, with their reasons.
+//!
+//! **Gradients are integers before they are summed, by rounding their factors.** Rounding each customer's
+//! gradient would need it in memory; rounding after a float sum leaves the sum's own error out of the
+//! sensitivity. Rounded factors give both: an exact norm and an exact sum from one matrix product.
+//!
+//! **Our own matrix product instead of a library's.** The sensitivity argument needs a customer's integers to
+//! be the same whoever else is in the batch; a library that changes its summation order with the batch size
+//! does not promise that.
+//!
+//! **The ledger is text, one JSON object a line.** The officer can read it with any tool; hash chain and
+//! signatures are over the exact bytes of a line, so readability costs no rigour.
+//!
+//! **A site keeps no database.** What it must not forget is the ledger; what it must be able to repeat is the
+//! outbox. The coordinator offers a job again after every reconnect. Two kinds of plain files are all that
+//! has to survive.
+//!
+//! **The outbox is not synced, the ledger is.** A power cut may lose the stored update; its debit is then
+//! wasted, which is safe. Two syncs a round, both of the ledger, are enough.
+//!
+//! **Operators speak the same protocol.** An operator has a certificate of the authority with another role, and
+//! signs jobs with its key: a coordinator that is taken over can neither make jobs nor speak as an operator.
+//!
+//! **The enforced accountant is the Renyi filter.** It is valid for charges chosen along the way, which is what
+//! a site's life is. The certified figures for a fixed plan are tighter by a few per cent and stand ready in
+//! [`accountant`](crate::privacy::accountant).
+//!
+//! **Every site's gradient has the same public denominator.** A store with few customers moves the model less
+//! and is noised as much as any other: its size does not show, and uniform weights stay fair to customers.
+//!
+//! **A round that everyone has left or skipped is given up, and the job goes on.** Its model stays as it was.
+//! A round that waits in vain for enough sites ends the job with the reason.

@@ -1,0 +1,5 @@
+//! The manual: how it works and why it is so, beside the code it speaks of.
+
+pub mod decisions;
+pub mod privacy;
+pub mod protocol;

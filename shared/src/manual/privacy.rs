@@ -1,0 +1,66 @@
+//! What is promised to whom, and the mechanism behind each promise.
+//!
+//! # Unit and relation
+//! The unit is one customer at one site: all rows with the same customer id. Two data sets are neighbours
+//! when one has one customer more. A site's cap is an (epsilon, delta) pair; whatever leaves the site over
+//! all jobs, rounds and evaluations together is (epsilon, delta)-differentially private for that relation.
+//!
+//! # Threat model
+//! The coordinator is curious and may ask for anything, also for more than a job's contract says; other
+//! sites and everyone who sees a model may be in league with it. The site's own machine is trusted, and so
+//! is its system's random generator. Not promised: anything against someone who can read the site's
+//! memory or disk; timing; a customer known to several sites, whose guarantees add up over the sites.
+//! That a site has both labels, has customers, and is there at all is not protected either.
+//!
+//! # What leaves, and what pays for it
+//! | value | why it may leave |
+//! | --- | --- |
+//! | a model update | made of noised sums only; the debit of (job, round, training customers) |
+//! | a histogram of held-out customers' scores | noised; the debit of (job, round, held-out customers) |
+//! | an answer to a job offer, a skipped round | depends on the contract, the site's settings and its ledger, not on records |
+//! | versions, certificate requests | constants |
+//!
+//! A message that carries data can be built only from a noised value, and a noised value only with a debit
+//! in hand; see the client's `noise` and `budget`.
+//!
+//! # Mechanisms
+//! **Clipped sum** ([`privacy::grid`](crate::privacy::grid)). A customer's gradient is the mean over its rows. It is
+//! never formed in floating point: the factors of each layer's gradient (input activations and output
+//! gradients) are rounded to integers, so the customer's gradient is an integer matrix; its squared L2 norm
+//! is computed exactly and is at most S^2 or the customer is scaled down and checked again. The sum over
+//! customers is exact. One customer more changes it by at most S = 2^24 in L2 norm, with no rounding left
+//! out of the argument. A customer's integers do not depend on who else is in the batch.
+//!
+//! **Noise** ([`privacy::DiscreteGaussian`](crate::privacy::DiscreteGaussian)). Each coordinate gets an exact sample
+//! of the discrete Gaussian with parameter sigma = noise multiplier x S. For one release and neighbours at
+//! distance at most S its Renyi divergence of order alpha is at most alpha / (2 z^2), z the noise multiplier
+//! (Canonne, Kamath, Steinke 2020, "The Discrete Gaussian for Differential Privacy", theorem 4 and
+//! proposition 5 for vectors).
+//!
+//! **Sampling.** With a rate below 1 each customer is in a batch independently (Poisson); the coin is exact
+//! for the rate's binary value. Amplification: Mironov, Talwar, Zhang 2019, "Renyi differential privacy of
+//! the sampled Gaussian mechanism"; the bound at integer orders carries over to the discrete Gaussian because
+//! each of its moments is at most the continuous one's.
+//!
+//! **Histogram.** A customer's weight, 1024 units, is spread over its rows, so a customer changes the counts
+//! by at most 1024 in L2 norm. Mechanism and privacy map are OpenDP's; a release whose map says more than the
+//! debit was charged is refused.
+//!
+//! **Two groups.** A customer either trains or is held out, by a hash of site and customer id; the share is
+//! fixed when the ledger begins. A customer pays for one group only, so the site's figure is the larger of
+//! the two (parallel composition; McSherry 2009, "Privacy integrated queries", theorem 4).
+//!
+//! **Composition** ([`accountant`](crate::privacy::accountant)). The enforced figure is the Renyi composition of all
+//! recorded events, converted to epsilon at the cap's delta (Canonne, Kamath, Steinke 2020, proposition
+//! 12). Bounding the sum at each order beforehand stays valid when later releases are chosen after seeing
+//! earlier ones (Feldman and Zrnic 2021, "Individual privacy accounting via a Renyi filter", theorem 4.3).
+//! A reservation sets a job's whole worst case aside before the job begins, so concurrent jobs cannot spend
+//! the same budget.
+//!
+//! **Post-processing.** Local steps, averaging over sites, the server's step and everything done with a
+//! model later cost nothing.
+//!
+//! # Crashes
+//! The debit is on disk before noise is drawn; the noised bytes are stored before they are released; their
+//! hash is on disk before the first of them leaves. A kill between any two of these loses at most a debit. A
+//! round whose debit is spent gets the stored bytes, or nothing.

@@ -1,0 +1,41 @@
+//! What travels, in which order, and what each side may rely on.
+//!
+//! # Connection
+//! One UDP port, QUIC, TLS 1.3 with certificates on both sides, ALPN `weighhouse/1`, key exchange
+//! X25519MLKEM768 only. The coordinator's handshake lets in: sites and operators whose certificate the
+//! federation's authority signed and the roster has not revoked; and enrolling sites whose self-signed
+//! certificate carries a valid proof of an open invite's secret ([`tls`](crate::tls)). Anyone else has seen the
+//! coordinator's certificate and nothing more.
+//!
+//! # Frames
+//! Control messages are frames: length, number, canonical bytes ([`wire::frame`](crate::wire::frame)). A frame is at
+//! most 1 MiB. Numbers are never reused; golden bytes of every message stand under `tests/data/wire/v1/`.
+//! Decoders refuse trailing bytes and forged lengths.
+//!
+//! # Contents
+//! Models and updates travel in pieces of at most 4 MiB, each on a unidirectional stream that begins with a
+//! header naming job, round, base model, hash, total length and offset ([`wire::stream`](crate::wire::stream)).
+//!
+//! # A site's conversation
+//! ```text
+//! site                                   coordinator
+//! Hello                          ->
+//!                                <-      Welcome | VersionRefused
+//!                                <-      JobOffer (contract, operator's certificate and signature)
+//! JobAnswer (accepted | refused) ->
+//!                                <-      RoundStart, model in pieces
+//! Evaluation (noised, paid)      ->
+//! update in pieces (noised, paid)->
+//!                                <-      Receipt (admitted | why not)
+//!                                <-      JobEnded
+//! ```
+//! A start and its model travel on different streams and may come in any order. After a lost connection the
+//! coordinator offers again and starts the open round again; the site answers from its ledger and its
+//! outbox.
+//!
+//! # Who may rely on what
+//! - A site believes nothing: signature, contract, schema and budget are its own checks.
+//! - The coordinator admits an update only if it is whole, has the contract's length and range, is for the
+//!   open round and its model, and is the site's first.
+//! - A round is committed once: the new model, the round and the job's place are on disk before any site
+//!   hears of the next round.
