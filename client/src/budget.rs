@@ -134,6 +134,9 @@ impl Budget {
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(path).map_err(file_error)?;
+        if !file.metadata().map_err(file_error)?.is_file() {
+            return Err(file_error(io::Error::other("it is not a plain file")));
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(BudgetError::Locked { path: path.into() }),

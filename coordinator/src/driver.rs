@@ -149,7 +149,8 @@ struct Job {
     machine: JobMachine,
     model: Option<GlobalModel>,
     aggregate: Option<Aggregate>,
-    histogram: Option<Vec<i64>>,
+    /// Counts of this round's histograms, and how many there are.
+    histogram: Option<(Vec<i64>, u32)>,
     watchers: Vec<mpsc::Sender<JobEvent>>,
 }
 
@@ -396,9 +397,12 @@ impl Driver {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
         let aggregate = job.aggregate.take();
-        let sites = aggregate.as_ref().map_or(0, Aggregate::updates);
+        let histogram = job.histogram.take();
+        let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
+        let trains = contract.task(round).is_some_and(|task| task.train);
+        let sites = if trains { aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
         let new = aggregate.map_or_else(|| old.clone(), |aggregate| old.averaged(&aggregate));
-        let quality = job.histogram.take().map(|histogram| quality_of(&histogram));
+        let quality = histogram.map(|(counts, _)| quality_of(&counts));
         let trained = (round.0 + 1).min(contract.training.rounds);
         let steps = trained * contract.training.local_steps;
         let charge = GaussianEvent { steps, ..contract.training_charge() };
@@ -491,8 +495,9 @@ impl Driver {
         match verdict {
             Err(outcome) => self.receipt(site, id, round, outcome),
             Ok(()) => {
-                let sum = job.histogram.get_or_insert_with(|| vec![0; 2 * bins]);
+                let (sum, sites) = job.histogram.get_or_insert_with(|| (vec![0; 2 * bins], 0));
                 sum.iter_mut().zip(&histogram).for_each(|(sum, count)| *sum += count);
+                *sites += 1;
                 self.counted(id, site, Part::Evaluation, round)?;
             }
         }

@@ -348,3 +348,139 @@ fn count_in(open: &OpenRound) -> u32 {
         |progress: &&Progress| if open.task.train { progress.updated } else { progress.evaluated };
     open.sites.values().filter(contributed).count() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::job::JobFile;
+
+    fn site(number: u8) -> SiteId {
+        SiteId::from_bytes([number; 32])
+    }
+
+    fn model(number: u8) -> ContentHash {
+        ContentHash::from_bytes([number; 32])
+    }
+
+    /// A job of two rounds that is evaluated before the first and after the last.
+    fn machine(min_sites: u32) -> JobMachine {
+        let schema = toml::from_str(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+             features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+        )
+        .unwrap();
+        let file: JobFile = toml::from_str(&format!(
+            "name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n[training]\nrounds = 2\n\
+             [federation]\nmin_sites = {min_sites}\nmax_time_s = 60"
+        ))
+        .unwrap();
+        let contract = Arc::new(file.contract(schema, [0; 16]).unwrap());
+        JobMachine::restore(contract, JobStatus::Waiting, RoundId(0), model(0), &BTreeMap::new(), 0)
+    }
+
+    fn started(actions: &[Action]) -> Vec<SiteId> {
+        let start = |action: &Action| match action {
+            Action::StartRound(site, ..) => Some(*site),
+            _ => None,
+        };
+        actions.iter().filter_map(start).collect()
+    }
+
+    /// Two sites agreed and are in round 0.
+    fn running() -> JobMachine {
+        let mut machine = machine(2);
+        for number in [1, 2] {
+            assert_eq!(machine.handle(Event::SiteOnline(site(number)), 0), [Action::Offer(site(number))]);
+        }
+        assert!(started(&machine.handle(Event::Answered(site(1), Decision::Accepted), 1)).is_empty());
+        let actions = machine.handle(Event::Answered(site(2), Decision::Accepted), 2);
+        assert_eq!(started(&actions), [site(1), site(2)]);
+        assert_eq!(machine.status(), &JobStatus::Running);
+        machine
+    }
+
+    fn contribute(machine: &mut JobMachine, number: u8, part: Part, now: u64) -> Vec<Action> {
+        let base = (part == Part::Update).then(|| machine.model());
+        assert_eq!(machine.verdict(site(number), machine.round(), base, part), Ok(()));
+        machine.handle(Event::Counted(site(number), part), now)
+    }
+
+    #[test]
+    fn a_job_runs_its_rounds_and_a_last_evaluation_and_finishes() {
+        let mut machine = running();
+        for round in 0..2 {
+            assert!(contribute(&mut machine, 1, Part::Update, 10).is_empty());
+            assert_eq!(contribute(&mut machine, 2, Part::Update, 11), [Action::Commit(RoundId(round))]);
+            let actions = machine.handle(Event::Committed(model(1 + round as u8)), 12);
+            assert_eq!(started(&actions).len(), 2);
+        }
+        contribute(&mut machine, 1, Part::Evaluation, 20);
+        assert_eq!(contribute(&mut machine, 2, Part::Evaluation, 21), [Action::Commit(RoundId(2))]);
+        let end = machine.handle(Event::Committed(model(2)), 22);
+        assert_eq!(end, [Action::End(JobStatus::Finished)]);
+        assert_eq!(machine.next_timeout(), None);
+    }
+
+    #[test]
+    fn only_the_first_contribution_of_an_expected_site_to_the_open_round_counts() {
+        let mut machine = running();
+        let verdict = |machine: &JobMachine, number, round, base| {
+            machine.verdict(site(number), RoundId(round), Some(base), Part::Update)
+        };
+        assert_eq!(verdict(&machine, 1, 1, model(0)), Err(Outcome::WrongRound));
+        assert_eq!(verdict(&machine, 3, 0, model(0)), Err(Outcome::WrongRound));
+        assert_eq!(verdict(&machine, 1, 0, model(9)), Err(Outcome::WrongModel));
+        contribute(&mut machine, 1, Part::Update, 10);
+        assert_eq!(verdict(&machine, 1, 0, model(0)), Err(Outcome::Repeated));
+        contribute(&mut machine, 2, Part::Update, 11);
+        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::WrongRound), "the round is being stored");
+    }
+
+    #[test]
+    fn a_site_that_comes_back_is_given_the_open_round_again_and_one_that_stays_away_is_not_waited_for() {
+        let mut machine = machine(1);
+        for number in [1, 2] {
+            machine.handle(Event::SiteOnline(site(number)), 0);
+        }
+        machine.handle(Event::Answered(site(1), Decision::Accepted), 0);
+        machine.handle(Event::Answered(site(2), Decision::Accepted), 0);
+        machine.handle(Event::SiteOffline(site(2)), 5);
+        assert_eq!(machine.handle(Event::SiteOnline(site(2)), 6), [Action::Offer(site(2))]);
+        let back = machine.handle(Event::Answered(site(2), Decision::Accepted), 7);
+        assert_eq!(started(&back), [site(2)]);
+        machine.handle(Event::SiteOffline(site(2)), 8);
+        assert!(contribute(&mut machine, 1, Part::Update, 9).is_empty());
+        assert_eq!(machine.next_timeout(), Some(8 + GRACE_MS));
+        assert_eq!(machine.handle(Event::Tick, 8 + GRACE_MS), [Action::Commit(RoundId(0))]);
+    }
+
+    #[test]
+    fn a_round_without_enough_sites_ends_the_job_with_a_reason_in_time() {
+        let mut machine = running();
+        contribute(&mut machine, 1, Part::Update, 10);
+        machine.handle(Event::SiteOffline(site(2)), 11);
+        assert!(machine.handle(Event::Tick, 30_000).is_empty());
+        let end = machine.handle(Event::Tick, 60_002);
+        let [Action::End(JobStatus::Failed { reason })] = end.as_slice() else { panic!("{end:?}") };
+        assert!(reason.contains("1 of at least 2"), "{reason}");
+    }
+
+    #[test]
+    fn a_round_that_everyone_skips_is_given_up_and_the_job_goes_on() {
+        let mut machine = running();
+        machine.handle(Event::Skipped(site(1), RoundId(0)), 10);
+        assert_eq!(machine.handle(Event::Skipped(site(2), RoundId(0)), 11), [Action::Commit(RoundId(0))]);
+        assert_eq!(started(&machine.handle(Event::Committed(model(0)), 12)).len(), 2);
+    }
+
+    #[test]
+    fn a_restored_job_waits_for_its_sites_before_it_goes_on() {
+        let contract = running().contract().clone();
+        let answers = BTreeMap::from([(site(1), Decision::Accepted), (site(2), Decision::Accepted)]);
+        let mut machine =
+            JobMachine::restore(contract, JobStatus::Running, RoundId(1), model(1), &answers, 100);
+        assert_eq!(machine.handle(Event::SiteOnline(site(1)), 101), [Action::Offer(site(1))]);
+        let actions = machine.handle(Event::SiteOnline(site(2)), 102);
+        assert_eq!(started(&actions), [site(1), site(2)]);
+    }
+}

@@ -67,7 +67,8 @@ impl Coordinator {
         let gate = Arc::new(RosterGate(roster.clone()));
         let tls = tls::server_config(&credentials, &authority, gate).map_err(ListenError::Tls)?;
         let listen_error = |source| ListenError::Listen { address: config.listen, source };
-        let endpoint = transport::listen(config.listen, tls).map_err(listen_error)?;
+        let endpoint = transport::listen(config.listen, tls, &credentials.identity.derived_secret("restart"))
+            .map_err(listen_error)?;
         let address = endpoint.local_addr().map_err(listen_error)?;
         let public_address = match split_address(&config.public_address)? {
             (host, 0) => format!("{host}:{}", address.port()),

@@ -3,6 +3,7 @@
 //! can pass for another or for a TLS handshake.
 
 use crate::ids::SiteId;
+use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use rcgen::{KeyPair, PKCS_ED25519};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -102,6 +103,13 @@ impl Identity {
     pub fn sign(&self, purpose: Purpose, bytes: &[u8]) -> [u8; 64] {
         let signature = self.signing_key.sign(&purpose.message(bytes));
         signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
+    }
+
+    /// A secret for `use_`, the same each time and of no use for anything else.
+    pub fn derived_secret(&self, use_: &str) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.certificate_key.serialized_der());
+        let tag = hmac::sign(&key, &[b"weighhouse derived secret v1\0", use_.as_bytes()].concat());
+        tag.as_ref().try_into().expect("HMAC-SHA256 has 32 bytes")
     }
 
     /// The key as certificate tools want it.

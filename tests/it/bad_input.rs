@@ -1,6 +1,7 @@
 //! Bad input: one clear line that says what to do, an exit code that is not 0, nothing half-written.
 
-use crate::federation::{Federation, SCHEMA, failure, output, records, run};
+use crate::federation::{Federation, PROGRAM, SCHEMA, failure, output, records, run};
+use std::process::{Command, Stdio};
 
 /// Joins a site with good records, replaces them, and tells how its daemon fails.
 fn serve_with(records_after: &str, schema_after: &str) -> String {
@@ -52,14 +53,29 @@ fn a_home_is_never_overwritten_and_a_path_that_cannot_be_written_is_refused() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("not a whole invite"));
 }
 
-/// /dev/full takes no byte, as a full disk does.
+/// A limit of no bytes a file, as a full disk: the write fails, and the daemon says so and ends.
 #[test]
 fn a_full_disk_is_said_and_leaves_nothing() {
     let federation = Federation::start();
     let home = federation.join("shop", &records(20), &[]);
-    std::os::unix::fs::symlink("/dev/full", home.join("ledger.jsonl")).unwrap();
+    let command = format!("trap '' XFSZ; ulimit -f 0; exec {PROGRAM} client serve --home {}", home.display());
+    let output = Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("error: cannot use the privacy ledger"), "{error}");
+    assert_eq!(std::fs::read(home.join("ledger.jsonl")).unwrap(), b"");
+    // With room again, the site goes on by itself.
+    drop(federation.serve_site(&home));
+    assert_eq!(federation.status(&home)["ledger_entries"], 1);
+}
+
+#[test]
+fn a_ledger_that_is_no_plain_file_is_refused() {
+    let federation = Federation::start();
+    let home = federation.join("shop", &records(20), &[]);
+    std::os::unix::fs::symlink("/dev/zero", home.join("ledger.jsonl")).unwrap();
     let error = failure(&["client", "serve", "--home", home.to_str().unwrap()]);
-    assert!(error.contains("privacy ledger") && error.contains("No space left"), "{error}");
+    assert!(error.contains("not a plain file"), "{error}");
 }
 
 #[test]

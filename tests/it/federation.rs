@@ -35,7 +35,11 @@ impl Daemon {
 
     /// Waits until it ends by itself; its exit code.
     pub fn wait(&mut self) -> Option<i32> {
-        self.0.wait().unwrap().code()
+        // Waiting would close its standard input, which asks it to end.
+        let stdin = self.0.stdin.take();
+        let code = self.0.wait().unwrap().code();
+        drop(stdin);
+        code
     }
 }
 

@@ -1,7 +1,8 @@
 //! QUIC as both ends use it: transport limits, socket buffers, endpoints.
 
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{Endpoint, EndpointConfig, HashedConnectionIdGenerator, IdleTimeout, TransportConfig, VarInt};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -15,8 +16,8 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// A peer that is silent this long is gone.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Shows the peer, and what stands between, that we are still here.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Shows the peer, and what stands between, that we are still here; and finds a restarted one.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
@@ -42,11 +43,19 @@ fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// The coordinator's endpoint on `address`. Must be called inside the runtime.
-pub fn listen(address: SocketAddr, tls: QuicServerConfig) -> io::Result<Endpoint> {
+///
+/// `restart_key` is the same over restarts and secret: from it come connection identifiers and reset tokens
+/// (RFC 9000, section 10.3), by which a peer of the process before learns at its next packet that its
+/// connection is gone, instead of waiting for silence.
+pub fn listen(address: SocketAddr, tls: QuicServerConfig, restart_key: &[u8; 32]) -> io::Result<Endpoint> {
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket(address)?, runtime)
+    let (identifiers, _) = restart_key.split_first_chunk::<8>().expect("32 bytes hold 8");
+    let identifiers = u64::from_le_bytes(*identifiers);
+    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, restart_key)));
+    endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(identifiers)));
+    Endpoint::new(endpoint, Some(config), socket(address)?, runtime)
 }
 
 /// A site's or an operator's endpoint, towards a coordinator at `remote`. Must be called inside the runtime.
