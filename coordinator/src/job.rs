@@ -64,6 +64,8 @@ pub enum Action {
 struct Member {
     answer: Option<Decision>,
     online: bool,
+    /// It has agreed on this connection: it knows the job and can take its rounds.
+    ready: bool,
     gone_since: u64,
 }
 
@@ -118,7 +120,12 @@ impl JobMachine {
         answers: &BTreeMap<SiteId, Decision>,
         now: u64,
     ) -> Self {
-        let member = |answer: &Decision| Member { answer: Some(*answer), online: false, gone_since: now };
+        let member = |answer: &Decision| Member {
+            answer: Some(*answer),
+            online: false,
+            ready: false,
+            gone_since: now,
+        };
         let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
         let phase = if status.is_final() { Phase::Over } else { Phase::Waiting(now) };
         Self { contract, status, round, model, members, phase }
@@ -198,7 +205,7 @@ impl JobMachine {
         match event {
             Event::SiteOnline(site) => {
                 let member = self.members.entry(site).or_default();
-                member.online = true;
+                (member.online, member.ready) = (true, false);
                 match member.answer {
                     // An agreed site gets the offer again: it may have lost its memory, not its ledger.
                     None | Some(Decision::Accepted) => actions.push(Action::Offer(site)),
@@ -207,7 +214,7 @@ impl JobMachine {
             }
             Event::SiteOffline(site) => {
                 if let Some(member) = self.members.get_mut(&site) {
-                    (member.online, member.gone_since) = (false, now);
+                    (member.online, member.ready, member.gone_since) = (false, false, now);
                 }
             }
             Event::Answered(site, decision) => {
@@ -218,6 +225,7 @@ impl JobMachine {
                     return actions;
                 }
                 member.answer = Some(decision);
+                member.ready = decision == Decision::Accepted;
                 if known != Some(decision) {
                     actions.push(Action::Save);
                 }
@@ -319,13 +327,12 @@ impl JobMachine {
     fn try_open(&mut self, now: u64, patient: bool, actions: &mut Vec<Action>) {
         let Some(task) = self.contract.task(self.round) else { return };
         let agreed = |member: &Member| member.answer == Some(Decision::Accepted);
-        let ready: Vec<SiteId> = self
+        let ready: Vec<SiteId> =
+            self.members.iter().filter(|(_, member)| member.ready).map(|(site, _)| *site).collect();
+        let undecided = self
             .members
-            .iter()
-            .filter(|(_, member)| member.online && agreed(member))
-            .map(|(site, _)| *site)
-            .collect();
-        let undecided = self.members.values().any(|member| member.online && member.answer.is_none());
+            .values()
+            .any(|member| member.online && !member.ready && (member.answer.is_none() || agreed(member)));
         let awaited = self
             .members
             .values()
@@ -480,7 +487,9 @@ mod tests {
         let mut machine =
             JobMachine::restore(contract, JobStatus::Running, RoundId(1), model(1), &answers, 100);
         assert_eq!(machine.handle(Event::SiteOnline(site(1)), 101), [Action::Offer(site(1))]);
-        let actions = machine.handle(Event::SiteOnline(site(2)), 102);
+        machine.handle(Event::Answered(site(1), Decision::Accepted), 102);
+        assert_eq!(machine.handle(Event::SiteOnline(site(2)), 103), [Action::Offer(site(2))]);
+        let actions = machine.handle(Event::Answered(site(2), Decision::Accepted), 104);
         assert_eq!(started(&actions), [site(1), site(2)]);
     }
 }

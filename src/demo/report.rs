@@ -169,13 +169,13 @@ fn quality_chart(result: &DemoResult) -> String {
         .collect();
     let rounds = result.judged_rounds.len().max(1);
     let values = judged.iter().map(|(_, value)| *value);
-    let levels = [result.pooled, result.alone_own_rows].into_iter().flatten();
+    let levels = [result.pooled, result.alone_all_rows].into_iter().flatten();
     let (low, high) =
         values.chain(levels).fold((0.7f64, 0.8f64), |(low, high), value| (low.min(value), high.max(value)));
     let (low, high) = ((low * 20.0).floor() / 20.0, ((high * 20.0).ceil() / 20.0).min(1.0));
     let mut plane = Plane::new(rounds, low, high, 0.05, "AUC of the shared model by round");
     plane.level(result.pooled, "#8a5a00", "pooled");
-    plane.level(result.alone_own_rows, "#9aa5b1", "alone");
+    plane.level(result.alone_all_rows, "#7b8794", "alone (mean)");
     plane.curve(&judged, "#0b6e4f");
     if let Some((round, value)) = judged.last() {
         let (x, y) = (plane.x(*round) + 6.0, plane.y(*value) + 4.0);
