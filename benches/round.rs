@@ -23,7 +23,8 @@ use weighhouse_shared::tls::{self, Credentials, Gate, Peer, Role, Trust};
 use weighhouse_shared::wire::{stream, transport};
 
 /// Sites, hidden layers, parameters of the perceptron on three features.
-const SHAPES: [(usize, [u32; 2]); 4] = [(2, [310, 317]), (4, [997, 997]), (8, [997, 997]), (4, [3160, 3160])];
+const SHAPES: [(usize, [u32; 2]); 4] =
+    [(2, [310, 317]), (8, [997, 997]), (4, [3160, 3160]), (8, [3160, 3160])];
 
 fn parameters([first, second]: [u32; 2]) -> u64 {
     u64::from(3 * first + first + first * second + second + second + 1)
@@ -217,12 +218,16 @@ fn from_nothing(criterion: &mut Criterion) {
                 .map(|_| {
                     let began = Instant::now();
                     let federation = Federation::start();
-                    let homes: Vec<_> = (0..4)
-                        .map(|site| {
-                            federation.join(&format!("site-{site}"), &records(40), &["--cap-epsilon", "1000"])
-                        })
-                        .collect();
-                    let _daemons: Vec<_> = homes.iter().map(|home| federation.serve_site(home)).collect();
+                    // Each site is its own people's machine: they join at the same time.
+                    let join = |site: usize| {
+                        let name = format!("site-{site}");
+                        let home = federation.join(&name, &records(40), &["--cap-epsilon", "1000"]);
+                        federation.serve_site(&home)
+                    };
+                    let _daemons: Vec<_> = std::thread::scope(|scope| {
+                        let joining: Vec<_> = (0..4).map(|site| scope.spawn(move || join(site))).collect();
+                        joining.into_iter().map(|joined| joined.join().unwrap()).collect()
+                    });
                     let done = commits(&federation, [997, 997], 1)[0];
                     done - began
                 })

@@ -211,7 +211,7 @@ impl Budget {
         self.debits.contains_key(&(job, round, population))
     }
 
-    /// Binds the bytes that the round's debit paid for. On return that is on disk, and they may leave. The
+    /// Binds the bytes, `len` of them with hash `content`, that the round's debit paid for. On return that is on disk, and they may leave. The
     /// same bytes may be bound again, as for a retry; others are refused.
     pub fn release(
         &mut self,
@@ -219,15 +219,14 @@ impl Budget {
         round: RoundId,
         population: Population,
         kind: ReleaseKind,
-        bytes: &[u8],
-    ) -> Result<ContentHash, BudgetError> {
-        let content = ContentHash::of(bytes);
+        content: ContentHash,
+        len: u64,
+    ) -> Result<(), BudgetError> {
         match self.debits.get(&(job, round, population)) {
-            Some(Paid { content: Some(bound), .. }) if *bound == content => Ok(content),
+            Some(Paid { content: Some(bound), .. }) if *bound == content => Ok(()),
             Some(Paid { sequence, content: None }) => {
-                let len = bytes.len() as u64;
                 self.write(Body::Released { job, round, kind, debit: *sequence, content, len })?;
-                Ok(content)
+                Ok(())
             }
             Some(Paid { sequence, .. }) => Err(LedgerRule::Unpaid { job, debit: *sequence }.into()),
             None => Err(LedgerRule::NotReserved { job }.into()),
@@ -398,11 +397,15 @@ mod tests {
         drop(budget);
         let mut budget = home.open(8.0).unwrap();
         assert!(budget.is_debited(JOB, round, training));
-        budget.release(JOB, round, training, ReleaseKind::Update, b"bytes").unwrap();
+        let release = |budget: &mut Budget, bytes: &[u8]| {
+            let (kind, len) = (ReleaseKind::Update, bytes.len() as u64);
+            budget.release(JOB, round, training, kind, ContentHash::of(bytes), len)
+        };
+        release(&mut budget, b"bytes").unwrap();
         let entries = budget.chain.len();
-        budget.release(JOB, round, training, ReleaseKind::Update, b"bytes").unwrap();
+        release(&mut budget, b"bytes").unwrap();
         assert_eq!(budget.chain.len(), entries, "a retry of the same bytes writes nothing");
-        assert!(budget.release(JOB, round, training, ReleaseKind::Update, b"other").is_err());
+        assert!(release(&mut budget, b"other").is_err());
     }
 
     #[test]

@@ -125,18 +125,20 @@ impl Workplace {
     ) -> Result<Option<(ContentHash, Bytes)>, WorkError> {
         let (job, round) = (start.job, start.round);
         let already = self.budget().is_debited(job, round, charge.population);
-        let bytes = if already {
+        let (content, bytes) = if already {
             match self.outbox.find(job, round, kind)?.filter(|stored| stored.base == start.model) {
-                Some(stored) => stored.bytes,
+                Some(stored) => (stored.content, stored.bytes),
                 None => return Ok(None),
             }
         } else {
             let debit = self.budget().debit(job, round, charge)?;
             let bytes = make(debit)?;
-            self.outbox.store(job, round, kind, start.model, &bytes)?;
-            bytes
+            let content = ContentHash::of(&bytes);
+            self.outbox.store(job, round, kind, start.model, content, &bytes)?;
+            (content, bytes)
         };
-        let content = self.budget().release(job, round, charge.population, kind, &bytes)?;
+        let len = bytes.len() as u64;
+        self.budget().release(job, round, charge.population, kind, content, len)?;
         Ok(Some((content, Bytes::from(bytes))))
     }
 }

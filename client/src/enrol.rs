@@ -4,6 +4,7 @@
 use crate::home::{Home, HomeError, NewConfig};
 use crate::session::{ConnectError, connect, resolve};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use weighhouse_shared::config::write_private;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::SiteId;
@@ -122,7 +123,8 @@ async fn enrol(home: &Home, invite: &Invite) -> Result<(String, Vec<u8>, Vec<u8>
     stream::send(&mut send, &SiteToCoordinator::Enrol(Enrol {})).await.map_err(lost)?;
     let answer = stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)?;
     connection.close(0u8.into(), b"enrolled");
-    endpoint.wait_idle().await;
+    // Long enough for the goodbye to leave; the coordinator does not depend on it.
+    let _ = tokio::time::timeout(Duration::from_millis(10), endpoint.wait_idle()).await;
     match answer {
         Some(CoordinatorToSite::Enrolled(enrolled)) => {
             Ok((enrolled.name, enrolled.certificate, enrolled.authority))

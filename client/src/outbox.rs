@@ -20,6 +20,8 @@ pub struct Outbox {
 pub struct Stored {
     /// The model it was made from.
     pub base: ContentHash,
+    /// Hash of the bytes.
+    pub content: ContentHash,
     /// The bytes that leave.
     pub bytes: Vec<u8>,
 }
@@ -39,13 +41,14 @@ impl Outbox {
         self.folder.join(format!("{job}-{round:08}-{kind}", round = round.0))
     }
 
-    /// Keeps `bytes`.
+    /// Keeps `bytes`, whose hash is `content`.
     pub fn store(
         &self,
         job: JobId,
         round: RoundId,
         kind: ReleaseKind,
         base: ContentHash,
+        content: ContentHash,
         bytes: &[u8],
     ) -> io::Result<()> {
         use io::Write;
@@ -53,7 +56,7 @@ impl Outbox {
         let draft = path.with_extension("new");
         let mut file = std::fs::File::create(&draft)?;
         file.write_all(base.as_bytes())?;
-        file.write_all(ContentHash::of(bytes).as_bytes())?;
+        file.write_all(content.as_bytes())?;
         file.write_all(bytes)?;
         std::fs::rename(&draft, &path)
     }
@@ -67,10 +70,11 @@ impl Outbox {
         };
         let Some((base, rest)) = file.split_first_chunk::<32>() else { return Ok(None) };
         let Some((hash, bytes)) = rest.split_first_chunk::<32>() else { return Ok(None) };
-        if ContentHash::of(bytes).as_bytes() != hash {
+        let content = ContentHash::of(bytes);
+        if content.as_bytes() != hash {
             return Ok(None);
         }
-        Ok(Some(Stored { base: ContentHash::from_bytes(*base), bytes: bytes.to_vec() }))
+        Ok(Some(Stored { base: ContentHash::from_bytes(*base), content, bytes: bytes.to_vec() }))
     }
 
     /// Drops the items of `job` before `round`; of all its rounds if None.
@@ -99,9 +103,10 @@ mod tests {
         let outbox = Outbox::open(folder.path()).unwrap();
         let (job, base) = (JobId::from_bytes([1; 32]), ContentHash::of(b"model"));
         let kind = ReleaseKind::Update;
-        outbox.store(job, RoundId(3), kind, base, b"noised").unwrap();
+        let content = ContentHash::of(b"noised");
+        outbox.store(job, RoundId(3), kind, base, content, b"noised").unwrap();
         let stored = outbox.find(job, RoundId(3), kind).unwrap().unwrap();
-        assert_eq!(stored, Stored { base, bytes: b"noised".to_vec() });
+        assert_eq!(stored, Stored { base, content, bytes: b"noised".to_vec() });
         assert_eq!(outbox.find(job, RoundId(3), ReleaseKind::Evaluation).unwrap(), None);
 
         let path = outbox.path(job, RoundId(3), kind);
@@ -118,9 +123,9 @@ mod tests {
         let (job, other) = (JobId::from_bytes([1; 32]), JobId::from_bytes([2; 32]));
         let (base, kind) = (ContentHash::of(b"model"), ReleaseKind::Update);
         for round in 0..3 {
-            outbox.store(job, RoundId(round), kind, base, b"a").unwrap();
+            outbox.store(job, RoundId(round), kind, base, ContentHash::of(b"a"), b"a").unwrap();
         }
-        outbox.store(other, RoundId(0), kind, base, b"b").unwrap();
+        outbox.store(other, RoundId(0), kind, base, ContentHash::of(b"b"), b"b").unwrap();
         outbox.forget(job, Some(RoundId(2))).unwrap();
         let there = |job, round| outbox.find(job, RoundId(round), kind).unwrap().is_some();
         assert_eq!(

@@ -450,9 +450,11 @@ async fn receive_model(
         if piece.offset == 0 {
             bytes.reserve_exact(piece.total as usize);
         }
-        let start = bytes.len();
-        bytes.resize(start + piece.len as usize, 0);
-        stream.read_exact(&mut bytes[start..]).await?;
+        let end = bytes.len() + piece.len as usize;
+        while bytes.len() < end {
+            let chunk = stream.read_chunk(end - bytes.len(), true).await?;
+            bytes.extend_from_slice(&chunk.ok_or(quinn::ReadExactError::FinishedEarly(0))?.bytes);
+        }
         if bytes.len() as u64 == piece.total {
             let bytes = Bytes::from(std::mem::take(bytes));
             begun = None;

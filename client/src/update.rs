@@ -55,7 +55,10 @@ pub struct ModelUpdate {
 impl ModelUpdate {
     /// As it travels: 32-bit little-endian integers.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.values.iter().flat_map(|value| value.to_le_bytes()).collect()
+        let mut bytes = vec![0; 4 * self.values.len()];
+        let (cells, _) = bytes.as_chunks_mut::<4>();
+        cells.iter_mut().zip(&self.values).for_each(|(cell, value)| *cell = value.to_le_bytes());
+        bytes
     }
 
     /// Adds a constant to the public model, without any record: what a no-training round sends.

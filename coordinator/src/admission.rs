@@ -11,7 +11,7 @@ use weighhouse_shared::wire::messages::Outcome;
 use weighhouse_shared::wire::stream::Piece;
 
 /// Updates up to this many bytes wait in memory, longer ones in a file.
-const MEMORY_LEN: u64 = 1 << 20;
+const MEMORY_LEN: u64 = 4 << 20;
 
 /// Where the body of an arriving update waits for its end.
 #[derive(Debug)]
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_long_update_reads_back_from_its_file() {
-        let body = bytes(&(0..500_000).collect::<Vec<i32>>());
+        let body = bytes(&(0..1_500_000).collect::<Vec<i32>>());
         let update = parse(piece(&body), &body, 65_000).unwrap().admit(Ok(())).unwrap();
         let mut read = Vec::new();
         update.read(|part| read.extend_from_slice(part)).unwrap();

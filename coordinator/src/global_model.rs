@@ -34,11 +34,12 @@ impl GlobalModel {
         }
         let scale = UPDATE_STEP / f64::from(aggregate.updates());
         let (values, _) = self.bytes.as_chunks::<4>();
-        let mut bytes = Vec::with_capacity(self.bytes.len());
-        for (value, sum) in values.iter().zip(aggregate.sums()) {
-            let moved = f64::from(f32::from_le_bytes(*value)) + *sum as f64 * scale;
+        let mut bytes = vec![0; self.bytes.len()];
+        let (moved, _) = bytes.as_chunks_mut::<4>();
+        for ((moved, value), sum) in moved.iter_mut().zip(values).zip(aggregate.sums()) {
             // The range of updates keeps a finite model finite for far more rounds than a job can have.
-            bytes.extend_from_slice(&(moved as f32).to_le_bytes());
+            let parameter = f64::from(f32::from_le_bytes(*value)) + *sum as f64 * scale;
+            *moved = (parameter as f32).to_le_bytes();
         }
         Self { hash: ContentHash::of(&bytes), bytes: bytes.into() }
     }

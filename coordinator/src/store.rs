@@ -9,15 +9,16 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId, SiteId};
+use weighhouse_shared::config::write_whole;
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{Decision, JobEvent, JobStatus, RoundSummary, SignedContract};
 
 /// Bytes of the database's cache: small, since models are read once a round.
 const CACHE_BYTES: u64 = 16 << 20;
-/// A model is stored in values of this many bytes, each below the size at which the database would put
-/// it into a file of its own.
-const MODEL_PART_LEN: usize = 64 << 10;
+/// A model up to this long is a value of the database; a longer one a file of its own beside it, since the
+/// database would hold it in memory several times over.
+const MODEL_VALUE_LEN: usize = 64 << 10;
 
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ pub enum StoreError {
         source: sled::Error,
     },
     /// The file could not be synced.
-    #[error("cannot sync the coordinator's state in {path}")]
+    #[error("cannot read or write the coordinator's state in {path}; is the disk full?")]
     Sync {
         /// The file.
         path: PathBuf,
@@ -105,6 +106,8 @@ pub struct Store {
     jobs: sled::Tree,
     rounds: sled::Tree,
     models: sled::Tree,
+    /// Long models, each in a file named by its hash.
+    folder: PathBuf,
 }
 
 impl Store {
@@ -118,7 +121,10 @@ impl Store {
             (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
         let file_path = path.join("db");
         let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
-        Ok(Self { path: path.into(), database, file, sites, jobs, rounds, models })
+        let folder = path.join("models");
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| StoreError::Sync { path: folder.clone(), source })?;
+        Ok(Self { path: path.into(), database, file, sites, jobs, rounds, models, folder })
     }
 
     fn failed(&self, source: sled::Error) -> StoreError {
@@ -193,25 +199,24 @@ impl Store {
         Ok(rounds.chain([JobEvent::Status(job.status.clone())]).collect())
     }
 
-    /// Keeps a model under its hash.
+    /// Keeps a model under its hash. A long one is on disk on return, a short one after [`Store::sync`].
     pub fn put_model(&self, hash: ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
-        for (index, part) in bytes.chunks(MODEL_PART_LEN).enumerate() {
-            let key = [hash.as_bytes().as_slice(), &(index as u32).to_be_bytes()].concat();
-            self.models.insert(key, part).map_err(|source| self.failed(source))?;
+        if bytes.len() > MODEL_VALUE_LEN {
+            let path = self.folder.join(hash.to_string());
+            return write_whole(&path, bytes).map_err(|source| StoreError::Sync { path, source });
         }
-        Ok(())
+        self.models.insert(hash.as_bytes(), bytes).map(|_| ()).map_err(|source| self.failed(source))
     }
 
     /// The model with this hash, checked.
     pub fn model(&self, hash: ContentHash) -> Result<Bytes, StoreError> {
-        let mut bytes = Vec::new();
-        let mut hasher = ContentHasher::default();
-        for part in self.models.scan_prefix(hash.as_bytes()) {
-            let (_, part) = part.map_err(|source| self.failed(source))?;
-            hasher.update(&part);
-            bytes.extend_from_slice(&part);
-        }
-        if hasher.finish() != hash {
+        let value = self.models.get(hash.as_bytes()).map_err(|source| self.failed(source))?;
+        let path = self.folder.join(hash.to_string());
+        let bytes = match value {
+            Some(value) => value.to_vec(),
+            None => std::fs::read(&path).map_err(|source| StoreError::Sync { path, source })?,
+        };
+        if ContentHash::of(&bytes) != hash {
             return Err(StoreError::Damaged { path: self.path.clone(), what: "models-1" });
         }
         Ok(bytes.into())
@@ -219,11 +224,12 @@ impl Store {
 
     /// Drops a model.
     pub fn forget_model(&self, hash: ContentHash) -> Result<(), StoreError> {
-        for part in self.models.scan_prefix(hash.as_bytes()).keys() {
-            let key = part.map_err(|source| self.failed(source))?;
-            self.models.remove(key).map_err(|source| self.failed(source))?;
+        let value = self.models.remove(hash.as_bytes()).map_err(|source| self.failed(source))?;
+        if value.is_some() {
+            return Ok(());
         }
-        Ok(())
+        let path = self.folder.join(hash.to_string());
+        std::fs::remove_file(&path).map_err(|source| StoreError::Sync { path, source })
     }
 }
 
@@ -234,8 +240,13 @@ mod tests {
     #[test]
     fn a_model_and_a_job_are_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state");
-        let model: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
+        for parameters in [1_000, 16_384, 200_000] {
+            survives(parameters, &folder.path().join(parameters.to_string()));
+        }
+    }
+
+    fn survives(parameters: u32, path: &Path) {
+        let model: Vec<u8> = (0..parameters).flat_map(u32::to_le_bytes).collect();
         let hash = ContentHash::of(&model);
         let record = JobRecord {
             signed: SignedContract { contract: vec![1], certificate: vec![2], signature: vec![3] },
@@ -247,12 +258,12 @@ mod tests {
         };
         let id = JobId::from_bytes([9; 32]);
         {
-            let store = Store::open(&path).unwrap();
+            let store = Store::open(path).unwrap();
             store.put_model(hash, &model).unwrap();
             store.put_job(id, &record).unwrap();
             store.sync().unwrap();
         }
-        let store = Store::open(&path).unwrap();
+        let store = Store::open(path).unwrap();
         assert_eq!(store.model(hash).unwrap(), model);
         assert_eq!(store.jobs().unwrap(), [(id, record)]);
         store.forget_model(hash).unwrap();

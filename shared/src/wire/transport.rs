@@ -12,7 +12,7 @@ use std::time::Duration;
 /// How much one stream's sender may be ahead of its reader, in bytes.
 const STREAM_WINDOW: u32 = 4 << 20;
 /// How much all streams of a connection together may be ahead, in bytes.
-const CONNECTION_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Asked of the system for each socket; bursts of many peers fit. The system may give less.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// A peer that is silent this long is gone.
