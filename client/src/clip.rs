@@ -37,5 +37,5 @@ pub fn clip_and_sum(
         let batch = table.gather(customers, max_rows);
         clipped_sum(network, parameters, &batch.as_batch(), grid, workspace, &mut sum)?;
     }
-    Ok(ClippedSum { sum, grid: grid.clone() })
+    Ok(ClippedSum { sum, grid: *grid })
 }

@@ -81,19 +81,10 @@ pub async fn join(
             return Err(error);
         }
     };
-    let pem = |der: &[u8]| {
-        let body = data_encoding::BASE64.encode(der);
-        let lines: Vec<&str> = body
-            .as_bytes()
-            .chunks(64)
-            .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
-            .collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-    };
     let config = settings(name.clone(), invite.address.clone());
     let files = [
-        ("site.crt", pem(&certificate)),
-        ("authority.crt", pem(&authority)),
+        ("site.crt", tls::to_pem(&certificate)),
+        ("authority.crt", tls::to_pem(&authority)),
         ("client.toml", config.to_toml()),
     ];
     for (file, text) in files {

@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn start(job: JobId, round: u32) -> RoundStart {
-        let task = RoundTask { train: true, evaluate: round % 5 == 0 };
+        let task = RoundTask { train: true, evaluate: round.is_multiple_of(5) };
         RoundStart { job, round: RoundId(round), task, model: ContentHash::of(&[round as u8]) }
     }
 

@@ -70,14 +70,6 @@ pub fn issue(
     Ok(certificate.der().clone())
 }
 
-/// A certificate as text.
-pub fn to_pem(certificate: &CertificateDer<'_>) -> String {
-    let body = data_encoding::BASE64.encode(certificate);
-    let lines: Vec<&str> =
-        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("base64 is ASCII")).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,6 +57,9 @@ pub enum ToSite {
 /// What a joined site is told once.
 pub type EnrolReply = Option<Enrolled>;
 
+/// What happened in a job so far, and what goes on happening.
+pub type Watched = (Vec<JobEvent>, mpsc::Receiver<JobEvent>);
+
 /// What sessions and operators say.
 #[derive(Debug)]
 pub enum Input {
@@ -116,7 +119,7 @@ pub enum Input {
         /// The job.
         job: JobId,
         /// What happened so far, then what happens; None if there is no such job.
-        reply: oneshot::Sender<Option<(Vec<JobEvent>, mpsc::Receiver<JobEvent>)>>,
+        reply: oneshot::Sender<Option<Watched>>,
     },
 }
 
@@ -544,7 +547,7 @@ impl Driver {
         }))
     }
 
-    fn watch(&mut self, id: JobId) -> Result<Option<(Vec<JobEvent>, mpsc::Receiver<JobEvent>)>, DriverError> {
+    fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
         let mut past: Vec<JobEvent> =
             self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed).collect();

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::{self, ConfigError, write_private, write_whole};
 use weighhouse_shared::identity::{Identity, IdentityError};
-use weighhouse_shared::tls::{Credentials, Role};
+use weighhouse_shared::tls::{Credentials, Role, to_pem};
 
 /// `coordinator.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -121,10 +121,10 @@ impl Home {
                 weighhouse_shared::clock::unix_time_s(),
             )?;
             key.save_new(&self.path(&format!("{name}.key")))?;
-            write(self.path(&format!("{name}.crt")), &authority::to_pem(&certificate))?;
+            write(self.path(&format!("{name}.crt")), &to_pem(&certificate))?;
         }
         authority_key.save_new(&self.path("authority.key"))?;
-        write(self.path("authority.crt"), &authority::to_pem(&authority_certificate))?;
+        write(self.path("authority.crt"), &to_pem(&authority_certificate))?;
         let text = format!(
             "# This coordinator's settings. Restart it after a change.\n\
              \n\

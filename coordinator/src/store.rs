@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::wire::codec;
-use weighhouse_shared::wire::messages::{Decision, JobEvent, JobStatus, RoundSummary, SignedContract};
+use weighhouse_shared::wire::messages::{Decision, JobStatus, RoundSummary, SignedContract};
 
 /// Bytes of the database's cache: small, since models are read once a round.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -191,12 +191,6 @@ impl Store {
     pub fn rounds(&self, job: JobId) -> Result<Vec<RoundSummary>, StoreError> {
         let rounds = self.all(self.rounds.scan_prefix(job.as_bytes()), "rounds-1")?;
         Ok(rounds.into_iter().map(|(_, round)| round).collect())
-    }
-
-    /// What happened in `job` so far, as its watchers would have seen it.
-    pub fn history(&self, id: JobId, job: &JobRecord) -> Result<Vec<JobEvent>, StoreError> {
-        let rounds = self.rounds(id)?.into_iter().map(JobEvent::Committed);
-        Ok(rounds.chain([JobEvent::Status(job.status.clone())]).collect())
     }
 
     /// Keeps a model under its hash. A long one is on disk on return, a short one after [`Store::sync`].

@@ -403,7 +403,8 @@ impl JobContract {
     pub fn task(&self, round: crate::ids::RoundId) -> Option<RoundTask> {
         let (rounds, every) = (self.training.rounds, self.evaluation.as_ref().map(|plan| plan.every));
         let train = round.0 < rounds;
-        let evaluate = every.is_some_and(|every| round.0 == rounds || (train && round.0 % every == 0));
+        let evaluate =
+            every.is_some_and(|every| round.0 == rounds || (train && round.0.is_multiple_of(every)));
         (train || evaluate).then_some(RoundTask { train, evaluate })
     }
 }

@@ -154,6 +154,14 @@ pub fn verified_operator_key(
     }
 }
 
+/// A certificate as text (RFC 7468).
+pub fn to_pem(certificate: &[u8]) -> String {
+    let body = data_encoding::BASE64.encode(certificate);
+    let lines: Vec<&str> =
+        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("base64 is ASCII")).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
 /// HMAC-SHA256 of the site's public key under the invite's secret: shows knowledge of the secret
 /// without sending it, and is of no use with any other key.
 pub fn enrolment_proof(secret: &[u8], public_key: &[u8; 32]) -> [u8; 32] {

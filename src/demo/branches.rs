@@ -39,9 +39,9 @@ const fn feature(column: &'static str, min: f64, max: f64) -> Feature {
     Feature { column, min, max }
 }
 
-/// The features of an offer in column order. "4w" and "12w" are the weeks before the offer; spend is `ln(1
-/// + currency a week)`, trips are a week, shares are of items; app opens, clicks and scans are `ln(1 +
-/// count)`.
+/// The features of an offer in column order. "4w" and "12w" are the weeks before the offer. Spend is
+/// `ln(1 + currency a week)`, trips are a week, shares are of items; app opens, clicks and scans are
+/// `ln(1 + count)`.
 pub const FEATURES: [Feature; 28] = [
     feature("weeks_since_visit", 0.0, 6.0),
     feature("trips_4w", 0.0, 4.0),

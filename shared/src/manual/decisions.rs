@@ -30,3 +30,10 @@
 //!
 //! **A round that everyone has left or skipped is given up, and the job goes on.** Its model stays as it was.
 //! A round that waits in vain for enough sites ends the job with the reason.
+//!
+//! **Short models are values of the database, long ones files beside it.** The embedded database holds a value in
+//! memory several times over while it writes it; a model of 40 MB would cost hundreds. The file is written
+//! whole, synced and renamed before the round's record is.
+//!
+//! **The coordinator's connection identifiers survive its restart.** They and the reset tokens come from its key, so
+//! a site learns at its next packet that the process it spoke to is gone, not after half a minute of silence.
