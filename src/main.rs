@@ -48,6 +48,10 @@ enum Verb {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     output::init_log();
+    #[cfg(feature = "constant-update")]
+    eprintln!(
+        "warning: built with the bench feature constant-update: sites add a constant and learn nothing"
+    );
     let outcome = match arguments.verb {
         Verb::Demo(arguments) => demo::run(arguments),
         Verb::Coordinator(verb) => coordinator::run(verb),

@@ -37,3 +37,7 @@
 //!
 //! **The coordinator's connection identifiers survive its restart.** They and the reset tokens come from its key, so
 //! a site learns at its next packet that the process it spoke to is gone, not after half a minute of silence.
+//!
+//! **OpenDP without its OpenSSL feature.** Its generator is then `rand`'s ChaCha20, seeded and reseeded by the system: a
+//! cryptographic one too. OpenSSL, built from source, was a quarter of the whole build and a second crypto
+//! library in the binary.
