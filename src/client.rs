@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt;
-use weighhouse_client::budget::{Budget, Terms, read_ledger};
+use weighhouse_client::budget::{Budget, read_ledger};
 use weighhouse_client::contribute::Workplace;
 use weighhouse_client::enrol::join;
 use weighhouse_client::home::{Home, NewConfig};
@@ -137,9 +137,9 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let holdout_permille = (config.data.holdout * 1000.0).round() as u32;
     let split = Split { site: credentials.identity.site(), holdout_permille };
     let records = records::load(&home.data_files(&config), &schema, split)?;
-    let (cap_epsilon, cap_delta) = (config.privacy.cap_epsilon, config.privacy.cap_delta);
-    let terms = Terms { cap_epsilon, cap_delta, holdout_permille };
-    let budget = Mutex::new(Budget::open(&home.ledger(), home.identity()?, terms)?);
+    let (policy_text, _policy) = home.policy()?;
+    let budget = Budget::open(&home.ledger(), home.identity()?, &policy_text, holdout_permille)?;
+    let budget = Mutex::new(budget);
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
     let workplace = Arc::new(Workplace { records, budget, outbox });
@@ -223,6 +223,7 @@ impl SiteState {
     pub fn read(folder: &Path) -> Result<Self> {
         let home = Home::at(folder);
         let config = home.config()?;
+        let (_, policy) = home.policy()?;
         let mut state = Self {
             name: config.name,
             coordinator: config.coordinator,
@@ -230,8 +231,8 @@ impl SiteState {
             last_job: None,
             epsilon_spent: 0.0,
             epsilon_reserved: 0.0,
-            epsilon_cap: config.privacy.cap_epsilon.value(),
-            delta: config.privacy.cap_delta.value(),
+            epsilon_cap: policy.cap.epsilon.value(),
+            delta: policy.cap.delta.value(),
             updates_released: 0,
             evaluations_released: 0,
             bytes_released: 0,
@@ -249,7 +250,7 @@ impl SiteState {
             })?;
             state.ledger_entries = chain.len();
             if let Some((epsilon, delta)) = chain.balance().cap() {
-                let spent = chain.balance().spent_at(delta);
+                let spent = chain.balance().spent_at(clock::unix_time_s(), delta);
                 (state.epsilon_spent, state.epsilon_reserved) = (spent.spent, spent.reserved);
                 (state.epsilon_cap, state.delta) = (epsilon.value(), delta.value());
             }

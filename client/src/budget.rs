@@ -1,6 +1,7 @@
 //! The site's privacy budget: a lock, not a log. Its authority is the ledger file; an entry is on disk,
 //! synced, before anything that it pays for may happen.
 //!
+//! - [`Budget::open`] records the policy in force; one that its officer has not signed opens nothing.
 //! - [`Budget::reserve`] sets a job's worst case aside, or refuses with figures.
 //! - [`Budget::debit`] spends part of it and hands out a [`Debit`], without which no noise can be drawn.
 //! - [`Budget::release`] binds the bytes that the debit paid for, before the first of them leaves.
@@ -16,7 +17,8 @@ use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::ledger::{
     self, Balance, Body, Chain, Charge, Entry, LedgerFault, LedgerRule, Population, ReleaseKind, Torn,
 };
-use weighhouse_shared::privacy::{Delta, Epsilon};
+use weighhouse_shared::policy::PolicyText;
+use weighhouse_shared::privacy::Mechanism;
 
 /// Why the budget cannot be used or will not pay.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,7 @@ pub enum BudgetError {
 #[derive(Debug)]
 pub struct Debit {
     charge: Charge,
+    mechanism: Mechanism,
     steps_left: u32,
 }
 
@@ -78,6 +81,11 @@ impl Debit {
     /// What it paid for.
     pub fn charge(&self) -> &Charge {
         &self.charge
+    }
+
+    /// What each of its steps draws.
+    pub fn mechanism(&self) -> &Mechanism {
+        &self.mechanism
     }
 
     /// Uses one step. False when none is left.
@@ -89,20 +97,9 @@ impl Debit {
     }
 
     #[cfg(test)]
-    pub(crate) fn for_test(charge: Charge) -> Self {
-        Self { charge, steps_left: charge.event.steps }
+    pub(crate) fn for_test(charge: Charge, mechanism: Mechanism) -> Self {
+        Self { charge, mechanism, steps_left: charge.event.steps }
     }
-}
-
-/// What a ledger that begins now starts with, and what the cap is from now on.
-#[derive(Debug, Clone, Copy)]
-pub struct Terms {
-    /// The cap on epsilon for any one customer.
-    pub cap_epsilon: Epsilon,
-    /// The cap's delta.
-    pub cap_delta: Delta,
-    /// Customers held out, in thousandths.
-    pub holdout_permille: u32,
 }
 
 /// A debit, and the bytes it was bound to, if it was.
@@ -126,8 +123,13 @@ pub struct Budget {
 
 impl Budget {
     /// Opens the ledger at `path` or begins one, locks it, checks every line, mends a torn last one,
-    /// and records the cap if it has changed.
-    pub fn open(path: &Path, identity: Identity, terms: Terms) -> Result<Self, BudgetError> {
+    /// and records `policy` if it is not the one in force. `holdout_permille` are the customers held out.
+    pub fn open(
+        path: &Path,
+        identity: Identity,
+        policy: &PolicyText,
+        holdout_permille: u32,
+    ) -> Result<Self, BudgetError> {
         let file_error = |source| BudgetError::File { path: path.into(), source };
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true);
@@ -154,16 +156,15 @@ impl Budget {
             file.sync_data().map_err(file_error)?;
         }
         let mut budget = Self { path: path.into(), file, chain, identity, debits, broken: false };
-        budget.agree(terms)?;
+        budget.agree(policy, holdout_permille)?;
         Ok(budget)
     }
 
-    fn agree(&mut self, terms: Terms) -> Result<(), BudgetError> {
-        let Terms { cap_epsilon, cap_delta, holdout_permille } = terms;
+    fn agree(&mut self, policy: &PolicyText, holdout_permille: u32) -> Result<(), BudgetError> {
         match self.chain.public_key() {
             None => {
                 let public_key = data_encoding::HEXLOWER.encode(&self.identity.public_key());
-                self.write(Body::Opened { public_key, holdout_permille, cap_epsilon, cap_delta })?;
+                self.write(Body::Opened { public_key, holdout_permille, policy: policy.clone() })?;
                 let folder = self.path.parent().unwrap_or(Path::new("."));
                 let synced = File::open(folder).and_then(|folder| folder.sync_all());
                 return synced.map_err(|source| BudgetError::File { path: self.path.clone(), source });
@@ -177,8 +178,8 @@ impl Budget {
         if ledger != holdout_permille {
             return Err(BudgetError::Holdout { ledger });
         }
-        if self.balance().cap() != Some((cap_epsilon, cap_delta)) {
-            self.write(Body::CapSet { cap_epsilon, cap_delta })?;
+        if self.balance().policy_text() != Some(policy) {
+            self.write(Body::PolicySet { policy: policy.clone() })?;
         }
         Ok(())
     }
@@ -188,21 +189,27 @@ impl Budget {
         self.chain.balance()
     }
 
-    /// Sets `charges` aside for `job`; nothing changes if it holds a reservation already.
-    pub fn reserve(&mut self, job: JobId, charges: Vec<Charge>) -> Result<(), BudgetError> {
+    /// Sets `charges` aside for `job`, which its operator calls `name`; nothing changes if it holds a reservation already.
+    pub fn reserve(&mut self, job: JobId, name: &str, charges: Vec<Charge>) -> Result<(), BudgetError> {
         if self.balance().running_jobs().any(|running| running == job) {
             return Ok(());
         }
-        self.write(Body::Reserved { job, charges }).map(|_| ())
+        self.write(Body::Reserved { job, name: name.into(), charges }).map(|_| ())
     }
 
-    /// Spends `charge` of what `job` reserved. On return it is on disk.
-    pub fn debit(&mut self, job: JobId, round: RoundId, charge: Charge) -> Result<Debit, BudgetError> {
+    /// Spends `charge` of what `job` reserved, for releases by `mechanism`. On return it is on disk.
+    pub fn debit(
+        &mut self,
+        job: JobId,
+        round: RoundId,
+        charge: Charge,
+        mechanism: Mechanism,
+    ) -> Result<Debit, BudgetError> {
         if self.is_debited(job, round, charge.population) {
             return Err(LedgerRule::NotReserved { job }.into());
         }
-        self.write(Body::Debited { job, round, charge })?;
-        Ok(Debit { charge, steps_left: charge.event.steps })
+        self.write(Body::Debited { job, round, charge, mechanism })?;
+        Ok(Debit { charge, mechanism, steps_left: charge.event.steps })
     }
 
     /// Whether the round's debit is spent already: it is never spent twice, so the round's bytes are the
@@ -266,7 +273,7 @@ impl std::fmt::Debug for Budget {
 
 fn note_debit(debits: &mut BTreeMap<(JobId, RoundId, Population), Paid>, entry: &Entry) {
     match &entry.body {
-        Body::Debited { job, round, charge } => {
+        Body::Debited { job, round, charge, .. } => {
             let paid = Paid { sequence: entry.sequence, content: None };
             debits.insert((*job, *round, charge.population), paid);
         }
@@ -277,7 +284,7 @@ fn note_debit(debits: &mut BTreeMap<(JobId, RoundId, Population), Paid>, entry: 
             }
         }
         Body::Returned { job } => debits.retain(|(owner, ..), _| owner != job),
-        Body::Opened { .. } | Body::CapSet { .. } | Body::Reserved { .. } => {}
+        Body::Opened { .. } | Body::PolicySet { .. } | Body::Reserved { .. } => {}
     }
 }
 
@@ -292,17 +299,25 @@ pub fn read_ledger(path: &Path, each: impl FnMut(&Entry)) -> Result<Chain, Budge
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weighhouse_shared::ledger::Spent;
+    use weighhouse_shared::policy::first_policy;
     use weighhouse_shared::privacy::accountant::GaussianEvent;
-    use weighhouse_shared::privacy::{NoiseMultiplier, SamplingRate};
+    use weighhouse_shared::privacy::grid::Grid;
+    use weighhouse_shared::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 
     const JOB: JobId = JobId::from_bytes([5; 32]);
 
-    fn terms(cap: f64) -> Terms {
-        Terms {
-            cap_epsilon: Epsilon::new(cap).unwrap(),
-            cap_delta: Delta::new(1e-5).unwrap(),
-            holdout_permille: 100,
-        }
+    fn policy(cap: f64) -> PolicyText {
+        PolicyText::unsigned(first_policy(Epsilon::new(cap).unwrap(), Delta::new(1e-5).unwrap()))
+    }
+
+    fn spent(budget: &Budget) -> Spent {
+        budget.balance().spent_at(clock::unix_time_s(), Delta::new(1e-5).unwrap())
+    }
+
+    fn mechanism() -> Mechanism {
+        let grid = Grid::new(ClipNorm::new(0.5).unwrap());
+        Mechanism::clipped_gradient_sum(&grid, NoiseMultiplier::new(5.0).unwrap())
     }
 
     fn charge(steps: u32) -> Charge {
@@ -328,7 +343,7 @@ mod tests {
 
         fn open(&self, cap: f64) -> Result<Budget, BudgetError> {
             let identity = Identity::load(&self.folder.path().join("site.key")).unwrap();
-            Budget::open(&self.ledger(), identity, terms(cap))
+            Budget::open(&self.ledger(), identity, &policy(cap), 100)
         }
     }
 
@@ -336,13 +351,12 @@ mod tests {
     fn restart_never_forgets_a_debit() {
         let home = Home::new();
         let mut budget = home.open(8.0).unwrap();
-        budget.reserve(JOB, vec![charge(4)]).unwrap();
-        budget.debit(JOB, RoundId(0), charge(1)).unwrap();
-        let delta = Delta::new(1e-5).unwrap();
-        let before = budget.balance().spent_at(delta);
+        budget.reserve(JOB, "test", vec![charge(4)]).unwrap();
+        budget.debit(JOB, RoundId(0), charge(1), mechanism()).unwrap();
+        let before = spent(&budget);
         drop(budget);
         let budget = home.open(8.0).unwrap();
-        assert_eq!(budget.balance().spent_at(delta), before);
+        assert_eq!(spent(&budget), before);
         assert!(before.spent > 0.0 && before.reserved > before.spent);
     }
 
@@ -350,16 +364,16 @@ mod tests {
     fn spent_budget_refuses_the_next_job_but_not_a_smaller_one() {
         let home = Home::new();
         let mut budget = home.open(2.0).unwrap();
-        let refused = budget.reserve(JOB, vec![charge(100)]).unwrap_err();
+        let refused = budget.reserve(JOB, "test", vec![charge(100)]).unwrap_err();
         assert!(refused.to_string().contains("over the cap of 2"), "{refused}");
-        budget.reserve(JOB, vec![charge(1)]).unwrap();
+        budget.reserve(JOB, "test", vec![charge(1)]).unwrap();
     }
 
     #[test]
     fn a_torn_last_line_is_mended_and_a_changed_one_is_an_alarm() {
         let home = Home::new();
         let mut budget = home.open(8.0).unwrap();
-        budget.reserve(JOB, vec![charge(4)]).unwrap();
+        budget.reserve(JOB, "test", vec![charge(4)]).unwrap();
         drop(budget);
         let whole = std::fs::read(home.ledger()).unwrap();
         std::fs::write(home.ledger(), [&whole[..], b"{\"entry\":{\"seq"].concat()).unwrap();
@@ -379,9 +393,8 @@ mod tests {
         assert!(matches!(home.open(8.0), Err(BudgetError::Locked { .. })));
         drop(budget);
         let identity = Identity::load(&home.folder.path().join("site.key")).unwrap();
-        let other = Terms { holdout_permille: 200, ..terms(8.0) };
         assert!(matches!(
-            Budget::open(&home.ledger(), identity, other),
+            Budget::open(&home.ledger(), identity, &policy(8.0), 200),
             Err(BudgetError::Holdout { ledger: 100 })
         ));
     }
@@ -391,9 +404,9 @@ mod tests {
         let home = Home::new();
         let mut budget = home.open(8.0).unwrap();
         let (round, training) = (RoundId(0), Population::Training);
-        budget.reserve(JOB, vec![charge(4)]).unwrap();
-        budget.debit(JOB, round, charge(1)).unwrap();
-        assert!(budget.debit(JOB, round, charge(1)).is_err());
+        budget.reserve(JOB, "test", vec![charge(4)]).unwrap();
+        budget.debit(JOB, round, charge(1), mechanism()).unwrap();
+        assert!(budget.debit(JOB, round, charge(1), mechanism()).is_err());
         drop(budget);
         let mut budget = home.open(8.0).unwrap();
         assert!(budget.is_debited(JOB, round, training));
@@ -413,6 +426,6 @@ mod tests {
         let home = Home::new();
         drop(home.open(8.0).unwrap());
         let mut budget = home.open(0.5).unwrap();
-        assert!(budget.reserve(JOB, vec![charge(10)]).is_err());
+        assert!(budget.reserve(JOB, "test", vec![charge(10)]).is_err());
     }
 }

@@ -16,7 +16,8 @@ use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
 use weighhouse_shared::privacy::accountant::GaussianEvent;
-use weighhouse_shared::privacy::{Generator, GeneratorError};
+use weighhouse_shared::privacy::grid::Grid;
+use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
 use weighhouse_shared::wire::messages::RoundStart;
 
 /// Everything of a site that a round's work needs.
@@ -89,7 +90,8 @@ impl Workplace {
             (true, Some(plan), Some(charge)) => {
                 let event = GaussianEvent { steps: 1, ..charge };
                 let charge = Charge { population: Population::Holdout, event };
-                self.paid(start, ReleaseKind::Evaluation, charge, |debit| {
+                let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
+                self.paid(start, ReleaseKind::Evaluation, charge, mechanism, |debit| {
                     let max_rows = contract.training.max_rows_per_customer as usize;
                     let table = &self.records.holdout;
                     let bins = plan.bins as usize;
@@ -102,7 +104,9 @@ impl Workplace {
         let update = match start.task.train {
             true => {
                 let charge = Charge { population: Population::Training, event: contract.round_charge() };
-                self.paid(start, ReleaseKind::Update, charge, |debit| {
+                let grid = Grid::new(contract.privacy.clip_norm);
+                let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
+                self.paid(start, ReleaseKind::Update, charge, mechanism, |debit| {
                     let mut generator = Generator::from_system()?;
                     let table = &self.records.training;
                     let update = local_update(contract, &network, &parameters, table, debit, &mut generator)?;
@@ -121,6 +125,7 @@ impl Workplace {
         start: &RoundStart,
         kind: ReleaseKind,
         charge: Charge,
+        mechanism: Mechanism,
         make: impl FnOnce(crate::budget::Debit) -> Result<Vec<u8>, WorkError>,
     ) -> Result<Option<(ContentHash, Bytes)>, WorkError> {
         let (job, round) = (start.job, start.round);
@@ -131,7 +136,7 @@ impl Workplace {
                 None => return Ok(None),
             }
         } else {
-            let debit = self.budget().debit(job, round, charge)?;
+            let debit = self.budget().debit(job, round, charge, mechanism)?;
             let bytes = make(debit)?;
             let content = ContentHash::of(&bytes);
             self.outbox.store(job, round, kind, start.model, content, &bytes)?;

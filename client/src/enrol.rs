@@ -1,7 +1,7 @@
 //! Joining: the site makes its key, shows an invite once, and gets its certificate. Nothing stands in
 //! the home folder until all of it is there; a join that was cut off is repeated with the same key.
 
-use crate::home::{Home, HomeError, NewConfig};
+use crate::home::{self, Home, HomeError, NewConfig};
 use crate::session::{ConnectError, connect, resolve};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -86,6 +86,7 @@ pub async fn join(
         ("site.crt", tls::to_pem(&certificate)),
         ("authority.crt", tls::to_pem(&authority)),
         ("client.toml", config.to_toml()),
+        (home::POLICY, config.to_policy()),
     ];
     for (file, text) in files {
         let path = home.path(file);

@@ -1,4 +1,5 @@
-//! A site's home folder: one commented `client.toml`, its key and certificates, its ledger, its outbox.
+//! A site's home folder: a commented `client.toml` for who runs it, `policy.toml` for its data-protection
+//! officer, its key and certificates, its ledger, its outbox.
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -7,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::{self, ConfigError};
 use weighhouse_shared::identity::{Identity, IdentityError};
+use weighhouse_shared::policy::{Policy, PolicyText, first_policy};
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::schema::{Schema, SchemaError};
 use weighhouse_shared::tls::Credentials;
@@ -21,8 +23,6 @@ pub struct ClientConfig {
     pub coordinator: String,
     /// The site's records.
     pub data: DataConfig,
-    /// What the site's customers may be made to pay.
-    pub privacy: PrivacyConfig,
 }
 
 /// `[data]`.
@@ -35,16 +35,6 @@ pub struct DataConfig {
     pub schema: PathBuf,
     /// Share of customers held out for measuring quality, 0 to 0.9.
     pub holdout: f64,
-}
-
-/// `[privacy]`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PrivacyConfig {
-    /// The most epsilon any customer of this site may ever be charged.
-    pub cap_epsilon: Epsilon,
-    /// The cap's delta.
-    pub cap_delta: Delta,
 }
 
 /// Why a home folder cannot be used.
@@ -66,6 +56,14 @@ pub enum HomeError {
     Holdout {
         /// What it says.
         got: f64,
+    },
+    /// The policy is missing or wrong.
+    #[error("{path} is not a valid policy: {reason}")]
+    Policy {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// The schema file is wrong.
     #[error("{path} is not a valid schema")]
@@ -95,6 +93,12 @@ pub enum HomeError {
         source: io::Error,
     },
 }
+
+/// The policy's file in a home.
+pub const POLICY: &str = "policy.toml";
+
+/// The officer's signature of [`POLICY`], in hexadecimal.
+pub const POLICY_SIGNATURE: &str = "policy.toml.sig";
 
 /// A site's home folder.
 #[derive(Debug, Clone)]
@@ -141,6 +145,20 @@ impl Home {
         config.data.files.iter().map(|file| self.folder.join(file)).collect()
     }
 
+    /// The policy's exact text, with the officer's signature if there is one.
+    pub fn policy(&self) -> Result<(PolicyText, Policy), HomeError> {
+        let path = self.path(POLICY);
+        let text = config::load_text(&path)?;
+        let wrong = |reason: String| HomeError::Policy { path: path.clone(), reason };
+        let policy = Policy::parse(&text).map_err(|error| wrong(error.to_string()))?;
+        let signature = match std::fs::read_to_string(self.path(POLICY_SIGNATURE)) {
+            Ok(signature) => Some(signature.trim().to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(wrong(format!("its signature cannot be read: {error}"))),
+        };
+        Ok((PolicyText { text, signature }, policy))
+    }
+
     /// The site's key.
     pub fn identity(&self) -> Result<Identity, HomeError> {
         Ok(Identity::load(&self.path("site.key"))?)
@@ -165,7 +183,7 @@ pub fn load_schema(path: &Path) -> Result<Schema, HomeError> {
     Ok(schema)
 }
 
-/// What `client join` writes into a new `client.toml`.
+/// What `client join` writes into a new home's `client.toml` and `policy.toml`.
 #[derive(Debug, Clone)]
 pub struct NewConfig {
     /// What the operator calls this site.
@@ -201,21 +219,17 @@ impl NewConfig {
              # Which columns are the customer, the features with their public bounds, and the label.\n\
              schema = {schema}\n\
              # Share of customers held out for measuring quality, 0 to 0.9. Fixed once the ledger begins.\n\
-             holdout = 0.15\n\
-             \n\
-             [privacy]\n\
-             # The most any one customer may be charged, over all jobs together: the lock of this site.\n\
-             # Owned by the data-protection officer. A job that would pass it is refused.\n\
-             cap_epsilon = {cap_epsilon:?}\n\
-             # Probability with which the cap on epsilon may fail; well below 1 / customers.\n\
-             cap_delta = {cap_delta:?}\n",
+             holdout = 0.15\n",
             name = quoted(&self.name),
             coordinator = quoted(&self.coordinator),
             files = files.join(", "),
             schema = quoted(&self.schema.display().to_string()),
-            cap_epsilon = self.cap_epsilon.value(),
-            cap_delta = self.cap_delta.value(),
         )
+    }
+
+    /// The commented first policy.
+    pub fn to_policy(&self) -> String {
+        first_policy(self.cap_epsilon, self.cap_delta)
     }
 }
 
@@ -234,7 +248,7 @@ mod tests {
             cap_delta: Delta::new(1e-5).unwrap(),
         };
         let config: ClientConfig = toml::from_str(&new.to_toml()).unwrap();
-        assert_eq!((config.name, config.data.files), (new.name, new.files));
-        assert_eq!(config.privacy.cap_delta, new.cap_delta);
+        assert_eq!((&config.name, &config.data.files), (&new.name, &new.files));
+        assert_eq!(Policy::parse(&new.to_policy()).unwrap().cap.delta, new.cap_delta);
     }
 }

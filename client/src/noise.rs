@@ -9,16 +9,12 @@ use opendp::measurements::make_gaussian;
 use opendp::measures::ZeroConcentratedDivergence;
 use opendp::metrics::L2Distance;
 use weighhouse_shared::ledger::Population;
-use weighhouse_shared::privacy::DiscreteGaussian;
-use weighhouse_shared::privacy::Generator;
-
-/// A customer's whole weight in a histogram, in its integer units.
-pub const CUSTOMER_UNITS: i64 = 1024;
+use weighhouse_shared::privacy::{CUSTOMER_UNITS, DiscreteGaussian, Generator, Mechanism};
 
 /// Why noise was refused. None of these depends on records.
 #[derive(Debug, thiserror::Error)]
 pub enum NoiseError {
-    /// The debit's steps are used up, or it pays for other customers' data.
+    /// The debit's steps are used up, or it pays for other customers' data or another mechanism.
     #[error("the debit does not pay for this release")]
     Unpaid,
     /// The noise is too large or too small to be drawn exactly.
@@ -52,12 +48,14 @@ pub fn noise_sum(
     debit: &mut Debit,
     generator: &mut Generator,
 ) -> Result<NoisedSum, NoiseError> {
-    if debit.charge().population != Population::Training || !debit.use_step() {
+    let ClippedSum { mut sum, grid } = clipped;
+    let charge = debit.charge();
+    let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
+    let paid = charge.population == Population::Training && *debit.mechanism() == mechanism;
+    if !paid || !debit.use_step() {
         return Err(NoiseError::Unpaid);
     }
-    let ClippedSum { mut sum, grid } = clipped;
-    let sigma = debit.charge().event.noise_multiplier.value() * grid.sensitivity() as f64;
-    DiscreteGaussian::new(sigma)?.add_to(&mut sum, generator);
+    DiscreteGaussian::new(mechanism.sigma())?.add_to(&mut sum, generator);
     Ok(NoisedSum { sum, unit: grid.unit() })
 }
 
@@ -81,17 +79,20 @@ pub(crate) fn noise_histogram(
     histogram: CustomerHistogram,
     debit: &mut Debit,
 ) -> Result<NoisedHistogram, NoiseError> {
-    if debit.charge().population != Population::Holdout || !debit.use_step() {
+    let charge = debit.charge();
+    let multiplier = charge.event.noise_multiplier.value();
+    let recorded = Mechanism::histogram(charge.event.noise_multiplier);
+    let paid = charge.population == Population::Holdout && *debit.mechanism() == recorded;
+    if !paid || !debit.use_step() {
         return Err(NoiseError::Unpaid);
     }
     let failed = |error: opendp::error::Error| NoiseError::Histogram { reason: error.to_string() };
-    let multiplier = debit.charge().event.noise_multiplier.value();
     let domain = VectorDomain::new(AtomDomain::<i64>::default());
-    let scale = multiplier * CUSTOMER_UNITS as f64;
+    let distance = L2Distance::<i64>::default();
     let mechanism =
-        make_gaussian::<_, _, ZeroConcentratedDivergence>(domain, L2Distance::<i64>::default(), scale, None)
+        make_gaussian::<_, _, ZeroConcentratedDivergence>(domain, distance, recorded.sigma(), None)
             .map_err(failed)?;
-    let rho = mechanism.map(&CUSTOMER_UNITS).map_err(failed)?;
+    let rho = mechanism.map(&(CUSTOMER_UNITS as i64)).map_err(failed)?;
     // zCDP rho of a Gaussian release is 1 / (2 multiplier^2), which the debit's Renyi curve charges.
     if rho > 0.5 / (multiplier * multiplier) * (1.0 + 1e-9) {
         return Err(NoiseError::Unpaid);
@@ -110,10 +111,14 @@ mod tests {
     fn debit(population: Population, steps: u32) -> Debit {
         let (noise_multiplier, sampling_rate) =
             (NoiseMultiplier::new(2.0).unwrap(), SamplingRate::new(1.0).unwrap());
-        Debit::for_test(Charge {
-            population,
-            event: GaussianEvent { noise_multiplier, sampling_rate, steps },
-        })
+        let mechanism = match population {
+            Population::Training => {
+                Mechanism::clipped_gradient_sum(&Grid::new(ClipNorm::new(0.5).unwrap()), noise_multiplier)
+            }
+            Population::Holdout => Mechanism::histogram(noise_multiplier),
+        };
+        let event = GaussianEvent { noise_multiplier, sampling_rate, steps };
+        Debit::for_test(Charge { population, event }, mechanism)
     }
 
     fn zeros() -> ClippedSum {
@@ -128,6 +133,9 @@ mod tests {
         assert!(matches!(noise_sum(zeros(), &mut training, &mut generator), Err(NoiseError::Unpaid)));
         let mut holdout = debit(Population::Holdout, 1);
         assert!(matches!(noise_sum(zeros(), &mut holdout, &mut generator), Err(NoiseError::Unpaid)));
+        let wider = ClippedSum { sum: vec![0], grid: Grid::new(ClipNorm::new(1.0).unwrap()) };
+        let mut training = debit(Population::Training, 1);
+        assert!(matches!(noise_sum(wider, &mut training, &mut generator), Err(NoiseError::Unpaid)));
     }
 
     /// The noise of a sum of zeros has the standard deviation that was paid for: multiplier times clip

@@ -87,7 +87,8 @@ pub fn reserve(checked: &CheckedContract, budget: &mut Budget) -> Result<(), Off
     let training = Charge { population: Population::Training, event: checked.contract.training_charge() };
     let holdout = checked.contract.evaluation_charge();
     let holdout = holdout.map(|event| Charge { population: Population::Holdout, event });
-    Ok(budget.reserve(checked.job, std::iter::once(training).chain(holdout).collect())?)
+    let charges = std::iter::once(training).chain(holdout).collect();
+    Ok(budget.reserve(checked.job, &checked.contract.name, charges)?)
 }
 
 /// A contract that holds, for tests of other modules.

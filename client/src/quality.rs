@@ -2,9 +2,10 @@
 
 use crate::budget::Debit;
 use crate::features::FeatureTable;
-use crate::noise::{CUSTOMER_UNITS, CustomerHistogram, NoiseError, NoisedHistogram, noise_histogram};
+use crate::noise::{CustomerHistogram, NoiseError, NoisedHistogram, noise_histogram};
 use candle_core::Device;
 use weighhouse_shared::model::{ModelError, Network, score};
+use weighhouse_shared::privacy::CUSTOMER_UNITS;
 
 /// Customers scored at a time: bounds memory whatever the site's size.
 const MICRO_BATCH: usize = 1024;
@@ -41,7 +42,7 @@ pub fn measure(
         let scores = score(network, parameters, batch.rows, &Device::Cpu)?;
         for rows in batch.customer_starts.windows(2) {
             let rows = rows[0] as usize..rows[1] as usize;
-            let weight = CUSTOMER_UNITS / rows.len() as i64;
+            let weight = CUSTOMER_UNITS as i64 / rows.len() as i64;
             for row in rows {
                 // A cast from float to integer saturates and takes NaN to 0: every row has a bin.
                 let bin = ((scores[row] * bins as f32) as usize).min(bins - 1);

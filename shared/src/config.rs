@@ -32,14 +32,19 @@ pub enum ConfigError {
 
 /// Reads a TOML file.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = load_text(path)?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), reason: error.to_string() })
+}
+
+/// Reads a text file that a person wrote.
+pub fn load_text(path: &Path) -> Result<String, ConfigError> {
     let read_error = |source| ConfigError::Read { path: path.into(), source };
     let len = std::fs::metadata(path).map_err(read_error)?.len();
     if len > MAX_TEXT_LEN {
         let reason = format!("it is longer than {MAX_TEXT_LEN} bytes");
         return Err(ConfigError::Parse { path: path.into(), reason });
     }
-    let text = std::fs::read_to_string(path).map_err(read_error)?;
-    toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.into(), reason: error.to_string() })
+    std::fs::read_to_string(path).map_err(read_error)
 }
 
 /// Creates `path` with `bytes`, readable by its owner only, synced; refuses to overwrite.

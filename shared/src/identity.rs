@@ -17,6 +17,12 @@ pub enum Purpose {
     LedgerEntry,
     /// A job contract, by an operator.
     JobContract,
+    /// A site's policy, by its data-protection officer: over the hash of the file.
+    Policy,
+    /// How far a site's ledger has come, by the site.
+    LedgerHead,
+    /// That a ledger had come so far, by the coordinator.
+    LedgerWitness,
 }
 
 impl Purpose {
@@ -24,6 +30,9 @@ impl Purpose {
         match self {
             Self::LedgerEntry => b"weighhouse ledger entry v1\0",
             Self::JobContract => b"weighhouse job contract v1\0",
+            Self::Policy => b"weighhouse policy v1\0",
+            Self::LedgerHead => b"weighhouse ledger head v1\0",
+            Self::LedgerWitness => b"weighhouse ledger witness v1\0",
         }
     }
 

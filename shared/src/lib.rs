@@ -11,6 +11,7 @@ pub mod model;
 pub mod privacy;
 pub mod evaluation;
 pub mod job;
+pub mod policy;
 pub mod ledger;
 pub mod wire;
 pub mod tls;

@@ -2,6 +2,7 @@
 
 use super::balance::{Balance, LedgerRule};
 use super::entry::{Body, Entry};
+use super::witness::Head;
 use crate::identity::{Identity, Purpose, is_signed_by};
 use crate::ids::ContentHash;
 use data_encoding::HEXLOWER;
@@ -117,9 +118,9 @@ impl Chain {
         self.next_sequence == 0
     }
 
-    /// Hash of the last line.
-    pub fn head(&self) -> ContentHash {
-        self.head
+    /// How far the ledger has come.
+    pub fn head(&self) -> Head {
+        Head { entries: self.next_sequence, hash: self.head }
     }
 
     /// The Ed25519 key that signs, once the ledger is opened.
@@ -136,7 +137,9 @@ impl Chain {
         time_s: u64,
     ) -> Result<(Self, Entry, Line), LedgerRule> {
         let mut chain = self.clone();
-        let spent_epsilon = chain.balance.apply(self.next_sequence, &body)?;
+        // A clock that was set back does not turn the ledger's time back.
+        let time_s = time_s.max(self.balance.time_s());
+        let spent_epsilon = chain.balance.apply(self.next_sequence, time_s, &body)?;
         let (sequence, previous, site) = (self.next_sequence, self.head, identity.site());
         let entry = Entry { sequence, previous, time_s, site, body, spent_epsilon };
         let text = serde_json::to_string(&entry).expect("an entry has string keys and finite numbers");
@@ -174,7 +177,7 @@ impl Chain {
         if (entry.sequence, entry.previous) != (self.next_sequence, self.head) {
             return Err(Fault::Order);
         }
-        let actual = self.balance.apply(entry.sequence, &entry.body).map_err(Fault::Rule)?;
+        let actual = self.balance.apply(entry.sequence, entry.time_s, &entry.body).map_err(Fault::Rule)?;
         if (actual - entry.spent_epsilon).abs() > 1e-9 * actual.max(1.0) {
             return Err(Fault::Epsilon { stated: entry.spent_epsilon, actual });
         }
@@ -207,8 +210,10 @@ mod tests {
     use super::*;
     use crate::ids::{JobId, RoundId};
     use crate::ledger::{Charge, Population, ReleaseKind};
+    use crate::policy::{PolicyText, first_policy};
     use crate::privacy::accountant::GaussianEvent;
-    use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
+    use crate::privacy::grid::Grid;
+    use crate::privacy::{ClipNorm, Delta, Epsilon, Mechanism, NoiseMultiplier, SamplingRate};
     use proptest::prelude::*;
 
     fn sample() -> (Vec<u8>, Identity) {
@@ -219,6 +224,8 @@ mod tests {
             population: Population::Training,
             event: GaussianEvent { noise_multiplier, sampling_rate, steps },
         };
+        let grid = Grid::new(ClipNorm::new(0.5).unwrap());
+        let mechanism = Mechanism::clipped_gradient_sum(&grid, noise_multiplier);
         let job = JobId::from_bytes([3; 32]);
         let round = RoundId(0);
         let content = ContentHash::of(b"bytes");
@@ -226,11 +233,13 @@ mod tests {
             Body::Opened {
                 public_key: HEXLOWER.encode(&identity.public_key()),
                 holdout_permille: 150,
-                cap_epsilon: Epsilon::new(8.0).unwrap(),
-                cap_delta: Delta::new(1e-5).unwrap(),
+                policy: PolicyText::unsigned(first_policy(
+                    Epsilon::new(8.0).unwrap(),
+                    Delta::new(1e-5).unwrap(),
+                )),
             },
-            Body::Reserved { job, charges: vec![charge(3)] },
-            Body::Debited { job, round, charge: charge(1) },
+            Body::Reserved { job, name: "spring coupons".into(), charges: vec![charge(3)] },
+            Body::Debited { job, round, charge: charge(1), mechanism },
             Body::Released { job, round, kind: ReleaseKind::Update, debit: 2, content, len: 5 },
             Body::Returned { job },
         ];

@@ -1,8 +1,9 @@
 //! One entry of a ledger.
 
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
+use crate::policy::PolicyText;
+use crate::privacy::Mechanism;
 use crate::privacy::accountant::GaussianEvent;
-use crate::privacy::{Delta, Epsilon};
 use serde::{Deserialize, Serialize};
 
 /// One entry.
@@ -13,13 +14,14 @@ pub struct Entry {
     pub sequence: u64,
     /// Hash of the line before; for the first entry, of nothing.
     pub previous: ContentHash,
-    /// When it was written, in seconds since 1970 by the site's clock.
+    /// When it was written, in seconds since 1970 by the site's clock; never less than the entry before.
     pub time_s: u64,
     /// Whose ledger it is.
     pub site: SiteId,
     /// What happened.
     pub body: Body,
-    /// Epsilon spent after this entry by the customer who paid most, at the cap's delta.
+    /// Epsilon spent after this entry by the customer who paid most, at the cap's delta, over the cap's
+    /// period: the Renyi figure.
     pub spent_epsilon: f64,
 }
 
@@ -34,22 +36,20 @@ pub enum Body {
         /// Customers held out for evaluation, in thousandths. Fixed for the ledger's life: a customer
         /// who moved between the two groups would have to pay for both.
         holdout_permille: u32,
-        /// The cap that holds from now on.
-        cap_epsilon: Epsilon,
-        /// Its delta.
-        cap_delta: Delta,
+        /// The policy that holds from now on.
+        policy: PolicyText,
     },
-    /// The site's data-protection officer set another cap.
-    CapSet {
-        /// The cap that holds from now on.
-        cap_epsilon: Epsilon,
-        /// Its delta.
-        cap_delta: Delta,
+    /// Another policy holds from now on.
+    PolicySet {
+        /// The policy.
+        policy: PolicyText,
     },
     /// A job's worst case was set aside.
     Reserved {
         /// The job.
         job: JobId,
+        /// What its operator calls it.
+        name: String,
         /// All it may charge.
         charges: Vec<Charge>,
     },
@@ -61,6 +61,8 @@ pub enum Body {
         round: RoundId,
         /// What was spent.
         charge: Charge,
+        /// What each of its steps draws.
+        mechanism: Mechanism,
     },
     /// Bytes that a debit paid for may leave from now on. Written before the first of them does.
     Released {
@@ -106,7 +108,7 @@ pub struct Charge {
 }
 
 /// What left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReleaseKind {
     /// A model update.

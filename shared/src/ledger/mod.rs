@@ -5,10 +5,12 @@
 //! dropped, repeated or moved unseen. Everything here is pure: what an auditor's laptop needs. The file
 //! itself is kept by the site's budget.
 
+mod entry;
+mod witness;
 mod balance;
 mod chain;
-mod entry;
 
 pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
+pub use witness::{Head, Received, SignedWitness, Trail, Witness, WitnessFault};

@@ -4,8 +4,10 @@ pub mod accountant;
 pub mod grid;
 mod discrete_gaussian;
 mod generator;
+mod mechanism;
 mod parameters;
 
 pub use discrete_gaussian::{DiscreteGaussian, SigmaOutOfRange};
 pub use generator::{Generator, GeneratorError};
+pub use mechanism::{CUSTOMER_UNITS, Mechanism};
 pub use parameters::{ClipNorm, Delta, Epsilon, NoiseMultiplier, OutOfRange, SamplingRate};

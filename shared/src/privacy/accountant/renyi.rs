@@ -23,7 +23,7 @@
 use std::sync::LazyLock;
 
 use super::GaussianEvent;
-use crate::privacy::{Delta, NoiseMultiplier, SamplingRate};
+use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 
 /// Highest order at which the binomial sum is evaluated; above it a release counts as unsampled.
 const HIGHEST_SAMPLED_ORDER: u32 = 4096;
@@ -53,6 +53,10 @@ impl Order {
         Self { alpha, inverse_gap, offset: (-1.0 / alpha).ln_1p() - alpha.ln() * inverse_gap }
     }
 }
+
+/// One of the orders of every [`RenyiCurve`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RenyiOrder(usize);
 
 /// An upper bound on `g(alpha) = (alpha - 1) RDP(alpha)` at a fixed ascending list of orders above 1.
 ///
@@ -133,14 +137,39 @@ impl RenyiCurve {
         if self.cumulants.iter().all(|&cumulant| cumulant == 0.0) {
             return 0.0;
         }
-        let ln_delta = delta.value().ln();
-        let claims = ORDERS.iter().zip(&self.cumulants).map(|(order, &cumulant)| {
-            let (rdp, failure) = (cumulant * order.inverse_gap, ln_delta * order.inverse_gap);
-            let epsilon = rdp - failure + order.offset;
-            epsilon + 8.0 * f64::EPSILON * (rdp.abs() + failure.abs() + order.offset.abs())
-        });
+        let claims = (0..ORDERS.len()).map(|index| self.claim(index, delta));
         // `min` passes over a NaN, which an overflowing order may give.
         claims.fold(f64::INFINITY, f64::min).max(0.0)
+    }
+
+    /// The epsilon, at least 0, that one order proves at `delta`; 0 if nothing was released. A bound on
+    /// this figure at an order fixed beforehand is a privacy filter (see the ledger's balance).
+    pub fn epsilon_at(&self, order: RenyiOrder, delta: Delta) -> f64 {
+        if self.cumulants.iter().all(|&cumulant| cumulant == 0.0) {
+            return 0.0;
+        }
+        let claim = self.claim(order.0, delta);
+        if claim.is_nan() { f64::INFINITY } else { claim.max(0.0) }
+    }
+
+    /// The order at which most releases like this curve's fit under (`cap`, `delta`) on top of `spent`.
+    pub fn roomiest_order(&self, spent: &RenyiCurve, cap: Epsilon, delta: Delta) -> RenyiOrder {
+        let copies = |index: usize| {
+            let room = (cap.value() - spent.claim(index, delta)) / ORDERS[index].inverse_gap;
+            let copies = room / self.cumulants[index];
+            if copies.is_nan() { f64::NEG_INFINITY } else { copies }
+        };
+        let best = (0..ORDERS.len()).max_by(|&one, &other| copies(one).total_cmp(&copies(other)));
+        RenyiOrder(best.unwrap_or(0))
+    }
+
+    /// Canonne, Kamath and Steinke 2020, Proposition 12, at one order, raised by its roundings.
+    fn claim(&self, index: usize, delta: Delta) -> f64 {
+        let order = &ORDERS[index];
+        let (rdp, failure) =
+            (self.cumulants[index] * order.inverse_gap, delta.value().ln() * order.inverse_gap);
+        let epsilon = rdp - failure + order.offset;
+        epsilon + 8.0 * f64::EPSILON * (rdp.abs() + failure.abs() + order.offset.abs())
     }
 }
 
