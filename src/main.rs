@@ -8,6 +8,7 @@ mod job;
 mod model;
 mod operator;
 mod output;
+mod plan;
 mod site;
 
 use clap::{Parser, Subcommand};

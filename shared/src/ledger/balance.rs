@@ -20,10 +20,9 @@
 use super::entry::{Body, Charge, Population};
 use crate::ids::JobId;
 use crate::policy::{Policy, PolicyError, PolicyText};
-use crate::privacy::accountant::{GaussianEvent, RenyiCurve, RenyiOrder};
+use crate::privacy::accountant::{GaussianEvent, RenyiCurve, RenyiOrder, StepCurves};
 use crate::privacy::{Delta, Epsilon};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Seconds of a day of the cap's period.
 const DAY_S: u64 = 86_400;
@@ -112,7 +111,7 @@ pub struct Balance {
     accounts: BTreeMap<Population, Account>,
     held: BTreeMap<JobId, Vec<Charge>>,
     unused_debits: BTreeMap<u64, JobId>,
-    curves: Curves,
+    curves: StepCurves,
 }
 
 /// What one group of customers has paid.
@@ -152,35 +151,6 @@ fn compose(events: &mut Vec<GaussianEvent>, event: GaussianEvent) {
     match events.iter_mut().find(|known| is_like(known, &event)) {
         Some(known) => known.steps = known.steps.saturating_add(event.steps),
         None => events.push(event),
-    }
-}
-
-/// Curves of one step, by the bits of noise multiplier and sampling rate: making one takes a millisecond,
-/// a ledger has few and asks for them at every entry.
-#[derive(Debug, Clone, Default)]
-struct Curves(BTreeMap<(u64, u64), Arc<RenyiCurve>>);
-
-impl Curves {
-    fn learn(&mut self, event: &GaussianEvent) {
-        self.0.entry(Self::key(event)).or_insert_with(|| Arc::new(Self::make(event)));
-    }
-
-    fn key(event: &GaussianEvent) -> (u64, u64) {
-        (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
-    }
-
-    fn make(event: &GaussianEvent) -> RenyiCurve {
-        RenyiCurve::of_one_step(event.noise_multiplier, event.sampling_rate)
-    }
-
-    fn total<'a>(&self, events: impl IntoIterator<Item = &'a GaussianEvent>) -> RenyiCurve {
-        let mut total = RenyiCurve::zero();
-        for event in events {
-            let step =
-                self.0.get(&Self::key(event)).map_or_else(|| Self::make(event), |curve| (**curve).clone());
-            total.add(&step.scaled(event.steps));
-        }
-        total
     }
 }
 
@@ -226,6 +196,16 @@ impl Balance {
             .get(&population)
             .map(|account| account.since(self.first_day(time_s)))
             .unwrap_or_default()
+    }
+
+    /// What `population` has paid in the cap's period that ends at `time_s` or has set aside, like events
+    /// together, and the order of its filter, if it is fixed.
+    pub fn charged(&self, population: Population, time_s: u64) -> (Vec<GaussianEvent>, Option<RenyiOrder>) {
+        let mut events = self.events_in_period(population, time_s);
+        for charge in self.held.values().flatten().filter(|charge| charge.population == population) {
+            compose(&mut events, charge.event);
+        }
+        (events, self.accounts.get(&population).and_then(|account| account.order))
     }
 
     /// The first day that counts at `time_s`.

@@ -9,8 +9,10 @@ mod entry;
 mod witness;
 mod balance;
 mod chain;
+mod standing;
 
 pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
+pub use standing::{Charged, MAX_STANDING_CHARGES, Standing};
 pub use witness::{Head, Received, SignedWitness, Trail, Witness, WitnessFault};

@@ -28,7 +28,7 @@ use super::{Delta, NoiseMultiplier, SamplingRate};
 
 pub use composition::Composition;
 pub use lattice::continuous_equivalent;
-pub use renyi::{RenyiCurve, RenyiOrder, renyi_epsilon};
+pub use renyi::{RenyiCurve, RenyiOrder, StepCurves, renyi_epsilon};
 pub use solve::{OutOfReach, noise_for, renyi_noise_for, steps_for};
 
 /// One recorded spend: `steps` releases of a discrete Gaussian with standard deviation
