@@ -107,22 +107,14 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     let (file, schema) = read_job_file(path)?;
     let written = file.contract(schema.clone(), [0; 16])?;
     let mut notes = Vec::new();
-    let operator = match (arguments.offline, block_on(Operator::connect(home))) {
-        (true, _) => None,
-        (false, Ok(operator)) => Some(operator),
-        (false, Err(error)) => {
-            notes.push(format!("the sites' budgets are not known: {error:#}"));
-            None
-        }
-    };
-    let mut rooms = Vec::new();
     let choices: Vec<(&'static str, JobContract)> =
         [("as written", written.clone())].into_iter().chain(alternatives(&file, &schema, &written)).collect();
-    for (_, contract) in &choices {
-        rooms.push(match &operator {
-            Some(operator) => block_on(ask_room(operator, contract))?,
-            None => Vec::new(),
-        });
+    let mut rooms = vec![Vec::new(); choices.len()];
+    if !arguments.offline {
+        match block_on(ask_rooms(home, &choices)) {
+            Ok(found) => rooms = found,
+            Err(error) => notes.push(format!("the sites' budgets are not known: {error:#}")),
+        }
     }
     let network = written.network()?;
     let parameters = network.parameter_count() as u64;
@@ -219,14 +211,20 @@ fn alternatives(file: &JobFile, schema: &Schema, written: &JobContract) -> Vec<(
     .collect()
 }
 
-async fn ask_room(operator: &Operator, contract: &JobContract) -> Result<Vec<SiteRoom>> {
+/// What each site's budget allows of each choice.
+async fn ask_rooms(home: &Path, choices: &[(&'static str, JobContract)]) -> Result<Vec<Vec<SiteRoom>>> {
+    let operator = Operator::connect(home).await?;
     let one = |event: GaussianEvent| GaussianEvent { steps: 1, ..event };
-    let asked =
-        AskRoom { training: one(contract.training_charge()), holdout: contract.evaluation_charge().map(one) };
-    match operator.request(&OperatorToCoordinator::AskRoom(asked)).await? {
-        CoordinatorToOperator::Room(rooms) => Ok(rooms),
-        _ => bail!("the coordinator answered another question"),
+    let mut rooms = Vec::new();
+    for (_, contract) in choices {
+        let training = one(contract.training_charge());
+        let asked = AskRoom { training, holdout: contract.evaluation_charge().map(one) };
+        match operator.request(&OperatorToCoordinator::AskRoom(asked)).await? {
+            CoordinatorToOperator::Room(found) => rooms.push(found),
+            _ => bail!("the coordinator answered another question"),
+        }
     }
+    Ok(rooms)
 }
 
 fn site_plan(site: &SiteRoom, contract: &JobContract) -> SitePlan {

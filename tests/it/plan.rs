@@ -20,10 +20,13 @@ fn a_plan_knows_each_sites_room_and_what_else_could_be_asked_for() {
         })
         .collect();
     let _sites: Vec<_> = homes.iter().map(|home| federation.serve_site(home)).collect();
-    // A site says what it has left before it answers an offer: once this job ran, both have spoken.
+    // A site says what it has left before it answers an offer, and a job begins once all have answered:
+    // after this one both have spoken.
     let job = federation.job(2, 3.0, "[federation]\nmin_sites = 1");
-    let events = federation.operator(&["job", "submit", &job, "--watch", "--format", "json"]);
-    assert!(events.contains("refused_budget"), "{events}");
+    federation.operator(&["job", "submit", &job, "--watch"]);
+    let jobs: Value =
+        serde_json::from_str(&federation.operator(&["job", "list", "--format", "json"])).unwrap();
+    assert_eq!(jobs[0]["sites"], 1, "{jobs}");
     let spent = federation.status(&homes[1])["ledger_entries"].clone();
 
     let small = plan(&federation, &federation.job(4, 1.0, "[federation]\nmin_sites = 1"));
