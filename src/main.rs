@@ -8,6 +8,7 @@ mod job;
 mod model;
 mod operator;
 mod output;
+mod privacy;
 mod site;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,9 @@ enum Verb {
     /// Trained models (operator)
     #[command(subcommand)]
     Model(model::ModelVerb),
+    /// What a plan costs in privacy: epsilon, noise, steps (operator, data-protection officer)
+    #[command(subcommand)]
+    Privacy(privacy::PrivacyVerb),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Client(verb) => client::run(verb),
         Verb::Job(verb) => job::run(verb),
         Verb::Model(verb) => model::run(verb),
+        Verb::Privacy(verb) => privacy::run(verb),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

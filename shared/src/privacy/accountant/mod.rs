@@ -29,7 +29,7 @@ use super::{Delta, NoiseMultiplier, SamplingRate};
 pub use composition::Composition;
 pub use lattice::continuous_equivalent;
 pub use renyi::{RenyiCurve, renyi_epsilon};
-pub use solve::{OutOfReach, noise_for, renyi_noise_for, steps_for};
+pub use solve::{OutOfReach, noise_for, renyi_noise_for, renyi_steps_for, steps_for};
 
 /// One recorded spend: `steps` releases of a discrete Gaussian with standard deviation
 /// `noise_multiplier` x sensitivity, each over a Poisson sample at `sampling_rate`.
