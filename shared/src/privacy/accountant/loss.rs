@@ -73,11 +73,17 @@ impl Release {
 
     /// `L(x) - base`.
     fn excess(&self, x: f64) -> f64 {
+        let exponent = self.exponent(x);
+        self.excess_at(exponent, exponent.exp())
+    }
+
+    /// [`Self::excess`] where the likelihood ratio of being sampled is `likelihood_ratio = exp(exponent)`.
+    fn excess_at(&self, exponent: f64, likelihood_ratio: f64) -> f64 {
         if self.q == 1.0 {
-            return self.exponent(x);
+            return exponent;
         }
-        let v = self.exponent(x) + self.ln_odds;
-        if v > 0.0 { v + (-v).exp().ln_1p() } else { v.exp().ln_1p() }
+        let odds = self.q / (1.0 - self.q) * likelihood_ratio;
+        if odds > 1.0 { exponent + self.ln_odds + (1.0 / odds).ln_1p() } else { odds.ln_1p() }
     }
 
     /// The `x` at which `L(x) - base` is `excess`; minus infinity where there is none.
@@ -217,19 +223,33 @@ impl Release {
         let scale = 1.0 / -(-h).exp_m1();
         let half_inverse = 0.5 / (self.z * self.z);
         for (x, weight) in Panels::new(self.z, left, right) {
-            let up = (self.excess(x) - low).clamp(0.0, h);
+            let exponent = self.exponent(x);
+            let likelihood_ratio = exponent.exp();
+            let up = (self.excess_at(exponent, likelihood_ratio) - low).clamp(0.0, h);
             let without = weight * (-x * x * half_inverse).exp();
-            let with = weight * (-(x - 1.0) * (x - 1.0) * half_inverse).exp();
+            let with = without * likelihood_ratio;
             let removal = (1.0 - self.q) * without + self.q * with;
-            let towards_high = -(-up).exp_m1() * scale;
-            let towards_low = -(up - h).exp_m1() * scale;
+            let (from_low, from_high) = (exp_m1(-up), exp_m1(up - h));
+            let (towards_high, towards_low) = (-from_low * scale, -from_high * scale);
+            // One more than `exp(y) - 1`, where that keeps its relative precision.
+            let exp = |y: f64, less_one: f64| if h < 0.5 { 1.0 + less_one } else { y.exp() };
             mass.removal_high += removal * towards_high;
             // `1 - towards_high`, without the subtraction.
-            mass.removal_low += removal * towards_low * (-up).exp();
+            mass.removal_low += removal * towards_low * exp(-up, from_low);
             mass.addition_high += without * towards_low;
-            mass.addition_low += without * towards_high * (up - h).exp();
+            mass.addition_low += without * towards_high * exp(up - h, from_high);
         }
         mass
+    }
+}
+
+/// `exp(y) - 1` for `y <= 0`.
+fn exp_m1(y: f64) -> f64 {
+    // The series leaves out `y^5 / 720` of it, relative: below 2^-54.
+    if y > -1.0 / 512.0 {
+        y * (1.0 + y / 2.0 * (1.0 + y / 3.0 * (1.0 + y / 4.0 * (1.0 + y / 5.0))))
+    } else {
+        y.exp_m1()
     }
 }
 
