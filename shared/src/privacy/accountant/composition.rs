@@ -111,6 +111,11 @@ impl Composition {
         }
     }
 
+    /// Grid step, in nats.
+    pub(super) fn step(&self) -> f64 {
+        self.frame.h
+    }
+
     /// Composes all of `event.steps` further releases.
     pub fn add(&mut self, event: &GaussianEvent) {
         if event.steps == 0 {

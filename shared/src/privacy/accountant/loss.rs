@@ -379,3 +379,59 @@ fn merged(lows: &[f64], highs: &[f64], h: f64) -> Vec<f64> {
     masses[cells - 1] += left_below.max(0.0) * (lows[cells - 1] + highs[cells - 1]);
     masses
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `P(L > epsilon) - exp(epsilon) Q(L > epsilon)` in removal, by the complementary error function.
+    fn exact_delta(z: f64, q: f64, epsilon: f64) -> f64 {
+        let tail = |threshold: f64| 0.5 * libm::erfc(threshold / (z * std::f64::consts::SQRT_2));
+        let at = Release::new(z, q).outcome_at(epsilon - (-q).ln_1p());
+        q * tail(at - 1.0) + ((1.0 - q) - epsilon.exp()) * tail(at)
+    }
+
+    fn delta_of(lattice: &Lattice, base: f64, h: f64, epsilon: f64) -> f64 {
+        let losses = (lattice.first..).map(|index| base + index as f64 * h);
+        losses.zip(&lattice.masses).map(|(loss, mass)| mass * -(epsilon - loss).min(0.0).exp_m1()).sum()
+    }
+
+    /// Grids from far finer than the losses' spread to coarser than all of it.
+    #[test]
+    fn lattices_bracket_the_release_at_every_epsilon() {
+        for (z, q) in [(0.5, 1e-3), (0.3, 0.2), (1.0, 0.01), (4.0, 0.5), (0.7, 1e-6), (20.0, 0.999)] {
+            let release = Release::new(z, q);
+            for h in [0.5, 0.04, 1e-3, 1e-5].into_iter().filter(|h| release.span(8.0) / h < 1e6) {
+                let loss = release.on_grid(h, 8.0);
+                for lattice in [&loss.removal, &loss.floor] {
+                    assert!(lattice.masses.iter().all(|&mass| mass >= 0.0));
+                    assert!((lattice.masses.iter().sum::<f64>() - 1.0).abs() < 1e-10);
+                }
+                for step in 0..200 {
+                    let epsilon = release.base() + release.span(8.0) * (f64::from(step) + 0.5) / 200.0;
+                    let exact = exact_delta(z, q, epsilon);
+                    let upper = delta_of(&loss.removal, loss.base, h, epsilon) + loss.escaped;
+                    let lower = delta_of(&loss.floor, loss.base, h, epsilon);
+                    let place = format!("z {z} q {q} h {h} epsilon {epsilon}: {lower} {exact} {upper}");
+                    assert!(lower <= exact + 1e-15 && exact <= upper + 1e-15, "{place}");
+                }
+            }
+        }
+    }
+
+    /// What is rounded down, by a mean of less than a step, is next to nothing: also where nearly all losses are
+    /// in the lowest cell (the first two), and where they peak a few cells above it.
+    #[test]
+    fn next_to_nothing_is_rounded_down() {
+        for (z, q, h) in [(0.5, 1e-3, 1e-3), (1.0, 1e-5, 1e-4), (0.8, 1e-3, 7e-5), (2.0, 0.05, 1e-3)] {
+            let loss = Release::new(z, q).on_grid(h, 8.0);
+            let kept = |lattice: &Lattice| {
+                let losses = (lattice.first..).map(|index| loss.base + index as f64 * h);
+                losses.zip(&lattice.masses).map(|(loss, mass)| mass * -(-loss).exp_m1()).sum::<f64>()
+            };
+            // The mean of 1 - exp(-loss), which is 0 without rounding down.
+            let lost = kept(&loss.removal) - kept(&loss.floor);
+            assert!(lost.abs() < 2e-5 * h, "z {z} q {q} h {h}: {:e} of a step", lost / h);
+        }
+    }
+}
