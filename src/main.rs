@@ -9,6 +9,7 @@ mod model;
 mod operator;
 mod output;
 mod plan;
+mod privacy;
 mod site;
 
 use clap::{Parser, Subcommand};
@@ -44,6 +45,9 @@ enum Verb {
     /// Trained models (operator)
     #[command(subcommand)]
     Model(model::ModelVerb),
+    /// What a plan costs in privacy: epsilon, noise, steps (operator, data-protection officer)
+    #[command(subcommand)]
+    Privacy(privacy::PrivacyVerb),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Client(verb) => client::run(verb),
         Verb::Job(verb) => job::run(verb),
         Verb::Model(verb) => model::run(verb),
+        Verb::Privacy(verb) => privacy::run(verb),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

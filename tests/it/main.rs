@@ -5,5 +5,6 @@ mod demo;
 mod federation;
 mod intruders;
 mod plan;
+mod privacy;
 mod restart;
 mod walkthrough;

@@ -26,6 +26,9 @@ const STEP_ERROR: f64 = 1e-11;
 /// Grid points in the shortest and the longest window.
 const WINDOW_LENGTHS: (f64, f64) = (4096.0, 2_097_152.0);
 
+/// Longest grid step, in nats: `exp` of it is far from overflowing.
+const WIDEST_STEP: f64 = 50.0;
+
 /// Grid points in the longest lattice of one release.
 const LONGEST_LATTICE: f64 = 1e6;
 
@@ -92,7 +95,7 @@ impl Composition {
         let LossWindow { tilt, span, probe } = outlook.window_at(epsilon, delta, ABOVE_WINDOW.ln());
         let wanted = (12.0 * tolerance * epsilon / ((1.0 + tilt) * outlook.steps)).sqrt();
         let finest = outlook.widest / LONGEST_LATTICE;
-        let wanted = wanted.min(outlook.widest.max(1e-9) / 16.0).max(finest);
+        let wanted = wanted.min(outlook.widest.max(1e-9) / 16.0).max(finest).min(WIDEST_STEP);
         let length = (span / wanted).clamp(WINDOW_LENGTHS.0, WINDOW_LENGTHS.1).log2().ceil().exp2();
         let h = (span / length).max(finest);
         let frame = Frame::new(h, length as usize, tilt, probe);
@@ -108,13 +111,30 @@ impl Composition {
         }
     }
 
+    /// Grid step, in nats.
+    pub(super) fn step(&self) -> f64 {
+        self.frame.h
+    }
+
     /// Composes all of `event.steps` further releases.
     pub fn add(&mut self, event: &GaussianEvent) {
         if event.steps == 0 {
             return;
         }
         let at = self.kind_of(event);
-        let kind = &self.kinds[at];
+        let kind = self.kinds.swap_remove(at);
+        self.compose(&kind, event);
+        self.kinds.push(kind);
+    }
+
+    /// As [`Self::add`], but forgets the kind of release: many of them take no memory.
+    pub(super) fn add_once(&mut self, event: &GaussianEvent) {
+        if event.steps > 0 {
+            self.compose(&self.kind(event), event);
+        }
+    }
+
+    fn compose(&mut self, kind: &Kind, event: &GaussianEvent) {
         self.removal.multiply(&kind.removal, event.steps, &self.frame);
         self.addition.multiply(&kind.addition, event.steps, &self.frame);
         self.floor.multiply(&kind.floor, event.steps, &self.frame);
@@ -138,10 +158,16 @@ impl Composition {
         {
             return at;
         }
-        let loss = Release::new(z, q).on_grid(self.frame.h, self.reach);
-        self.kinds.push(Kind {
-            noise_multiplier: z,
-            sampling_rate: q,
+        self.kinds.push(self.kind(event));
+        self.kinds.len() - 1
+    }
+
+    fn kind(&self, event: &GaussianEvent) -> Kind {
+        let (noise_multiplier, sampling_rate) = (event.noise_multiplier.value(), event.sampling_rate.value());
+        let loss = Release::new(noise_multiplier, sampling_rate).on_grid(self.frame.h, self.reach);
+        Kind {
+            noise_multiplier,
+            sampling_rate,
             removal: StepSpectrum::new(&loss.removal, &self.frame),
             addition: StepSpectrum::new(&loss.addition, &self.frame),
             floor: StepSpectrum::new(&loss.floor, &self.frame),
@@ -149,8 +175,7 @@ impl Composition {
             escaped: loss.escaped,
             drift: loss.drift,
             renyi: RenyiCurve::of_one_step(event.noise_multiplier, event.sampling_rate),
-        });
-        self.kinds.len() - 1
+        }
     }
 
     /// Certified figures at `delta` for all that was added.

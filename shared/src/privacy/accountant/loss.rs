@@ -16,7 +16,10 @@
 //!
 //! **Downward.** Replacing the losses of a set of outcomes by the one loss whose `exp(-loss)` is their mean
 //! lowers delta, again by Jensen. Each grid point merges some of the cell above with just as much of the
-//! cell below as makes that loss the grid point itself; what finds no partner is rounded down.
+//! cell below as makes that loss the grid point itself; what finds no partner is rounded down (see [`merged`]).
+//!
+//! **Where the grid lies.** At small sampling rates nearly all losses may be in one cell just above the smallest
+//! one, with nothing below to merge with. So the grid is shifted until that cell finds its partner.
 
 /// Relative error of each mass: quadrature (below 1e-15, see [`Panels`]), the densities' exponents (at most a
 /// few hundred, times the unit round-off) and summation.
@@ -30,7 +33,7 @@ pub(super) struct Lattice {
 }
 
 /// One release on a grid of step `h`: index `i` stands for the loss `base + i h` in removal, and
-/// `-base + i h` in addition.
+/// `-base + i h` in addition. `base` lies within `h` above the smallest loss.
 #[derive(Clone, Debug)]
 pub(super) struct StepLoss {
     pub base: f64,
@@ -70,11 +73,17 @@ impl Release {
 
     /// `L(x) - base`.
     fn excess(&self, x: f64) -> f64 {
+        let exponent = self.exponent(x);
+        self.excess_at(exponent, exponent.exp())
+    }
+
+    /// [`Self::excess`] where the likelihood ratio of being sampled is `likelihood_ratio = exp(exponent)`.
+    fn excess_at(&self, exponent: f64, likelihood_ratio: f64) -> f64 {
         if self.q == 1.0 {
-            return self.exponent(x);
+            return exponent;
         }
-        let v = self.exponent(x) + self.ln_odds;
-        if v > 0.0 { v + (-v).exp().ln_1p() } else { v.exp().ln_1p() }
+        let odds = self.q / (1.0 - self.q) * likelihood_ratio;
+        if odds > 1.0 { exponent + self.ln_odds + (1.0 / odds).ln_1p() } else { odds.ln_1p() }
     }
 
     /// The `x` at which `L(x) - base` is `excess`; minus infinity where there is none.
@@ -122,27 +131,67 @@ impl Release {
         (losses, masses)
     }
 
+    /// How far above the smallest loss to put a grid point of step `h`, so that little is rounded down.
+    ///
+    /// Any place gives true bounds. This one lets what is below the point just balance what the cells
+    /// above it, solved from the top down as [`merged`] does, do not merge among themselves.
+    fn shift(&self, h: f64, reach: f64) -> f64 {
+        const CELLS: usize = 16;
+        if self.q == 1.0 {
+            return 0.0;
+        }
+        let (low, high) = self.kept(reach);
+        let overfull = |shift: f64| {
+            let mut left = self.outcome_at(shift).clamp(low, high);
+            let raised_below = h.exp() * self.cell(low, left, shift - h, h).removal_low;
+            let cells: Vec<CellMass> = (0..CELLS)
+                .map(|index| {
+                    let right = self.outcome_at(shift + (index + 1) as f64 * h).clamp(left, high);
+                    let mass = self.cell(left, right, shift + index as f64 * h, h);
+                    left = right;
+                    mass
+                })
+                .collect();
+            let top = cells[CELLS - 1];
+            let flow = cells[..CELLS - 1].iter().rev().fold(0.5 * top.removal_high, |flow, cell| {
+                let raised = (h.exp() * cell.removal_low).max(f64::MIN_POSITIVE);
+                cell.removal_high * (1.0 - flow / raised)
+            });
+            raised_below > flow
+        };
+        // A shift by a whole step turns the balance round, in one sense or the other.
+        let (mut below, mut above) = (0.0, h);
+        let at_end = overfull(h);
+        for _ in 0..20 {
+            let middle = 0.5 * (below + above);
+            if overfull(middle) == at_end { above = middle } else { below = middle }
+        }
+        above
+    }
+
     /// Discretises the release on a grid of step `h`, leaving `exp(-reach^2/2)` on each side.
     pub fn on_grid(&self, h: f64, reach: f64) -> StepLoss {
         let (low, high) = self.kept(reach);
-        let first = (self.excess(low) / h).floor() as i64;
-        let last = ((self.excess(high) / h).ceil() as i64).max(first + 1);
+        let shift = self.shift(h, reach);
+        let first = ((self.excess(low) - shift) / h).floor() as i64;
+        let last = (((self.excess(high) - shift) / h).ceil() as i64).max(first + 1);
         let tail = 0.5 * (-0.5 * reach * reach).exp();
         let cells = (last - first) as usize;
 
         let mut removal = vec![0.0; cells + 1];
         let mut addition = vec![0.0; cells + 1];
-        let mut merge = Merge::new(cells, h);
+        let (mut lows, mut highs) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
         let mut left = low;
         for (cell, index) in (first..last).enumerate() {
-            let edge = self.outcome_at((index + 1) as f64 * h).clamp(left, high);
+            let edge = self.outcome_at(shift + (index + 1) as f64 * h).clamp(left, high);
             let right = if index + 1 == last { high } else { edge };
-            let mass = self.cell(left, right, index as f64 * h, h);
+            let mass = self.cell(left, right, shift + index as f64 * h, h);
             removal[cell] += mass.removal_low;
             removal[cell + 1] += mass.removal_high;
             addition[cells - cell] += mass.addition_high;
             addition[cells - cell - 1] += mass.addition_low;
-            merge.take(mass.removal_low, mass.removal_high);
+            lows.push(mass.removal_low);
+            highs.push(mass.removal_high);
             left = right;
         }
         // Outcomes below the kept ones lose less than the first cell's upper edge in removal; in addition
@@ -155,13 +204,13 @@ impl Release {
         let drift = f64::EPSILON
             * (8.0 * (1.0 + largest_exponent) * largest_loss.min(1.0)
                 + 4.0 * largest_loss
-                + 4.0 * self.base().abs())
+                + 4.0 * (self.base().abs() + shift))
             + 4.0 * MASS_ERROR * h;
         StepLoss {
-            base: self.base(),
+            base: self.base() + shift,
             removal: Lattice { first, masses: removal },
             addition: Lattice { first: -last, masses: addition },
-            floor: Lattice { first, masses: merge.finish() },
+            floor: Lattice { first, masses: merged(&lows, &highs, h) },
             escaped: tail,
             drift,
         }
@@ -174,23 +223,37 @@ impl Release {
         let scale = 1.0 / -(-h).exp_m1();
         let half_inverse = 0.5 / (self.z * self.z);
         for (x, weight) in Panels::new(self.z, left, right) {
-            let up = (self.excess(x) - low).clamp(0.0, h);
+            let exponent = self.exponent(x);
+            let likelihood_ratio = exponent.exp();
+            let up = (self.excess_at(exponent, likelihood_ratio) - low).clamp(0.0, h);
             let without = weight * (-x * x * half_inverse).exp();
-            let with = weight * (-(x - 1.0) * (x - 1.0) * half_inverse).exp();
+            let with = without * likelihood_ratio;
             let removal = (1.0 - self.q) * without + self.q * with;
-            let towards_high = -(-up).exp_m1() * scale;
-            let towards_low = -(up - h).exp_m1() * scale;
+            let (from_low, from_high) = (exp_m1(-up), exp_m1(up - h));
+            let (towards_high, towards_low) = (-from_low * scale, -from_high * scale);
+            // One more than `exp(y) - 1`, where that keeps its relative precision.
+            let exp = |y: f64, less_one: f64| if h < 0.5 { 1.0 + less_one } else { y.exp() };
             mass.removal_high += removal * towards_high;
             // `1 - towards_high`, without the subtraction.
-            mass.removal_low += removal * towards_low * (-up).exp();
+            mass.removal_low += removal * towards_low * exp(-up, from_low);
             mass.addition_high += without * towards_low;
-            mass.addition_low += without * towards_high * (up - h).exp();
+            mass.addition_low += without * towards_high * exp(up - h, from_high);
         }
         mass
     }
 }
 
-#[derive(Default)]
+/// `exp(y) - 1` for `y <= 0`.
+fn exp_m1(y: f64) -> f64 {
+    // The series leaves out `y^5 / 720` of it, relative: below 2^-54.
+    if y > -1.0 / 512.0 {
+        y * (1.0 + y / 2.0 * (1.0 + y / 3.0 * (1.0 + y / 4.0 * (1.0 + y / 5.0))))
+    } else {
+        y.exp_m1()
+    }
+}
+
+#[derive(Clone, Copy, Default)]
 struct CellMass {
     removal_low: f64,
     removal_high: f64,
@@ -258,44 +321,118 @@ impl Iterator for Panels {
     }
 }
 
-/// Builds the downward lattice cell by cell, from the lowest loss up.
+/// The downward lattice: masses at `cells + 1` grid points from the masses `lows` and `highs` into which each of the
+/// cells was split.
 ///
 /// Cell `i` between grid points `i` and `i + 1` has split its mass into `low` and `high` so that the mean
 /// of `exp(-loss)` is kept. A share `f` of cell `i` merged with a share `s` of cell `i - 1` has grid
-/// point `i` for its loss exactly when `f high(i) = exp(h) s low(i - 1)`.
-struct Merge {
-    growth: f64,
-    masses: Vec<f64>,
-    at: usize,
-    low: f64,
-    total: f64,
-    /// Share of the previous cell that has not been placed yet.
-    unplaced: f64,
+/// point `i` for its loss exactly when `f high(i) = exp(h) s low(i - 1)`, which is the flow at that point. Any flows
+/// whose shares of each cell sum to 1 at most give a true lower figure. Those chosen here leave little over but at a
+/// peak or trough of the masses, where flows solved from either side meet; a last pass
+/// merges what neighbours have left over.
+fn merged(lows: &[f64], highs: &[f64], h: f64) -> Vec<f64> {
+    let (cells, growth) = (lows.len(), h.exp());
+    let raised = |cell: usize| growth * lows[cell];
+    let share = |flow: f64, whole: f64| if whole > 0.0 { flow / whole } else { 0.0 };
+    // flows[i] is at grid point i, between cells i - 1 and i; there is none at either end.
+    let mut flows = vec![0.0; cells + 1];
+    for at in 1..cells {
+        let (below, above) = (raised(at - 1), highs[at]);
+        flows[at] = below * share(above, below + above);
+    }
+    let load =
+        |flows: &[f64], cell: usize| share(flows[cell], highs[cell]) + share(flows[cell + 1], raised(cell));
+    // Solved away from where a deviation would grow: downwards where masses fall, upwards where they rise.
+    let falls = |at: usize| lows[at - 1] + highs[at - 1] >= lows[at] + highs[at];
+    for at in (1..cells).rev().filter(|&at| falls(at)) {
+        let used = share(flows[at + 1], raised(at));
+        flows[at] = (highs[at] * (1.0 - used).max(0.0)).min(raised(at - 1));
+    }
+    for at in (1..cells).filter(|&at| !falls(at)) {
+        let used = share(flows[at - 1], highs[at - 1]);
+        flows[at] = (raised(at - 1) * (1.0 - used).max(0.0)).min(highs[at]);
+    }
+    let mut below = load(&flows, 0);
+    for at in 1..cells {
+        let above = load(&flows, at);
+        flows[at] /= below.max(above).max(1.0);
+        below = above;
+    }
+    let mut masses = vec![0.0; cells + 1];
+    let mut left_below: f64 = 0.0;
+    for cell in 0..cells {
+        let left = (1.0 - load(&flows, cell)).max(0.0);
+        // What this cell and the one below have left over.
+        let (below, above) =
+            if cell > 0 { (left_below * raised(cell - 1), left * highs[cell]) } else { (0.0, 0.0) };
+        let further = below.min(above);
+        let lowered = share(flows[cell] + further, highs[cell]);
+        masses[cell] += lowered * (lows[cell] + highs[cell]);
+        if cell > 0 {
+            let total_below = lows[cell - 1] + highs[cell - 1];
+            let raised_share = share(flows[cell] + further, raised(cell - 1));
+            masses[cell] += raised_share * total_below;
+            masses[cell - 1] += (left_below - share(further, raised(cell - 1))).max(0.0) * total_below;
+        }
+        left_below = left - share(further, highs[cell]);
+    }
+    masses[cells - 1] += left_below.max(0.0) * (lows[cells - 1] + highs[cells - 1]);
+    masses
 }
 
-impl Merge {
-    fn new(cells: usize, h: f64) -> Self {
-        Self { growth: h.exp(), masses: vec![0.0; cells + 1], at: 0, low: 0.0, total: 0.0, unplaced: 0.0 }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `P(L > epsilon) - exp(epsilon) Q(L > epsilon)` in removal, by the complementary error function.
+    fn exact_delta(z: f64, q: f64, epsilon: f64) -> f64 {
+        let tail = |threshold: f64| 0.5 * libm::erfc(threshold / (z * std::f64::consts::SQRT_2));
+        let at = Release::new(z, q).outcome_at(epsilon - (-q).ln_1p());
+        q * tail(at - 1.0) + ((1.0 - q) - epsilon.exp()) * tail(at)
     }
 
-    fn take(&mut self, low: f64, high: f64) {
-        let needed = self.growth * self.unplaced * self.low;
-        let (down, raised) = if needed <= high {
-            (if high > 0.0 { needed / high } else { 0.0 }, self.unplaced)
-        } else {
-            (1.0, high / (self.growth * self.low))
-        };
-        let total = low + high;
-        self.masses[self.at] += down * total + raised * self.total;
-        if self.at > 0 {
-            self.masses[self.at - 1] += (self.unplaced - raised).max(0.0) * self.total;
+    fn delta_of(lattice: &Lattice, base: f64, h: f64, epsilon: f64) -> f64 {
+        let losses = (lattice.first..).map(|index| base + index as f64 * h);
+        losses.zip(&lattice.masses).map(|(loss, mass)| mass * -(epsilon - loss).min(0.0).exp_m1()).sum()
+    }
+
+    /// Grids from far finer than the losses' spread to coarser than all of it.
+    #[test]
+    fn lattices_bracket_the_release_at_every_epsilon() {
+        for (z, q) in [(0.5, 1e-3), (0.3, 0.2), (1.0, 0.01), (4.0, 0.5), (0.7, 1e-6), (20.0, 0.999)] {
+            let release = Release::new(z, q);
+            for h in [0.5, 0.04, 1e-3, 1e-5].into_iter().filter(|h| release.span(8.0) / h < 1e6) {
+                let loss = release.on_grid(h, 8.0);
+                for lattice in [&loss.removal, &loss.floor] {
+                    assert!(lattice.masses.iter().all(|&mass| mass >= 0.0));
+                    assert!((lattice.masses.iter().sum::<f64>() - 1.0).abs() < 1e-10);
+                }
+                for step in 0..200 {
+                    let epsilon = release.base() + release.span(8.0) * (f64::from(step) + 0.5) / 200.0;
+                    let exact = exact_delta(z, q, epsilon);
+                    let upper = delta_of(&loss.removal, loss.base, h, epsilon) + loss.escaped;
+                    let lower = delta_of(&loss.floor, loss.base, h, epsilon);
+                    let place = format!("z {z} q {q} h {h} epsilon {epsilon}: {lower} {exact} {upper}");
+                    let rounding = 2.0 * MASS_ERROR * exact + 1e-15;
+                    assert!(lower <= exact + rounding && exact <= upper + rounding, "{place}");
+                }
+            }
         }
-        (self.low, self.total, self.unplaced) = (low, total, 1.0 - down);
-        self.at += 1;
     }
 
-    fn finish(mut self) -> Vec<f64> {
-        self.masses[self.at - 1] += self.unplaced * self.total;
-        self.masses
+    /// What is rounded down, by a mean of less than a step, is next to nothing: also where nearly all losses are
+    /// in the lowest cell (the first two), and where they peak a cell above it (the third).
+    #[test]
+    fn next_to_nothing_is_rounded_down() {
+        for (z, q, h) in [(0.5, 1e-3, 1e-3), (1.0, 1e-5, 1e-4), (0.8, 1e-3, 7e-5), (2.0, 0.05, 1e-3)] {
+            let loss = Release::new(z, q).on_grid(h, 8.0);
+            let kept = |lattice: &Lattice| {
+                let losses = (lattice.first..).map(|index| loss.base + index as f64 * h);
+                losses.zip(&lattice.masses).map(|(loss, mass)| mass * -(-loss).exp_m1()).sum::<f64>()
+            };
+            // The mean of 1 - exp(-loss), which is 0 without rounding down.
+            let lost = kept(&loss.removal) - kept(&loss.floor);
+            assert!(lost.abs() < 5e-4 * h, "z {z} q {q} h {h}: {:e} of a step", lost / h);
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! multiplier or the largest number of steps for which the certified upper figure keeps them, or why
 //! there is none.
 
-use super::{GaussianEvent, epsilon as figures, renyi_epsilon};
+use super::{GaussianEvent, RenyiCurve, epsilon as figures, renyi_epsilon};
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 
 /// Width, relative to the answer, at which the search for a noise multiplier ends.
@@ -91,9 +91,8 @@ pub fn steps_for(
     sampling_rate: SamplingRate,
 ) -> u32 {
     let event = |steps| GaussianEvent { noise_multiplier, sampling_rate, steps };
-    let renyi = |steps| renyi_epsilon(&[event(steps)], delta) <= epsilon.value();
     let keeps = |steps| figures(&[event(steps)], delta).upper <= epsilon.value();
-    let enough = largest_that(0, u32::MAX, renyi);
+    let enough = renyi_steps_for(epsilon, delta, noise_multiplier, sampling_rate);
     let (mut below, mut above, mut stride) = (enough, enough, 1);
     while above < u32::MAX {
         above = above.saturating_add(stride.max(enough / 64));
@@ -104,6 +103,18 @@ pub fn steps_for(
         stride = stride.saturating_mul(4);
     }
     below
+}
+
+/// [`steps_for`] by the Renyi figure: no more steps, valid also where what follows is chosen after seeing what came
+/// before.
+pub fn renyi_steps_for(
+    epsilon: Epsilon,
+    delta: Delta,
+    noise_multiplier: NoiseMultiplier,
+    sampling_rate: SamplingRate,
+) -> u32 {
+    let step = RenyiCurve::of_one_step(noise_multiplier, sampling_rate);
+    largest_that(0, u32::MAX, |steps| step.clone().scaled(steps).epsilon(delta) <= epsilon.value())
 }
 
 /// The largest number from `low`, which is taken to pass, to `high` that passes.

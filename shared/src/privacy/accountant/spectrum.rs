@@ -81,25 +81,73 @@ pub(super) struct StepSpectrum {
 
 impl StepSpectrum {
     pub fn new(lattice: &Lattice, frame: &Frame) -> Self {
-        let length = frame.length as i64;
+        let tilted = |slope| Tilted { masses: &lattice.masses, first: lattice.first, slope };
         let slope = frame.tilt * frame.h;
-        let ln_masses: Vec<f64> = lattice.masses.iter().map(|mass| mass.ln()).collect();
-        let first = lattice.first as f64;
-        let ln_sum = |slope: f64| {
-            let terms = || ln_masses.iter().enumerate().map(|(k, ln)| ln + slope * (first + k as f64));
-            let largest = terms().fold(f64::NEG_INFINITY, f64::max);
-            largest + terms().map(|term| (term - largest).exp()).sum::<f64>().ln()
-        };
-        let ln_mass = ln_sum(slope);
+        let ln_mass = tilted(slope).ln_sum();
         let mut input = frame.forward.make_input_vec();
-        for (k, ln) in ln_masses.iter().enumerate() {
-            let index = lattice.first + k as i64;
-            input[index.rem_euclid(length) as usize] += (ln + slope * index as f64 - ln_mass).exp();
-        }
+        tilted(slope).add_to(&mut input, ln_mass);
         let mut bins = frame.forward.make_output_vec();
         frame.forward.process(&mut input, &mut bins).expect("buffers made by the transform itself fit it");
-        let ln_probes = frame.probes.map(|probe| ln_sum(slope + probe * frame.h) - ln_mass);
+        let ln_probes = frame.probes.map(|probe| tilted(slope + probe * frame.h).ln_sum() - ln_mass);
         Self { bins, ln_mass, ln_probes }
+    }
+}
+
+/// Masses times `exp(slope x index)`.
+///
+/// The factor is found anew for each block of grid points and multiplied up within it, which is good to
+/// twice as many unit round-offs as a block is long.
+struct Tilted<'a> {
+    masses: &'a [f64],
+    first: i64,
+    slope: f64,
+}
+
+/// Grid points in a block of [`Tilted`].
+const BLOCK: usize = 64;
+
+impl Tilted<'_> {
+    /// Blocks, each with the exponent of its first factor; of one grid point where factors could overflow.
+    fn blocks(&self) -> impl Iterator<Item = (i64, f64, &[f64])> {
+        let size = if self.slope * (BLOCK as f64) < 300.0 { BLOCK } else { 1 };
+        self.masses.chunks(size).enumerate().map(move |(block, masses)| {
+            let index = self.first + (block * size) as i64;
+            (index, self.slope * index as f64, masses)
+        })
+    }
+
+    fn ln_sum(&self) -> f64 {
+        let growth = self.slope.exp();
+        let of_block = |(_, exponent, masses): (i64, f64, &[f64])| {
+            let (sum, _) =
+                masses.iter().fold((0.0, 1.0), |(sum, factor), mass| (sum + mass * factor, factor * growth));
+            sum.ln() + exponent
+        };
+        let lns: Vec<f64> = self.blocks().map(of_block).collect();
+        let largest = lns.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        largest + lns.iter().map(|ln| (ln - largest).exp()).sum::<f64>().ln()
+    }
+
+    /// Adds the tilted masses over `exp(ln_sum)` to `sums`, index `i` at `i` modulo the length.
+    fn add_to(&self, sums: &mut [f64], ln_sum: f64) {
+        let growth = self.slope.exp();
+        for (index, exponent, masses) in self.blocks() {
+            let mut position = index.rem_euclid(sums.len() as i64) as usize;
+            let mut factor = (exponent - ln_sum).exp();
+            let in_range = (1e-280..1e150).contains(&factor);
+            for (k, mass) in masses.iter().enumerate() {
+                sums[position] += if in_range {
+                    mass * factor
+                } else {
+                    (mass.ln() + exponent + self.slope * k as f64 - ln_sum).exp()
+                };
+                factor *= growth;
+                position += 1;
+                if position == sums.len() {
+                    position = 0;
+                }
+            }
+        }
     }
 }
 

@@ -48,6 +48,7 @@ fn published_figures_are_met_on_every_cell() {
         assert!((found.upper / cell.certified_upper - 1.0).abs() < 1e-3, "{place}: {found:?}");
         assert!(found.upper >= cell.certified_lower, "{place}: {found:?}");
         assert!(found.lower <= cell.certified_upper, "{place}: {found:?}");
+        assert!(found.lower >= found.upper * 0.999, "{place}: {found:?}");
         assert!(found.lower <= found.upper && found.upper <= found.renyi, "{place}: {found:?}");
         if let Some(exact) = cell.exact {
             assert!((found.upper - exact).abs() < 1e-6, "{place}: {found:?}");
@@ -69,6 +70,7 @@ fn one_release_is_bracketed_closely() {
         assert!(exact_delta_of_one_release(z, q, found.upper) <= at, "z {z} q {q}: {found:?}");
         assert!(exact_delta_of_one_release(z, q, found.upper * 0.999) > at, "z {z} q {q}: {found:?}");
         assert!(exact_delta_of_one_release(z, q, found.lower) >= at, "z {z} q {q}: {found:?}");
+        assert!(exact_delta_of_one_release(z, q, found.lower * 1.001) < at, "z {z} q {q}: {found:?}");
     }
 }
 
@@ -131,6 +133,43 @@ fn certified_noise_is_less_than_renyi_noise() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// The true figure is monotone, and between the two; so no lower one may pass an upper one that should be above it.
+    #[test]
+    fn bounds_never_contradict_each_other_at_the_ends_of_the_ranges(
+        ln_z in -1.2..4.6_f64, ln_q in -13.8..0.0_f64, ln_steps in 0.0..16.0_f64, ln_delta in -27.6..-6.9_f64,
+        change in 1.0001..1.1_f64,
+    ) {
+        let (z, q, steps, at) = (ln_z.exp(), ln_q.exp().min(1.0), ln_steps.exp().ceil() as u32, ln_delta.exp());
+        let bounds = epsilon(&[event(z, q, steps)], delta(at));
+        prop_assert!(bounds.upper.is_finite() && bounds.lower <= bounds.upper, "{bounds:?}");
+        prop_assert!(bounds.upper <= bounds.renyi, "{bounds:?}");
+        let more_noise = epsilon(&[event(z * change, q, steps)], delta(at));
+        let more_sampling = epsilon(&[event(z, (q * change).min(1.0), steps)], delta(at));
+        let more_steps = epsilon(&[event(z, q, (f64::from(steps) * change).ceil() as u32)], delta(at));
+        let more_delta = epsilon(&[event(z, q, steps)], delta(at * change));
+        prop_assert!(more_noise.lower <= bounds.upper, "noise {bounds:?} {more_noise:?}");
+        prop_assert!(more_sampling.upper >= bounds.lower, "sampling {bounds:?} {more_sampling:?}");
+        prop_assert!(more_steps.upper >= bounds.lower, "steps {bounds:?} {more_steps:?}");
+        prop_assert!(more_delta.lower <= bounds.upper, "delta {bounds:?} {more_delta:?}");
+    }
+
+    /// Several kinds of release, at sampling rates that training uses.
+    #[test]
+    fn mixed_compositions_are_bracketed_closely_in_any_order(
+        kinds in prop::collection::vec((-0.7..2.0_f64, -6.0..0.0_f64, 1..2000_u32), 2..4), ln_delta in -16.0..-9.0_f64,
+    ) {
+        let mut events: Vec<GaussianEvent> =
+            kinds.iter().map(|&(ln_z, ln_q, steps)| event(ln_z.exp(), ln_q.exp().min(1.0), steps)).collect();
+        let found = epsilon(&events, delta(ln_delta.exp()));
+        prop_assert!(found.lower >= 0.999 * found.upper && found.upper <= found.renyi, "{found:?}");
+        events.reverse();
+        // Split as a ledger holds it.
+        events[0].steps -= 1;
+        events.push(GaussianEvent { steps: 1, ..events[0] });
+        let again = epsilon(&events, delta(ln_delta.exp()));
+        prop_assert!((again.upper / found.upper - 1.0).abs() < 2e-4, "{found:?} {again:?}");
+    }
 
     /// Up to the grid's width, stated in the module's documentation.
     #[test]

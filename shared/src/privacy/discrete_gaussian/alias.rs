@@ -87,12 +87,26 @@ mod tests {
             }
         }
 
-        #[test]
-        fn a_choice_leads_by_its_place_in_its_slot(choice: u32) {
-            let table = AliasTable::new(&completed(vec![1 << 31, 3 << 29, 5]));
-            let (slot, place) = ((choice >> 22) as usize, choice % (1 << 22));
-            let (threshold, name) = (table.0[slot] >> 10, table.0[slot] as usize % 1024);
-            prop_assert_eq!(table.choose(choice), if place < threshold { slot } else { name });
+    }
+
+    #[test]
+    fn a_choice_leads_by_its_place_in_its_slot_to_the_last_place() {
+        let table = AliasTable::new(&completed(vec![1 << 31, 3 << 29, 5, (1 << 22) - 1, (1 << 22) + 1]));
+        let mut thresholds = 0;
+        for (slot, entry) in table.0.iter().enumerate() {
+            let (threshold, name) = (entry >> 10, *entry as usize % 1024);
+            thresholds += u32::from(threshold > 0);
+            for place in
+                [0, threshold.saturating_sub(1), threshold, (threshold + 1) % (1 << 22), (1 << 22) - 1]
+            {
+                let choice = (slot as u32) << 22 | place;
+                assert_eq!(
+                    table.choose(choice),
+                    if place < threshold { slot } else { name },
+                    "{slot} {place}"
+                );
+            }
         }
+        assert!(thresholds > 1);
     }
 }

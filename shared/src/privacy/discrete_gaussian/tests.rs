@@ -248,6 +248,54 @@ fn the_three_ways_to_decide_never_disagree() {
     assert!(sure > 1000 && undecided > 1000, "{sure} sure, {undecided} undecided");
 }
 
+/// The bits of a word that chose the integer of a block are no digits of the uniform: nothing may turn on them,
+/// or the integer and its acceptance would not be independent.
+#[test]
+fn bits_that_chose_the_integer_never_decide_its_acceptance() {
+    let mut unsure_by_them = 0;
+    for sigma in [1000.0, 65536.0, 3e6] {
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        let mask = (1u32 << noise.offset_bits) - 1;
+        assert!(mask > 0);
+        for block in 0..noise.envelope.heights.len() {
+            let at = |digits| Candidate { block, sample: 0, digits };
+            let share = noise.envelope.sure[block];
+            for digits in [share & !mask, (share & !mask).wrapping_sub(mask + 1), (share & !mask) + mask + 1]
+            {
+                let decided = [digits, digits | mask].map(|digits| noise.surely_accepts(&at(digits)));
+                assert_eq!(decided[0], decided[1], "sigma {sigma}, block {block}");
+                unsure_by_them += u32::from(digits < share && !decided[0]);
+                let uniform = [digits, digits | mask]
+                    .map(|digits| noise.first_digits(&at(digits), &mut Generator::from_seed(650)));
+                assert_eq!(uniform[0], uniform[1], "sigma {sigma}, block {block}");
+                assert_eq!((uniform[0] >> 32) as u32 & !mask, digits & !mask, "sigma {sigma}, block {block}");
+            }
+        }
+    }
+    assert!(unsure_by_them > 100, "{unsure_by_them}");
+}
+
+#[test]
+fn the_part_of_the_table_that_no_block_fills_is_no_integer() {
+    for sigma in SIGMAS {
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        let again = 2 * noise.envelope.side as usize + 2;
+        assert_eq!(noise.sample_tail(again, &mut Generator::from_seed(660)), None);
+    }
+}
+
+/// At sigma 2^40 noise is 0 once in 10^12 draws.
+#[test]
+fn every_value_of_a_vector_of_any_length_gets_noise() {
+    let noise = DiscreteGaussian::new(2f64.powi(40)).unwrap();
+    let mut generator = Generator::from_seed(670);
+    for length in 0..=2 * BATCH + 1 {
+        let mut values = vec![0; length];
+        noise.add_to(&mut values, &mut generator);
+        assert!(values.iter().all(|&value| value != 0), "{length}");
+    }
+}
+
 /// Alpha 1e-6 a sigma.
 #[test]
 fn a_plain_sampler_gives_the_same_law() {
