@@ -13,4 +13,6 @@ mod chain;
 pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
-pub use witness::{Head, Received, SignedWitness, Trail, Witness, WitnessFault};
+pub use witness::{
+    Head, Received, SignedWitness, Trail, Witness, WitnessFault, check_witnesses, read_witnesses,
+};
