@@ -14,5 +14,6 @@ pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
 pub use witness::{
-    Head, Received, SignedWitness, Trail, Witness, WitnessFault, check_witnesses, read_witnesses,
+    Head, MAX_WITNESS_LEN, Received, SignedWitness, Trail, Witness, WitnessFault, check_witnesses,
+    read_witnesses,
 };

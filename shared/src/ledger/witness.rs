@@ -204,7 +204,7 @@ impl Trail {
 }
 
 /// The longest line of a witness file, in bytes.
-const MAX_LINE_LEN: usize = 1 << 16;
+pub const MAX_WITNESS_LEN: usize = 1 << 16;
 
 /// The lines of a witness file, with their numbers counted from 1. A last line without its newline was cut off while
 /// it was written: it is no witness, and no fault.
@@ -215,7 +215,8 @@ pub fn read_witnesses(
     let whole = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     lines[..whole].split_inclusive(|byte| *byte == b'\n').enumerate().map(move |(index, text)| {
         let line = index + 1;
-        let signed = (text.len() <= MAX_LINE_LEN).then(|| serde_json::from_slice::<SignedWitness>(text).ok());
+        let signed =
+            (text.len() <= MAX_WITNESS_LEN).then(|| serde_json::from_slice::<SignedWitness>(text).ok());
         match signed.flatten() {
             Some(signed) if signed.is_signed_by(public_key) => Ok((line, signed.witness)),
             _ => Err(WitnessFault::Signature { line }),

@@ -102,6 +102,7 @@ frame_numbers!(SiteToCoordinator {
     3 => JobAnswer,
     4 => Evaluation,
     5 => RoundSkipped,
+    6 => LedgerHead,
 });
 
 frame_numbers!(CoordinatorToSite {
@@ -112,6 +113,7 @@ frame_numbers!(CoordinatorToSite {
     105 => RoundStart,
     106 => Receipt,
     107 => JobEnded,
+    108 => Witnessed,
 });
 
 frame_numbers!(OperatorToCoordinator {
@@ -124,6 +126,7 @@ frame_numbers!(OperatorToCoordinator {
     207 => StopJob,
     208 => ListModels,
     209 => ExportModel,
+    210 => ListWitnesses,
 });
 
 frame_numbers!(CoordinatorToOperator {
@@ -137,4 +140,5 @@ frame_numbers!(CoordinatorToOperator {
     308 => Models,
     309 => Model,
     310 => Refused,
+    311 => Witnesses,
 });

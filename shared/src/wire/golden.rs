@@ -5,6 +5,7 @@ use super::frame::{self, Message};
 use super::messages::*;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
+use crate::ledger::{Head, Received, ReleaseKind, SignedWitness, Witness};
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 use std::fmt::Debug;
@@ -40,6 +41,15 @@ fn quality() -> Quality {
     Quality { auc: Some(0.75), log_loss: None }
 }
 
+const HEAD: Head = Head { entries: 7, hash: MODEL };
+
+fn witness() -> SignedWitness {
+    let kind = ReleaseKind::Evaluation;
+    let received = Received { job: JOB, round: ROUND, kind, content: MODEL, len: 320 };
+    let witness = Witness { site: SITE, head: HEAD, time_s: 1_000, received: vec![received] };
+    SignedWitness { witness, signature: "0a".into() }
+}
+
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
     vec![
@@ -48,6 +58,10 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
         ("job_answer", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::RefusedBudget })),
         ("evaluation", M::Evaluation(Evaluation { job: JOB, round: ROUND, histogram: vec![-1, 1 << 40] })),
         ("round_skipped", M::RoundSkipped(RoundSkipped { job: JOB, round: ROUND })),
+        (
+            "ledger_head",
+            M::LedgerHead(LedgerHead { contribution: Some((JOB, ROUND)), head: HEAD, signature: vec![1, 2] }),
+        ),
     ]
 }
 
@@ -65,6 +79,7 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         ("round_start", M::RoundStart(RoundStart { job: JOB, round: ROUND, task, model: MODEL })),
         ("receipt", M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::Corrupt })),
         ("job_ended", M::JobEnded(JobEnded { job: JOB, status: JobStatus::Finished })),
+        ("witnessed", M::Witnessed(Witnessed { verdict: HeadVerdict::SetBack, witness: Some(witness()) })),
     ]
 }
 
@@ -80,6 +95,7 @@ fn from_operators() -> Vec<(&'static str, OperatorToCoordinator)> {
         ("stop_job", M::StopJob(StopJob { job: JOB })),
         ("list_models", M::ListModels(ListModels {})),
         ("export_model", M::ExportModel(ExportModel { job: JOB })),
+        ("list_witnesses", M::ListWitnesses(ListWitnesses { name: "berlin".into(), after: 7 })),
     ]
 }
 
@@ -116,6 +132,8 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
         ("models", M::Models(vec![model])),
         ("model", M::Model(ModelHeader { contract: vec![1, 2], rounds: 20, model: MODEL, len: 120 })),
         ("refused", M::Refused(Refused { reason: "no".into() })),
+        ("witnesses", M::Witnesses(WitnessesHeader { count: 2, len: 900, last: 9, certificate: vec![1] })),
+        ("progress_ledger_set_back", M::Progress(JobEvent::LedgerSetBack { site: "berlin".into() })),
     ]
 }
 
@@ -169,8 +187,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 5 + 7 + 9 + 10; progress has four samples of one number.
-    assert_eq!(numbers.len(), 31);
+    // 6 + 8 + 10 + 11; progress has five samples of one number.
+    assert_eq!(numbers.len(), 35);
 }
 
 fn survives(bytes: &[u8]) {
@@ -190,7 +208,7 @@ proptest! {
     }
 
     #[test]
-    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..13, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..15, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let messages = to_operators();
         let mut bytes = frame::encode(&messages[message].1).split_off(4);
         let at = at.index(bytes.len());
