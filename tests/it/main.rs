@@ -6,3 +6,4 @@ mod federation;
 mod intruders;
 mod restart;
 mod walkthrough;
+mod witness;
