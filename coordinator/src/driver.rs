@@ -13,7 +13,7 @@ use crate::roster::SharedRoster;
 use crate::store::{Alarm, JobRecord, Store, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
@@ -195,6 +195,8 @@ pub struct Driver {
     online: BTreeMap<SiteId, Connected>,
     /// Of every site that was there since this coordinator started.
     ledgers: BTreeMap<SiteId, witnessing::SiteLedger>,
+    /// Those that said something since witnesses were written last.
+    heard: BTreeSet<SiteId>,
     alarms: BTreeMap<SiteId, Alarm>,
     inbox: mpsc::Receiver<Input>,
 }
@@ -228,8 +230,9 @@ impl Driver {
             jobs.insert(id, job);
         }
         let alarms = parts.store.alarms()?;
-        let (started, online, ledgers) = (Instant::now(), BTreeMap::new(), BTreeMap::new());
-        Ok((Self { parts, started, jobs, online, ledgers, alarms, inbox }, sender))
+        let (started, online) = (Instant::now(), BTreeMap::new());
+        let (ledgers, heard) = (BTreeMap::new(), BTreeSet::new());
+        Ok((Self { parts, started, jobs, online, ledgers, heard, alarms, inbox }, sender))
     }
 
     fn now(&self) -> u64 {

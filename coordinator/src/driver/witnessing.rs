@@ -16,14 +16,14 @@ use weighhouse_shared::wire::messages::{
 
 /// A site's ledger, and updates that overtook the head of the ledger that released them.
 pub(super) struct SiteLedger {
-    pub(super) watch: LedgerWatch,
+    watch: LedgerWatch,
     parked: BTreeMap<JobId, ParsedUpdate>,
     /// The newest connection; what an older one says late is no longer true.
     session: u64,
 }
 
 impl Driver {
-    pub(super) fn ledger(&mut self, site: SiteId) -> Result<&mut SiteLedger, DriverError> {
+    fn ledger(&mut self, site: SiteId) -> Result<&mut SiteLedger, DriverError> {
         match self.ledgers.entry(site) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(unknown) => {
@@ -31,6 +31,12 @@ impl Driver {
                 Ok(unknown.insert(SiteLedger { watch, parked: BTreeMap::new(), session: 0 }))
             }
         }
+    }
+
+    /// The same, to note what the site says: it is looked at when witnesses are written next.
+    fn heard(&mut self, site: SiteId) -> Result<&mut LedgerWatch, DriverError> {
+        self.heard.insert(site);
+        Ok(&mut self.ledger(site)?.watch)
     }
 
     /// Whether the site's last head could not follow.
@@ -99,7 +105,7 @@ impl Driver {
     /// Holds a head against what is known. A contradiction is on disk on return, with a witness of all
     /// that was seen before it.
     fn hear(&mut self, site: SiteId, told: &LedgerHead) -> Result<Witnessed, DriverError> {
-        let verdict = self.ledger(site)?.watch.hear(told.head);
+        let verdict = self.heard(site)?.hear(told.head);
         match (verdict, self.alarms.get_mut(&site)) {
             (HeadVerdict::Follows, Some(alarm)) if alarm.standing => {
                 alarm.standing = false;
@@ -143,9 +149,11 @@ impl Driver {
     }
 
     /// Writes witnesses of all that is not witnessed yet; they hold once the store is synced.
-    pub(super) fn stage_witnesses(&self) -> Result<Vec<SignedWitness>, DriverError> {
+    pub(super) fn stage_witnesses(&mut self) -> Result<Vec<SignedWitness>, DriverError> {
         let time_s = clock::unix_time_s();
-        let fresh = self.ledgers.values().filter_map(|ledger| ledger.watch.unwitnessed(time_s));
+        let heard = std::mem::take(&mut self.heard);
+        let ledgers = heard.iter().filter_map(|site| self.ledgers.get(site));
+        let fresh = ledgers.filter_map(|ledger| ledger.watch.unwitnessed(time_s));
         let signed: Vec<_> =
             fresh.map(|witness| SignedWitness::sign(witness, &self.parts.identity)).collect();
         signed.iter().try_for_each(|signed| self.parts.store.put_witness(signed))?;
@@ -175,8 +183,8 @@ impl Driver {
         }
         let ParsedUpdate { job, round, content, len, .. } = update;
         let kind = ReleaseKind::Update;
+        self.heard(site)?.receive(Received { job, round, kind, content, len });
         let ledger = self.ledger(site)?;
-        ledger.watch.receive(Received { job, round, kind, content, len });
         if ledger.watch.announced(job).is_none_or(|announced| announced < round) {
             ledger.parked.insert(job, update);
             return Ok(None);
@@ -196,9 +204,9 @@ impl Driver {
         let bytes = Evaluation::released_bytes(&evaluation.histogram);
         let (content, len) = (ContentHash::of(&bytes), bytes.len() as u64);
         let (job, round, kind) = (evaluation.job, evaluation.round, ReleaseKind::Evaluation);
-        let ledger = self.ledger(site)?;
-        ledger.watch.receive(Received { job, round, kind, content, len });
-        Ok(ledger.watch.announced(job) == Some(round))
+        let watch = self.heard(site)?;
+        watch.receive(Received { job, round, kind, content, len });
+        Ok(watch.announced(job) == Some(round))
     }
 }
 
