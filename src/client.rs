@@ -14,6 +14,7 @@ use weighhouse_client::home::{Home, NewConfig};
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::records::{self, Split};
 use weighhouse_client::session::{self, Notice, Site};
+use weighhouse_client::witnesses::Witnesses;
 use weighhouse_shared::clock;
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::invite::Invite;
@@ -138,13 +139,17 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let split = Split { site: credentials.identity.site(), holdout_permille };
     let records = records::load(&home.data_files(&config), &schema, split)?;
     let (policy_text, _policy) = home.policy()?;
-    let budget = Budget::open(&home.ledger(), home.identity()?, &policy_text, holdout_permille)?;
+    let witnesses = Witnesses::open(&home, &authority, clock::unix_time_s())?;
+    let (ledger, identity) = (home.ledger(), home.identity()?);
+    let budget =
+        Budget::open_witnessed(&ledger, identity, &policy_text, holdout_permille, witnesses.newest())?;
+    let witnesses = Mutex::new(witnesses);
     let budget = Mutex::new(budget);
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
     let workplace = Arc::new(Workplace { records, budget, outbox });
     let coordinator = config.coordinator.clone();
-    let site = Site { coordinator, authority, credentials, schema, workplace };
+    let site = Site { coordinator, authority, credentials, schema, workplace, witnesses };
 
     let status_path = home.path("status.json");
     let mut connection = Connection { state: "connecting".into(), since_s: clock::unix_time_s(), job: None };

@@ -190,6 +190,11 @@ pub fn describe(event: &JobEvent) -> String {
         JobEvent::Contributed { round, sites_in, sites } => {
             format!("round {round}: {sites_in} of {sites} sites in")
         }
+        JobEvent::LedgerSetBack { site } => {
+            format!(
+                "{site} came back with an older or another ledger: nothing of it counts until the newest is back"
+            )
+        }
         JobEvent::Committed(summary) => {
             let auc = summary.quality.and_then(|quality| quality.auc);
             let quality =

@@ -7,11 +7,12 @@ use weighhouse_client::session::connect;
 use weighhouse_coordinator::home::Home;
 use weighhouse_shared::ids::{ContentHash, JobId};
 use weighhouse_shared::job::JobContract;
+use weighhouse_shared::ledger::MAX_WITNESS_LEN;
 use weighhouse_shared::tls::Trust;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, ExportModel, JobEvent, JobSummary, ListJobs, ModelHeader, OperatorToCoordinator,
-    WatchJob,
+    CoordinatorToOperator, ExportModel, JobEvent, JobSummary, ListJobs, ListWitnesses, ModelHeader,
+    OperatorToCoordinator, WatchJob,
 };
 use weighhouse_shared::wire::stream;
 
@@ -106,6 +107,29 @@ impl Operator {
             answer = stream::receive(&mut receive).await?.ok_or_else(|| {
                 anyhow!("the coordinator stopped telling; watch again with `weighhouse job watch`")
             })?;
+        }
+    }
+
+    /// All witnesses of the ledger of the site named `name`, one a line, oldest first; and the coordinator's
+    /// certificate, DER, whose key signed them.
+    pub async fn witnesses(&self, name: &str) -> Result<(String, Vec<u8>)> {
+        let (mut lines, mut after) = (String::new(), 0);
+        loop {
+            let list = ListWitnesses { name: name.into(), after };
+            let (answer, mut receive) = self.ask(&OperatorToCoordinator::ListWitnesses(list)).await?;
+            let CoordinatorToOperator::Witnesses(header) = answer else {
+                bail!("the coordinator answered another question")
+            };
+            let limit = u64::from(header.count) * MAX_WITNESS_LEN as u64;
+            if header.len > limit || (header.count > 0 && header.last <= after) {
+                bail!("the coordinator offers witnesses that cannot be any");
+            }
+            let part = receive.read_to_end(header.len as usize).await;
+            lines += std::str::from_utf8(&part.context("the witnesses did not arrive whole")?)?;
+            if header.count == 0 {
+                return Ok((lines, header.certificate));
+            }
+            after = header.last;
         }
     }
 

@@ -2,8 +2,11 @@
 
 use crate::operator::{HomeArgument, Operator, block_on};
 use crate::output::{Format, FormatArgument, print_json, table};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use std::path::{Path, PathBuf};
+use weighhouse_shared::config::write_whole;
+use weighhouse_shared::tls::to_pem;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, Invite, ListSites, OperatorToCoordinator, Revoke, SiteSummary,
 };
@@ -26,6 +29,24 @@ pub enum SiteVerb {
     /// Show all sites and where they stand
     #[command(visible_alias = "ls")]
     List {
+        #[command(flatten)]
+        home: HomeArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Hand out what the coordinator has witnessed of a site's ledger, for an audit
+    #[command(
+        after_help = "Example:\n  weighhouse site witnesses berlin-mitte --output witnesses.jsonl --certificate coordinator.crt\n\nOne signed witness a line. An auditor holds them against the ledger with the coordinator's certificate, which the authority signed."
+    )]
+    Witnesses {
+        /// The site's name
+        name: String,
+        /// File to write instead of standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// File for the coordinator's certificate (PEM), whose key signed them
+        #[arg(long, value_name = "FILE")]
+        certificate: Option<PathBuf>,
         #[command(flatten)]
         home: HomeArgument,
         #[command(flatten)]
@@ -60,6 +81,35 @@ pub fn run(verb: SiteVerb) -> Result<()> {
             match format.format {
                 Format::Json => print_json(&sites)?,
                 Format::Text => println!("{}", site_table(&sites)),
+            }
+        }
+        SiteVerb::Witnesses { name, output, certificate, home, format } => {
+            let (lines, der) =
+                block_on(async { Operator::connect(&home.home).await?.witnesses(&name).await })?;
+            let write = |path: &Path, text: &str| {
+                write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+            };
+            if let Some(path) = &certificate {
+                write(path, &to_pem(&der))?;
+            }
+            if let Some(path) = &output {
+                write(path, &lines)?;
+            }
+            let count = lines.lines().count();
+            match (format.format, &output) {
+                (Format::Text, None) => print!("{lines}"),
+                (Format::Text, Some(path)) => println!("{count} witnesses of {name} in {}", path.display()),
+                (Format::Json, Some(_)) => {
+                    print_json(&serde_json::json!({ "site": name, "witnesses": count }))?
+                }
+                (Format::Json, None) => {
+                    let witnesses = lines.lines().map(serde_json::from_str::<serde_json::Value>);
+                    let witnesses = witnesses.collect::<Result<Vec<_>, _>>()?;
+                    let certificate = to_pem(&der);
+                    print_json(
+                        &serde_json::json!({ "site": name, "witnesses": witnesses, "certificate": certificate }),
+                    )?;
+                }
             }
         }
         SiteVerb::Revoke { name, home } => {

@@ -7,6 +7,7 @@
 //! - [`Budget::release`] binds the bytes that the debit paid for, before the first of them leaves.
 //! - [`Budget::give_back`] frees what an ended job did not spend.
 
+use crate::witnesses::Contradiction;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,7 +16,8 @@ use weighhouse_shared::clock;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::ledger::{
-    self, Balance, Body, Chain, Charge, Entry, LedgerFault, LedgerRule, Population, ReleaseKind, Torn,
+    self, Balance, Body, Chain, Charge, Entry, Head, LedgerFault, LedgerRule, Population, ReleaseKind, Torn,
+    Trail, Witness,
 };
 use weighhouse_shared::policy::PolicyText;
 use weighhouse_shared::privacy::Mechanism;
@@ -64,6 +66,9 @@ pub enum BudgetError {
         /// What the ledger says.
         ledger: u32,
     },
+    /// The ledger is not the one that the coordinator saw.
+    #[error(transparent)]
+    Contradicted(#[from] Contradiction),
     /// A rule of the ledger refuses.
     #[error(transparent)]
     Refused(#[from] LedgerRule),
@@ -114,6 +119,8 @@ pub struct Budget {
     path: PathBuf,
     file: File,
     chain: Chain,
+    /// Of the chain, to hold witnesses against.
+    trail: Trail,
     identity: Identity,
     /// Debits of running jobs.
     debits: BTreeMap<(JobId, RoundId, Population), Paid>,
@@ -129,6 +136,17 @@ impl Budget {
         identity: Identity,
         policy: &PolicyText,
         holdout_permille: u32,
+    ) -> Result<Self, BudgetError> {
+        Self::open_witnessed(path, identity, policy, holdout_permille, None)
+    }
+
+    /// The same, if the ledger does not contradict `newest`, the newest witness of it; writes nothing if it does.
+    pub fn open_witnessed(
+        path: &Path,
+        identity: Identity,
+        policy: &PolicyText,
+        holdout_permille: u32,
+        newest: Option<&Witness>,
     ) -> Result<Self, BudgetError> {
         let file_error = |source| BudgetError::File { path: path.into(), source };
         let mut options = OpenOptions::new();
@@ -146,16 +164,26 @@ impl Budget {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(file_error)?;
-        let mut debits = BTreeMap::new();
-        let (chain, torn) = ledger::read(&bytes, |entry| note_debit(&mut debits, entry))
+        let (mut debits, mut trail) = (BTreeMap::new(), Trail::default());
+        let note = |entry: &Entry| {
+            note_debit(&mut debits, entry);
+            trail.note(entry);
+        };
+        let (chain, torn) = ledger::read(&bytes, note)
             .map_err(|source| BudgetError::Damaged { path: path.into(), source })?;
+        if !chain.is_empty() {
+            trail.end(chain.head().hash);
+        }
         if let Some(Torn { bytes: torn }) = torn {
             tracing::warn!(bytes = torn, "cut a torn last line off the ledger: its writing was interrupted");
             file.set_len((bytes.len() - torn) as u64).map_err(file_error)?;
             file.seek(SeekFrom::End(0)).map_err(file_error)?;
             file.sync_data().map_err(file_error)?;
         }
-        let mut budget = Self { path: path.into(), file, chain, identity, debits, broken: false };
+        let mut budget = Self { path: path.into(), file, chain, trail, identity, debits, broken: false };
+        if let Some(newest) = newest {
+            budget.hold_against(newest)?;
+        }
         budget.agree(policy, holdout_permille)?;
         Ok(budget)
     }
@@ -182,6 +210,18 @@ impl Budget {
             self.write(Body::PolicySet { policy: policy.clone() })?;
         }
         Ok(())
+    }
+
+    /// How far the ledger on disk has come, with the site's signature.
+    pub fn signed_head(&self) -> (Head, [u8; 64]) {
+        let head = self.chain.head();
+        (head, head.sign(&self.identity))
+    }
+
+    /// Whether the ledger is the one that `witness` saw.
+    pub fn hold_against(&self, witness: &Witness) -> Result<(), Contradiction> {
+        let checked = self.trail.check(self.identity.site(), witness, 1);
+        checked.map_err(|fault| Contradiction { ledger: self.path.clone(), fault })
     }
 
     /// What the ledger adds up to.
@@ -260,6 +300,8 @@ impl Budget {
         self.file.sync_data().map_err(file_error)?;
         self.broken = false;
         self.chain = chain;
+        self.trail.note(&entry);
+        self.trail.end(self.chain.head().hash);
         note_debit(&mut self.debits, &entry);
         Ok(entry)
     }

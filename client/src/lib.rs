@@ -7,6 +7,7 @@ pub mod records;
 pub mod features;
 pub mod sampling;
 pub mod clip;
+pub mod witnesses;
 pub mod budget;
 pub mod noise;
 pub mod update;

@@ -4,6 +4,7 @@
 use crate::contribute::{Contribution, WorkError, Workplace};
 use crate::offer;
 use crate::round::{Action, Event, Rounds};
+use crate::witnesses::{Contradiction, Witnesses};
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, Endpoint};
 use rustls::pki_types::CertificateDer;
@@ -18,8 +19,8 @@ use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, Hello, JobAnswer, RoundSkipped, SignedContract,
-    SiteToCoordinator,
+    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, RoundSkipped,
+    SignedContract, SiteToCoordinator, Witnessed,
 };
 use weighhouse_shared::wire::stream::{self, Piece, StreamError};
 use weighhouse_shared::wire::transport;
@@ -78,6 +79,9 @@ pub enum ConnectError {
     /// The connection ended.
     #[error("the connection to the coordinator was lost")]
     Lost(#[source] StreamError),
+    /// The ledger was set back or rewritten.
+    #[error(transparent)]
+    Ledger(#[from] Contradiction),
     /// The coordinator said something out of turn.
     #[error("the coordinator does not keep to the protocol")]
     Protocol,
@@ -191,6 +195,8 @@ pub struct Site {
     pub schema: Schema,
     /// Its records, budget and outbox.
     pub workplace: Arc<Workplace>,
+    /// What the coordinator saw of its ledger.
+    pub witnesses: Mutex<Witnesses>,
 }
 
 type Worked = (JobId, RoundId, Result<Contribution, WorkError>);
@@ -234,13 +240,20 @@ async fn session(
     let release = env!("CARGO_PKG_VERSION").to_owned();
     let hello = SiteToCoordinator::Hello(Hello { protocol: PROTOCOL_VERSION, release });
     stream::send(&mut send, &hello).await.map_err(lost)?;
+    stream::send(&mut send, &told_head(site, None)).await.map_err(lost)?;
     match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
-        Some(CoordinatorToSite::Welcome(_)) => notice(Notice::Connected),
+        Some(CoordinatorToSite::Welcome(_)) => {}
         Some(CoordinatorToSite::VersionRefused(versions)) => {
             return Err(ConnectError::Version { coordinator: versions.coordinator, site: PROTOCOL_VERSION });
         }
         _ => return Err(ConnectError::Protocol),
     }
+    let coordinator_key = coordinator_key(site, &connection)?;
+    match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
+        Some(CoordinatorToSite::Witnessed(witnessed)) => take_witness(site, &coordinator_key, &witnessed)?,
+        _ => return Err(ConnectError::Protocol),
+    }
+    notice(Notice::Connected);
 
     send_standing(site, &mut send).await?;
 
@@ -299,6 +312,10 @@ async fn session(
                         tracing::debug!(job = %receipt.job.short(), round = receipt.round.0, outcome = ?receipt.outcome, "receipt");
                         continue;
                     }
+                    CoordinatorToSite::Witnessed(witnessed) => {
+                        take_witness(site, &coordinator_key, &witnessed)?;
+                        continue;
+                    }
                     CoordinatorToSite::Welcome(_)
                     | CoordinatorToSite::VersionRefused(_)
                     | CoordinatorToSite::Enrolled(_) => return Err(ConnectError::Protocol),
@@ -336,6 +353,11 @@ async fn session(
                 Action::Send { start, contribution } => {
                     let (job, round) = (start.job, start.round);
                     let Contribution { evaluation, update } = contribution;
+                    if evaluation.is_some() || update.is_some() {
+                        // What released them is on disk, so the head covers it.
+                        let head = told_head(site, Some((job, round)));
+                        stream::send(&mut send, &head).await.map_err(lost)?;
+                    }
                     if let Some(histogram) = evaluation {
                         let evaluation = SiteToCoordinator::Evaluation(Evaluation { job, round, histogram });
                         stream::send(&mut send, &evaluation).await.map_err(lost)?;
@@ -393,6 +415,39 @@ struct Model {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How far the ledger has come, before `contribution` leaves.
+fn told_head(site: &Site, contribution: Option<(JobId, RoundId)>) -> SiteToCoordinator {
+    let (head, signature) = lock(&site.workplace.budget).signed_head();
+    SiteToCoordinator::LedgerHead(LedgerHead { contribution, head, signature: signature.into() })
+}
+
+/// The coordinator's key, from the certificate that the handshake verified and the home keeps.
+fn coordinator_key(site: &Site, connection: &Connection) -> Result<[u8; 32], ConnectError> {
+    let certificate = tls::connected_certificate(connection).map_err(|_| ConnectError::Protocol)?;
+    if let Err(error) = lock(&site.witnesses).keep_certificate(&certificate) {
+        tracing::warn!(error = %describe(&error), "coordinator.crt could not be written");
+    }
+    tls::public_key_of(&certificate).map_err(|_| ConnectError::Protocol)
+}
+
+/// Keeps what the coordinator saw of the ledger. One that the ledger contradicts ends the service, and is on disk by then.
+fn take_witness(site: &Site, key: &[u8; 32], witnessed: &Witnessed) -> Result<(), ConnectError> {
+    let Some(signed) = &witnessed.witness else {
+        let follows = witnessed.verdict == HeadVerdict::Follows;
+        return follows.then_some(()).ok_or(ConnectError::Protocol);
+    };
+    if !signed.is_signed_by(key) || signed.witness.site != site.credentials.identity.site() {
+        return Err(ConnectError::Protocol);
+    }
+    let held = lock(&site.workplace.budget).hold_against(&signed.witness);
+    if let Err(error) = lock(&site.witnesses).keep(signed, held.is_err()) {
+        tracing::error!(error = %describe(&error), "a witness of the ledger could not be kept");
+    }
+    held?;
+    // A coordinator that ends the connection without a witness that says why.
+    if witnessed.verdict == HeadVerdict::Follows { Ok(()) } else { Err(ConnectError::Protocol) }
 }
 
 /// An error with its causes, for the site's own log.

@@ -3,6 +3,7 @@
 
 use crate::noise::{NoisedHistogram, NoisedSum};
 use weighhouse_shared::job::{UPDATE_LIMIT, UPDATE_STEP};
+use weighhouse_shared::wire::messages::Evaluation;
 
 /// A model on its way through a site's local steps. It starts at the public global model and can move
 /// only by noised sums, so it is itself safe to leave.
@@ -70,7 +71,7 @@ impl ModelUpdate {
 
 /// A histogram's counts as they travel: 64-bit little-endian integers.
 pub fn histogram_bytes(histogram: NoisedHistogram) -> Vec<u8> {
-    histogram.into_counts().iter().flat_map(|count| count.to_le_bytes()).collect()
+    Evaluation::released_bytes(&histogram.into_counts())
 }
 
 /// The counts in bytes made by [`histogram_bytes`].
@@ -94,7 +95,6 @@ mod tests {
     #[test]
     fn histogram_bytes_read_back() {
         let counts = vec![-3i64, 0, i64::MAX, i64::MIN];
-        let bytes: Vec<u8> = counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        assert_eq!(histogram_counts(&bytes), counts);
+        assert_eq!(histogram_counts(&Evaluation::released_bytes(&counts)), counts);
     }
 }

@@ -50,6 +50,10 @@ pub struct ParsedUpdate {
     pub round: RoundId,
     /// The model it was trained from.
     pub base: ContentHash,
+    /// Hash of its bytes.
+    pub content: ContentHash,
+    /// How many they are.
+    pub len: u64,
     body: Spool,
 }
 
@@ -119,7 +123,8 @@ impl Arriving {
         if !in_range {
             return Err(Outcome::OutOfRange);
         }
-        Ok(ParsedUpdate { job: first.job, round: first.round, base: first.base, body: spool })
+        let Piece { job, round, base, content, total: len, .. } = first;
+        Ok(ParsedUpdate { job, round, base, content, len, body: spool })
     }
 }
 

@@ -2,6 +2,7 @@
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
 mod requests;
+mod witnessing;
 
 use crate::admission::ParsedUpdate;
 use crate::aggregate::Aggregate;
@@ -9,10 +10,10 @@ use crate::authority;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
 use crate::roster::SharedRoster;
-use crate::store::{JobRecord, StandingRecord, Store, StoreError};
+use crate::store::{Alarm, JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
@@ -26,8 +27,8 @@ use weighhouse_shared::tls::Role;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
-    JobStatus, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, RoundSkipped, RoundStart,
-    RoundSummary, SignedContract,
+    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, RoundSkipped,
+    RoundStart, RoundSummary, SignedContract,
 };
 
 /// Messages that may wait for the driver.
@@ -48,6 +49,8 @@ pub enum ToSite {
         /// The model.
         model: GlobalModel,
     },
+    /// A last message; the connection ends once it has arrived.
+    Last(CoordinatorToSite),
     /// The site was revoked, or connected a second time.
     Close,
 }
@@ -78,6 +81,8 @@ pub enum Input {
         site: SiteId,
         /// Counts sessions, so that an old one's end does not end the new one.
         session: u64,
+        /// How far its ledger has come; the signature was checked.
+        head: LedgerHead,
         /// Where to send.
         outbox: mpsc::UnboundedSender<ToSite>,
     },
@@ -87,6 +92,15 @@ pub enum Input {
         site: SiteId,
         /// Which session.
         session: u64,
+    },
+    /// A site tells how far its ledger has come; the signature was checked.
+    Head {
+        /// The site.
+        site: SiteId,
+        /// In which session.
+        session: u64,
+        /// The head.
+        head: LedgerHead,
     },
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
@@ -168,6 +182,10 @@ pub struct Parts {
     pub authority_key: Identity,
     /// The authority's certificate.
     pub authority: CertificateDer<'static>,
+    /// Signs witnesses of sites' ledgers: the coordinator's own key.
+    pub identity: Identity,
+    /// Its certificate.
+    pub certificate: CertificateDer<'static>,
     /// Host and port that go into invites.
     pub public_address: String,
 }
@@ -178,6 +196,11 @@ pub struct Driver {
     started: Instant,
     jobs: BTreeMap<JobId, Job>,
     online: BTreeMap<SiteId, Connected>,
+    /// Of every site that was there since this coordinator started.
+    ledgers: BTreeMap<SiteId, witnessing::SiteLedger>,
+    /// Those that said something since witnesses were written last.
+    heard: BTreeSet<SiteId>,
+    alarms: BTreeMap<SiteId, Alarm>,
     inbox: mpsc::Receiver<Input>,
 }
 
@@ -209,7 +232,10 @@ impl Driver {
             };
             jobs.insert(id, job);
         }
-        Ok((Self { parts, started: Instant::now(), jobs, online: BTreeMap::new(), inbox }, sender))
+        let alarms = parts.store.alarms()?;
+        let (started, online) = (Instant::now(), BTreeMap::new());
+        let (ledgers, heard) = (BTreeMap::new(), BTreeSet::new());
+        Ok((Self { parts, started, jobs, online, ledgers, heard, alarms, inbox }, sender))
     }
 
     fn now(&self) -> u64 {
@@ -238,18 +264,18 @@ impl Driver {
             Input::Enrol { public_key, invite, proof, reply } => {
                 let _ = reply.send(self.enrol(&public_key, &invite, &proof)?);
             }
-            Input::Connected { site, session, outbox } => {
-                if let Some(old) = self.online.insert(site, Connected { session, outbox }) {
-                    let _ = old.outbox.send(ToSite::Close);
-                    self.for_all_jobs(Event::SiteOffline(site))?;
-                }
-                self.for_all_jobs(Event::SiteOnline(site))?;
+            Input::Connected { site, session, head, outbox } => {
+                self.connect(site, Connected { session, outbox }, &head)?;
             }
+            Input::Head { site, session, head } => self.take_head(site, session, &head)?,
             Input::Disconnected { site, session } => {
                 if self.online.get(&site).is_some_and(|connected| connected.session == session) {
                     self.online.remove(&site);
                     self.for_all_jobs(Event::SiteOffline(site))?;
                 }
+            }
+            Input::Answer(site, _) if !self.online.contains_key(&site) => {
+                tracing::debug!(site = %site.short(), "the answer of a site that was turned away was ignored");
             }
             Input::Answer(site, JobAnswer { job, decision }) => {
                 let name = self.site_name(site);
@@ -336,8 +362,7 @@ impl Driver {
         let must_save = actions.iter().any(|action| matches!(action, Action::Save | Action::End(_)));
         let only_save = !actions.iter().any(|action| matches!(action, Action::Commit(_)));
         if must_save && only_save {
-            self.save(id)?;
-            self.parts.store.sync()?;
+            self.save_with_witnesses(id)?;
         }
         for action in actions {
             match action {
@@ -400,6 +425,14 @@ impl Driver {
         Ok(self.parts.store.put_job(id, &record)?)
     }
 
+    /// Saves the job and what was seen of sites' ledgers at the price of one sync.
+    fn save_with_witnesses(&mut self, id: JobId) -> Result<(), DriverError> {
+        self.save(id)?;
+        let witnessed = self.stage_witnesses()?;
+        self.parts.store.sync()?;
+        self.tell_witnessed(witnessed)
+    }
+
     /// Stores what the closed round came to, then goes on.
     fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
         let old = self.model(id)?;
@@ -425,8 +458,7 @@ impl Driver {
         let changed = new.hash != old.hash;
         job.model = Some(new.clone());
         let actions = job.machine.handle(Event::Committed(new.hash), now);
-        self.save(id)?;
-        self.parts.store.sync()?;
+        self.save_with_witnesses(id)?;
         if changed {
             // Only now: until the sync, a restart begins from the old model.
             self.parts.store.forget_model(old.hash)?;
@@ -468,6 +500,7 @@ impl Driver {
     }
 
     fn count_update(&mut self, site: SiteId, update: ParsedUpdate) -> Result<(), DriverError> {
+        let Some(update) = self.received_update(site, update)? else { return Ok(()) };
         let (id, round, base) = (update.job, update.round, update.base);
         let Some(job) = self.jobs.get_mut(&id) else {
             self.receipt(site, id, round, Outcome::WrongRound);
@@ -492,6 +525,10 @@ impl Driver {
     }
 
     fn count_evaluation(&mut self, site: SiteId, evaluation: Evaluation) -> Result<(), DriverError> {
+        if !self.received_evaluation(site, &evaluation)? {
+            self.receipt(site, evaluation.job, evaluation.round, Outcome::Unwitnessed);
+            return Ok(());
+        }
         let Evaluation { job: id, round, histogram } = evaluation;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let bins = job.machine.contract().evaluation.as_ref().map_or(0, |plan| plan.bins as usize);

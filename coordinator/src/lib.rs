@@ -10,6 +10,7 @@ pub mod admission;
 pub mod aggregate;
 pub mod global_model;
 pub mod job;
+pub mod witness;
 pub mod driver;
 pub mod session;
 pub mod operator;

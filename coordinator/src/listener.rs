@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use weighhouse_shared::tls::{self, Peer, connected_peer};
+use weighhouse_shared::tls::{self, Credentials, Peer, connected_peer};
 use weighhouse_shared::wire::transport;
 
 /// The most connections at a time, with those still in their handshake.
@@ -76,7 +76,9 @@ impl Coordinator {
         };
         home.note_address(address)?;
         let authority_key = home.authority_key()?;
-        let parts = Parts { store, roster, authority_key, authority, public_address };
+        let Credentials { chain, identity } = credentials;
+        let certificate = chain[0].clone();
+        let parts = Parts { store, roster, authority_key, authority, identity, certificate, public_address };
         let (driver, inbox) = Driver::restore(parts)?;
         let shared = Arc::new(Shared { inbox, uploads: Semaphore::new(MAX_UPLOADS), spool });
         Ok(Self { endpoint, driver, shared, address })

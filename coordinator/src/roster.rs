@@ -128,6 +128,12 @@ impl Roster {
     pub fn summaries(&self, online: &BTreeSet<SiteId>, now_s: u64) -> Vec<SiteSummary> {
         self.sites.values().map(|site| summary(site, online, now_s)).collect()
     }
+
+    /// The identity of the site that joined as `name`.
+    pub fn id_of(&self, name: &str) -> Result<SiteId, RosterError> {
+        let site = self.sites.get(name).and_then(site_id);
+        site.ok_or_else(|| RosterError::Unknown { name: name.into() })
+    }
 }
 
 /// A site's identity, once it has joined.

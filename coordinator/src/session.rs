@@ -5,17 +5,21 @@ use crate::driver::{Inbox, Input, ToSite};
 use quinn::{Connection, RecvStream, SendStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use weighhouse_shared::ids::SiteId;
-use weighhouse_shared::tls::Peer;
+use weighhouse_shared::tls::{self, Peer};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Hello, Outcome, Receipt, SiteToCoordinator, VersionRefused, Welcome,
+    CoordinatorToSite, Hello, LedgerHead, Outcome, Receipt, SiteToCoordinator, VersionRefused, Welcome,
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
 
 /// Uploads read at a time, over all sites: more only fight for the same processors.
 pub const MAX_UPLOADS: usize = 8;
+
+/// How long a last message may take to arrive.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -90,18 +94,24 @@ async fn serve_site(
     session: u64,
     hello: Hello,
     mut send: SendStream,
-    receive: RecvStream,
+    mut receive: RecvStream,
     shared: Arc<Shared>,
 ) -> Result<(), SessionError> {
     tracing::info!(site = %site.short(), release = %hello.release.escape_debug(), "a site connected");
     let release = env!("CARGO_PKG_VERSION").to_owned();
     let welcome = CoordinatorToSite::Welcome(Welcome { protocol: PROTOCOL_VERSION, release });
     stream::send(&mut send, &welcome).await?;
+    let certificate = tls::connected_certificate(&connection).map_err(|_| SessionError::Protocol)?;
+    let public_key = tls::public_key_of(&certificate).map_err(|_| SessionError::Protocol)?;
+    let head = match stream::receive::<SiteToCoordinator>(&mut receive).await? {
+        Some(SiteToCoordinator::LedgerHead(head)) => checked_head(head, &public_key)?,
+        _ => return Err(SessionError::Protocol),
+    };
     let (outbox, commands) = mpsc::unbounded_channel();
-    let connected = Input::Connected { site, session, outbox };
+    let connected = Input::Connected { site, session, head, outbox };
     shared.inbox.send(connected).await.map_err(|_| SessionError::Closing)?;
     let outcome = tokio::select! {
-        outcome = read_control(receive, site, &shared) => outcome,
+        outcome = read_control(receive, site, session, &public_key, &shared) => outcome,
         outcome = read_uploads(&connection, site, &shared) => outcome,
         outcome = write(&connection, send, commands) => outcome,
     };
@@ -111,13 +121,28 @@ async fn serve_site(
     outcome
 }
 
-async fn read_control(mut receive: RecvStream, site: SiteId, shared: &Shared) -> Result<(), SessionError> {
+/// A head that the site signed.
+fn checked_head(head: LedgerHead, public_key: &[u8; 32]) -> Result<LedgerHead, SessionError> {
+    let signed = head.head.is_signed_by(public_key, &head.signature);
+    signed.then_some(head).ok_or(SessionError::Protocol)
+}
+
+async fn read_control(
+    mut receive: RecvStream,
+    site: SiteId,
+    session: u64,
+    public_key: &[u8; 32],
+    shared: &Shared,
+) -> Result<(), SessionError> {
     while let Some(message) = stream::receive::<SiteToCoordinator>(&mut receive).await? {
         let input = match message {
             SiteToCoordinator::JobAnswer(answer) => Input::Answer(site, answer),
             SiteToCoordinator::Evaluation(evaluation) => Input::Evaluation(site, evaluation),
             SiteToCoordinator::RoundSkipped(skipped) => Input::Skipped(site, skipped),
             SiteToCoordinator::Standing(standing) => Input::Standing(site, standing),
+            SiteToCoordinator::LedgerHead(head) => {
+                Input::Head { site, session, head: checked_head(head, public_key)? }
+            }
             SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => return Err(SessionError::Protocol),
         };
         shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
@@ -143,6 +168,13 @@ async fn write(
                         // A lost link shows on the control stream; the round is started again then.
                         let _ = stream::send_content(&connection, job, round, hash, hash, &model.bytes).await;
                     });
+                }
+                Some(ToSite::Last(message)) => {
+                    stream::send(&mut send, &message).await?;
+                    let _ = send.finish();
+                    // A peer that does not read it in time learns why when it connects again.
+                    let _ = tokio::time::timeout(GOODBYE, send.stopped()).await;
+                    return Ok(());
                 }
                 Some(ToSite::Close) | None => return Ok(()),
             },

@@ -11,9 +11,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
-use weighhouse_shared::ledger::Standing;
+use weighhouse_shared::ledger::{Head, SignedWitness, Standing};
 use weighhouse_shared::wire::codec;
-use weighhouse_shared::wire::messages::{Decision, JobStatus, RoundSummary, SignedContract};
+use weighhouse_shared::wire::messages::{Decision, HeadVerdict, JobStatus, RoundSummary, SignedContract};
 
 /// Bytes of the database's cache: small, since models are read once a round.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -106,6 +106,21 @@ pub struct StandingRecord {
     pub standing: Standing,
 }
 
+/// That a site told a head that cannot follow what was witnessed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Alarm {
+    /// What is wrong with it.
+    pub verdict: HeadVerdict,
+    /// The head.
+    pub head: Head,
+    /// The site's signature of it.
+    pub signature: Vec<u8>,
+    /// When it was told, in seconds since 1970.
+    pub time_s: u64,
+    /// Whether the site has not yet come back with its newest ledger.
+    pub standing: bool,
+}
+
 /// The database.
 #[derive(Debug)]
 pub struct Store {
@@ -117,6 +132,10 @@ pub struct Store {
     rounds: sled::Tree,
     models: sled::Tree,
     standings: sled::Tree,
+    /// Site, then the head's entries (8 bytes, big-endian).
+    witnesses: sled::Tree,
+    /// The latest of each site.
+    alarms: sled::Tree,
     /// Long models, each in a file named by its hash.
     folder: PathBuf,
 }
@@ -131,12 +150,14 @@ impl Store {
         let (sites, jobs, rounds, models) =
             (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
         let standings = tree("standings-1")?;
+        let (witnesses, alarms) = (tree("witnesses-1")?, tree("ledger-alarms-1")?);
         let file_path = path.join("db");
         let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
         let folder = path.join("models");
         std::fs::create_dir_all(&folder)
             .map_err(|source| StoreError::Sync { path: folder.clone(), source })?;
-        Ok(Self { path: path.into(), database, file, sites, jobs, rounds, models, standings, folder })
+        let path = path.to_owned();
+        Ok(Self { path, database, file, sites, jobs, rounds, models, standings, witnesses, alarms, folder })
     }
 
     fn failed(&self, source: sled::Error) -> StoreError {
@@ -218,6 +239,53 @@ impl Store {
         Ok(rounds.into_iter().map(|(_, round)| round).collect())
     }
 
+    /// Keeps what was witnessed of a site's ledger; one of the same head is replaced.
+    pub fn put_witness(&self, signed: &SignedWitness) -> Result<(), StoreError> {
+        self.put(&self.witnesses, &witness_key(signed.witness.site, signed.witness.head.entries), signed)
+    }
+
+    /// The newest witness of a site's ledger.
+    pub fn newest_witness(&self, site: SiteId) -> Result<Option<SignedWitness>, StoreError> {
+        let last = self.witnesses.scan_prefix(site.as_bytes()).next_back();
+        let Some(entry) = last else { return Ok(None) };
+        let (_, value) = entry.map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "witnesses-1" };
+        codec::decode(&value).map(Some).map_err(damaged)
+    }
+
+    /// Witnesses of a site's ledger whose head has more than `after` entries, oldest first, at most `limit`.
+    pub fn witnesses(
+        &self,
+        site: SiteId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<SignedWitness>, StoreError> {
+        let Some(first) = after.checked_add(1) else { return Ok(Vec::new()) };
+        let range = witness_key(site, first)..=witness_key(site, u64::MAX);
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (_, value) = entry.map_err(|source| self.failed(source))?;
+            codec::decode(&value)
+                .map_err(|_| StoreError::Damaged { path: self.path.clone(), what: "witnesses-1" })
+        };
+        self.witnesses.range(range).take(limit).map(read).collect()
+    }
+
+    /// Keeps a site's latest alarm.
+    pub fn put_alarm(&self, site: SiteId, alarm: &Alarm) -> Result<(), StoreError> {
+        self.put(&self.alarms, site.as_bytes(), alarm)
+    }
+
+    /// Every site's latest alarm.
+    pub fn alarms(&self) -> Result<BTreeMap<SiteId, Alarm>, StoreError> {
+        let damaged = || StoreError::Damaged { path: self.path.clone(), what: "ledger-alarms-1" };
+        let alarms = self.all(self.alarms.iter(), "ledger-alarms-1")?;
+        let with_site = |(key, alarm): (sled::IVec, Alarm)| {
+            let site = key.as_ref().try_into().map_err(|_| damaged())?;
+            Ok((SiteId::from_bytes(site), alarm))
+        };
+        alarms.into_iter().map(with_site).collect()
+    }
+
     /// Keeps a model under its hash. A long one is on disk on return, a short one after [`Store::sync`].
     pub fn put_model(&self, hash: ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
         if bytes.len() > MODEL_VALUE_LEN {
@@ -252,9 +320,35 @@ impl Store {
     }
 }
 
+fn witness_key(site: SiteId, entries: u64) -> Vec<u8> {
+    [site.as_bytes().as_slice(), &entries.to_be_bytes()].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weighhouse_shared::ledger::Witness;
+
+    #[test]
+    fn witnesses_of_a_site_are_found_in_order_and_the_newest_first_hand() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let sign = |site: u8, entries: u64| {
+            let head = Head { entries, hash: ContentHash::of(&entries.to_le_bytes()) };
+            let witness = Witness { site: SiteId::from_bytes([site; 32]), head, time_s: 1, received: vec![] };
+            SignedWitness { witness, signature: "00".into() }
+        };
+        for (site, entries) in [(2, 300), (2, 4), (1, 70_000), (3, 1), (2, 255), (2, 256)] {
+            store.put_witness(&sign(site, entries)).unwrap();
+        }
+        let site = SiteId::from_bytes([2; 32]);
+        assert_eq!(store.newest_witness(site).unwrap(), Some(sign(2, 300)));
+        assert_eq!(store.newest_witness(SiteId::from_bytes([4; 32])).unwrap(), None);
+        assert_eq!(store.witnesses(site, 4, 2).unwrap(), [sign(2, 255), sign(2, 256)]);
+        assert_eq!(store.witnesses(site, 0, 9).unwrap().len(), 4);
+        assert!(store.witnesses(site, 300, 9).unwrap().is_empty());
+        assert!(store.witnesses(site, u64::MAX, 9).unwrap().is_empty());
+    }
 
     #[test]
     fn a_model_and_a_job_are_there_after_a_restart() {

@@ -381,6 +381,7 @@ async fn federate(
                 }
                 JobEvent::Answered { .. } => progress.moving(job::describe(&event)),
                 JobEvent::Status(status) => last = Some(status),
+                JobEvent::LedgerSetBack { .. } => {}
             }
         }
         (rounds, models, last)

@@ -8,3 +8,4 @@ mod plan;
 mod privacy;
 mod restart;
 mod walkthrough;
+mod witness;

@@ -14,17 +14,20 @@ use weighhouse_shared::identity::{Purpose, is_signed_by};
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::invite::Invite;
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::ledger::Population;
+use weighhouse_shared::ledger::{Population, SignedWitness};
 use weighhouse_shared::privacy::accountant::StepCurves;
 use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     AskRoom, CoordinatorToOperator, JobStatus, JobSummary, ModelHeader, ModelSummary, OperatorToCoordinator,
-    Room, SignedContract, SiteRoom, SiteSummary,
+    Room, SignedContract, SiteRoom, SiteStatus, SiteSummary, WitnessesHeader,
 };
 
 /// The most jobs kept.
 const MAX_JOBS: usize = 10_000;
+
+/// The most witnesses in one answer.
+const MAX_WITNESSES: usize = 1_000;
 
 /// Why a request is not met.
 pub(super) enum RequestError {
@@ -62,7 +65,13 @@ impl Driver {
             OperatorToCoordinator::ListSites(_) => {
                 let online: BTreeSet<SiteId> = self.online.keys().copied().collect();
                 let roster = self.parts.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-                CoordinatorToOperator::Sites(roster.summaries(&online, clock::unix_time_s()))
+                let mut sites = roster.summaries(&online, clock::unix_time_s());
+                for site in &mut sites {
+                    if site.status != SiteStatus::Revoked && site.id.is_some_and(|id| self.is_set_back(id)) {
+                        site.status = SiteStatus::LedgerSetBack;
+                    }
+                }
+                CoordinatorToOperator::Sites(sites)
             }
             OperatorToCoordinator::Revoke(revoke) => {
                 let record = {
@@ -111,6 +120,21 @@ impl Driver {
                 return Ok((CoordinatorToOperator::Model(header), Some(model.bytes)));
             }
             OperatorToCoordinator::AskRoom(asked) => CoordinatorToOperator::Room(self.room(&asked)?),
+            OperatorToCoordinator::ListWitnesses(list) => {
+                let site = {
+                    let roster = self.parts.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    roster.id_of(&list.name)?
+                };
+                let witnesses = self.parts.store.witnesses(site, list.after, MAX_WITNESSES)?;
+                let lines: String = witnesses.iter().map(SignedWitness::to_line).collect();
+                let header = WitnessesHeader {
+                    count: witnesses.len() as u32,
+                    len: lines.len() as u64,
+                    last: witnesses.last().map_or(list.after, |signed| signed.witness.head.entries),
+                    certificate: self.parts.certificate.to_vec(),
+                };
+                return Ok((CoordinatorToOperator::Witnesses(header), Some(lines.into())));
+            }
             OperatorToCoordinator::WatchJob(_) => {
                 return Err(RequestError::Refused("watching is asked for on a stream of its own".into()));
             }

@@ -15,4 +15,7 @@ pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
 pub use standing::{Charged, MAX_STANDING_CHARGES, Standing};
-pub use witness::{Head, Received, SignedWitness, Trail, Witness, WitnessFault};
+pub use witness::{
+    Head, MAX_WITNESS_LEN, Received, SignedWitness, Trail, Witness, WitnessFault, check_witnesses,
+    read_witnesses,
+};

@@ -18,6 +18,7 @@
 //! | a model update | made of noised sums only; the debit of (job, round, training customers) |
 //! | a histogram of held-out customers' scores | noised; the debit of (job, round, held-out customers) |
 //! | an answer to a job offer, a skipped round | depends on the contract, the site's settings and its ledger, not on records |
+//! | how far the ledger has come | entries and a hash: contracts, the site's clock and hashes of what was released |
 //! | versions, certificate requests | constants |
 //!
 //! A message that carries data can be built only from a noised value, and a noised value only with a debit
@@ -64,3 +65,32 @@
 //! The debit is on disk before noise is drawn; the noised bytes are stored before they are released; their
 //! hash is on disk before the first of them leaves. A kill between any two of these loses at most a debit. A
 //! round whose debit is spent gets the stored bytes, or nothing.
+//!
+//! # Witnesses
+//! A ledger proves what is in it, not that it is the newest one. A site's disk restored from a backup has
+//! forgotten what was spent since, and its chain is as good as ever. So the coordinator keeps, for each round,
+//! how far the ledger of each site had come, by the site's own signature, and what it received; and answers with a
+//! signature of its own, a *witness* ([`ledger::Witness`](crate::ledger::Witness)). A contribution counts only if the
+//! head of the ledger that released it came first.
+//!
+//! What a witness proves, to anyone with the authority's certificate, the coordinator's, and the ledger: the
+//! ledger once had so many entries, the last with this hash (a shorter one was set back, one with another line there
+//! was rewritten), and these bytes reached the coordinator (with no entry that released them, they were not
+//! paid for). Since lines are chained, a ledger that fits its newest witness has every entry before it.
+//!
+//! When it is found out: at the next contact, by both sides. The coordinator counts nothing of the site and shows
+//! it as `ledger set back` until a head that follows comes; the site keeps the contradicting witness, ends, and
+//! does not start again, with or without a coordinator, until the newest ledger is back.
+//!
+//! A ledger that is lost for good is not begun anew under the same key. Its site is revoked and joins as another one;
+//! what its customers have paid so far is then the officer's to take off the new cap.
+//!
+//! What a witness does not prove:
+//! - anything against a coordinator in league with whoever restored the disk: it can leave witnesses out, or sign what
+//!   it likes. Copies of `witnesses.jsonl` that the site or its data-protection officer carried away then speak against
+//!   both;
+//! - what left after the newest witness: a round that was never committed may have none. What the coordinator was
+//!   told and had not yet stored is lost with a crash of its own;
+//! - that a ledger longer than its newest witness goes on from it: the coordinator sees only the head. The
+//!   site's own check, `audit verify`, and the next comparison by an auditor do see it;
+//! - that the bytes named as received are all that were: they are what the coordinator admits to.

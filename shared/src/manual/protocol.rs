@@ -19,14 +19,17 @@
 //! # A site's conversation
 //! ```text
 //! site                                   coordinator
-//! Hello                          ->
+//! Hello, LedgerHead              ->
 //!                                <-      Welcome | VersionRefused
+//!                                <-      Witnessed (newest witness; or: set back, and the end)
 //!                                <-      JobOffer (contract, operator's certificate and signature)
 //! JobAnswer (accepted | refused) ->
 //!                                <-      RoundStart, model in pieces
+//! LedgerHead                     ->
 //! Evaluation (noised, paid)      ->
 //! update in pieces (noised, paid)->
 //!                                <-      Receipt (admitted | why not)
+//!                                <-      Witnessed (once the round is on disk)
 //!                                <-      JobEnded
 //! ```
 //! A start and its model travel on different streams and may come in any order. After a lost connection the
@@ -37,5 +40,9 @@
 //! - A site believes nothing: signature, contract, schema and budget are its own checks.
 //! - The coordinator admits an update only if it is whole, has the contract's length and range, is for the
 //!   open round and its model, and is the site's first.
+//! - Heads of a site's ledger only grow: a shorter one, or another of the same length, ends the connection, and
+//!   nothing of that site counts until one follows. An update that overtakes its head waits for it. What an
+//!   older connection says late is ignored.
+//! - A witness that a site is told is on the coordinator's disk; it is stored with the round, at no sync of its own.
 //! - A round is committed once: the new model, the round and the job's place are on disk before any site
 //!   hears of the next round.

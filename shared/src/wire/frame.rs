@@ -102,6 +102,7 @@ frame_numbers!(SiteToCoordinator {
     3 => JobAnswer,
     4 => Evaluation,
     5 => RoundSkipped,
+    6 => LedgerHead,
     7 => Standing,
 });
 
@@ -113,6 +114,7 @@ frame_numbers!(CoordinatorToSite {
     105 => RoundStart,
     106 => Receipt,
     107 => JobEnded,
+    108 => Witnessed,
 });
 
 frame_numbers!(OperatorToCoordinator {
@@ -125,6 +127,7 @@ frame_numbers!(OperatorToCoordinator {
     207 => StopJob,
     208 => ListModels,
     209 => ExportModel,
+    210 => ListWitnesses,
     211 => AskRoom,
 });
 
@@ -139,5 +142,6 @@ frame_numbers!(CoordinatorToOperator {
     308 => Models,
     309 => Model,
     310 => Refused,
+    311 => Witnesses,
     312 => Room,
 });

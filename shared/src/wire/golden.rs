@@ -5,7 +5,7 @@ use super::frame::{self, Message};
 use super::messages::*;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
-use crate::ledger::{Charged, Standing};
+use crate::ledger::{Charged, Head, Received, ReleaseKind, SignedWitness, Standing, Witness};
 use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use data_encoding::HEXLOWER;
@@ -43,6 +43,15 @@ fn quality() -> Quality {
     Quality { auc: Some(0.75), log_loss: None }
 }
 
+const HEAD: Head = Head { entries: 7, hash: MODEL };
+
+fn witness() -> SignedWitness {
+    let kind = ReleaseKind::Evaluation;
+    let received = Received { job: JOB, round: ROUND, kind, content: MODEL, len: 320 };
+    let witness = Witness { site: SITE, head: HEAD, time_s: 1_000, received: vec![received] };
+    SignedWitness { witness, signature: "0a".into() }
+}
+
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
     vec![
@@ -52,6 +61,10 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
         ("evaluation", M::Evaluation(Evaluation { job: JOB, round: ROUND, histogram: vec![-1, 1 << 40] })),
         ("round_skipped", M::RoundSkipped(RoundSkipped { job: JOB, round: ROUND })),
         ("standing", M::Standing(standing())),
+        (
+            "ledger_head",
+            M::LedgerHead(LedgerHead { contribution: Some((JOB, ROUND)), head: HEAD, signature: vec![1, 2] }),
+        ),
     ]
 }
 
@@ -101,6 +114,7 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         ("round_start", M::RoundStart(RoundStart { job: JOB, round: ROUND, task, model: MODEL })),
         ("receipt", M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::Corrupt })),
         ("job_ended", M::JobEnded(JobEnded { job: JOB, status: JobStatus::Finished })),
+        ("witnessed", M::Witnessed(Witnessed { verdict: HeadVerdict::SetBack, witness: Some(witness()) })),
     ]
 }
 
@@ -117,6 +131,7 @@ fn from_operators() -> Vec<(&'static str, OperatorToCoordinator)> {
         ("list_models", M::ListModels(ListModels {})),
         ("export_model", M::ExportModel(ExportModel { job: JOB })),
         ("ask_room", M::AskRoom(AskRoom { training: event(), holdout: Some(event()) })),
+        ("list_witnesses", M::ListWitnesses(ListWitnesses { name: "berlin".into(), after: 7 })),
     ]
 }
 
@@ -154,6 +169,8 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
         ("model", M::Model(ModelHeader { contract: vec![1, 2], rounds: 20, model: MODEL, len: 120 })),
         ("refused", M::Refused(Refused { reason: "no".into() })),
         ("room", M::Room(vec![site_room()])),
+        ("witnesses", M::Witnesses(WitnessesHeader { count: 2, len: 900, last: 9, certificate: vec![1] })),
+        ("progress_ledger_set_back", M::Progress(JobEvent::LedgerSetBack { site: "berlin".into() })),
     ]
 }
 
@@ -207,8 +224,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 6 + 7 + 10 + 11; progress has four samples of one number.
-    assert_eq!(numbers.len(), 34);
+    // 7 + 8 + 11 + 12; progress has five samples of one number.
+    assert_eq!(numbers.len(), 38);
 }
 
 fn survives(bytes: &[u8]) {
@@ -228,7 +245,7 @@ proptest! {
     }
 
     #[test]
-    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..13, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..15, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let messages = to_operators();
         let mut bytes = frame::encode(&messages[message].1).split_off(4);
         let at = at.index(bytes.len());

@@ -4,7 +4,7 @@
 
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
-use crate::ledger::Standing;
+use crate::ledger::{Head, SignedWitness, Standing};
 use crate::privacy::accountant::GaussianEvent;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub enum SiteToCoordinator {
     RoundSkipped(RoundSkipped),
     /// What the site's budget still allows.
     Standing(Standing),
+    /// How far the site's ledger has come: right after [`Hello`], and before each contribution.
+    LedgerHead(LedgerHead),
 }
 
 /// To a site.
@@ -42,6 +44,9 @@ pub enum CoordinatorToSite {
     Receipt(Receipt),
     /// A job is over.
     JobEnded(JobEnded),
+    /// What the coordinator holds of the site's ledger: the answer to the first [`LedgerHead`], and after each
+    /// committed round.
+    Witnessed(Witnessed),
 }
 
 /// From an operator.
@@ -67,6 +72,8 @@ pub enum OperatorToCoordinator {
     ExportModel(ExportModel),
     /// How much of a job's kind does each site's budget still allow?
     AskRoom(AskRoom),
+    /// What has been witnessed of a site's ledger?
+    ListWitnesses(ListWitnesses),
 }
 
 /// To an operator.
@@ -94,6 +101,8 @@ pub enum CoordinatorToOperator {
     Refused(Refused),
     /// Answers [`AskRoom`].
     Room(Vec<SiteRoom>),
+    /// Answers [`ListWitnesses`]; the lines follow on the same stream.
+    Witnesses(WitnessesHeader),
 }
 
 /// Constant: versions only.
@@ -143,6 +152,13 @@ pub struct Evaluation {
     pub histogram: Vec<i64>,
 }
 
+impl Evaluation {
+    /// A histogram as the site's ledger releases it and a witness names it: 64-bit little-endian integers.
+    pub fn released_bytes(histogram: &[i64]) -> Vec<u8> {
+        histogram.iter().flat_map(|count| count.to_le_bytes()).collect()
+    }
+}
+
 /// A constant of the ledger's state; no reason that depends on records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundSkipped {
@@ -150,6 +166,18 @@ pub struct RoundSkipped {
     pub job: JobId,
     /// The round.
     pub round: RoundId,
+}
+
+/// Depends on contracts, the site's clock and the hashes of noised, paid bytes only: the ledger records
+/// nothing about customers that was not released.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerHead {
+    /// The round whose contribution comes next, released by an entry up to this head; None after [`Hello`].
+    pub contribution: Option<(JobId, RoundId)>,
+    /// How far the ledger on disk has come.
+    pub head: Head,
+    /// The site's Ed25519 signature of it, 64 bytes.
+    pub signature: Vec<u8>,
 }
 
 /// The coordinator knows the site.
@@ -234,6 +262,8 @@ pub enum Outcome {
     Repeated,
     /// What arrived is not what the sender said it would be.
     Corrupt,
+    /// No head of the ledger that released it came before it.
+    Unwitnessed,
 }
 
 /// A job is over.
@@ -243,6 +273,27 @@ pub struct JobEnded {
     pub job: JobId,
     /// How it ended.
     pub status: JobStatus,
+}
+
+/// What the coordinator holds of a site's ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witnessed {
+    /// Whether the head that the site told last can follow it. If not, the connection ends.
+    pub verdict: HeadVerdict,
+    /// The newest witness, on the coordinator's disk; None if there is none yet.
+    pub witness: Option<SignedWitness>,
+}
+
+/// Whether a head can follow what was witnessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadVerdict {
+    /// It can.
+    Follows,
+    /// The ledger has fewer entries than were witnessed.
+    SetBack,
+    /// The ledger has as many entries, and others.
+    Rewritten,
 }
 
 /// Where a job stands.
@@ -335,6 +386,9 @@ pub enum SiteStatus {
     Online,
     /// It may not come in.
     Revoked,
+    /// Its ledger was set back or rewritten, by what was witnessed; nothing of it counts until its newest
+    /// ledger is back.
+    LedgerSetBack,
 }
 
 impl std::fmt::Display for SiteStatus {
@@ -345,6 +399,7 @@ impl std::fmt::Display for SiteStatus {
             Self::Offline => "offline",
             Self::Online => "online",
             Self::Revoked => "revoked",
+            Self::LedgerSetBack => "ledger set back",
         })
     }
 }
@@ -405,6 +460,11 @@ pub enum JobEvent {
     },
     /// A round was committed: its model is stored.
     Committed(RoundSummary),
+    /// A site's ledger was set back or rewritten; nothing of it counts until its newest ledger is back.
+    LedgerSetBack {
+        /// Its name.
+        site: String,
+    },
 }
 
 /// A committed round.
@@ -464,6 +524,28 @@ pub struct ModelSummary {
 pub struct ExportModel {
     /// The job.
     pub job: JobId,
+}
+
+/// What has been witnessed of a site's ledger? Answered in parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListWitnesses {
+    /// The site's name.
+    pub name: String,
+    /// Only heads with more entries than this.
+    pub after: u64,
+}
+
+/// Witnesses on their way, oldest first: one a line on the same stream, as in a witness file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WitnessesHeader {
+    /// How many lines; none if there are no more.
+    pub count: u32,
+    /// Their length in bytes.
+    pub len: u64,
+    /// Entries of the last one's head, to go on from.
+    pub last: u64,
+    /// The coordinator's certificate, DER, whose key signed them.
+    pub certificate: Vec<u8>,
 }
 
 /// A model on its way: the contract that made it, then its parameters on the same stream.
