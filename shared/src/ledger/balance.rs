@@ -22,11 +22,22 @@ use crate::ids::JobId;
 use crate::policy::{Policy, PolicyError, PolicyText};
 use crate::privacy::accountant::{GaussianEvent, RenyiCurve, RenyiOrder};
 use crate::privacy::{Delta, Epsilon};
+use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// Seconds of a day of the cap's period.
 const DAY_S: u64 = 86_400;
+
+/// The most charges of one reservation: a job has one a kind of release.
+const MAX_CHARGES: usize = 16;
+
+/// The most jobs that hold a reservation at once.
+const MAX_HELD: usize = 256;
+
+/// Curves kept, of a few kilobytes each.
+const MAX_CURVES: usize = 16_384;
 
 /// A rule of the ledger that an entry would break.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -55,6 +66,9 @@ pub enum LedgerRule {
         /// The job.
         job: JobId,
     },
+    /// More at once than any honest site has: a reader's time is bounded.
+    #[error("a reservation has at most {MAX_CHARGES} charges, and at most {MAX_HELD} jobs hold one at once")]
+    TooMany,
     /// The job has no reservation, or not enough left in it.
     #[error("job {} has not reserved this charge", job.short())]
     NotReserved {
@@ -93,7 +107,7 @@ pub enum LedgerRule {
 }
 
 /// Renyi epsilon figures at one delta, each for the customer who pays most.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spent {
     /// By debits, over the cap's period.
     pub spent: f64,
@@ -120,21 +134,28 @@ pub struct Balance {
 struct Account {
     /// By day since 1970, ascending.
     paid: Vec<(u64, GaussianEvent)>,
+    /// The curve of what was paid since a day: an entry costs the same to check however long the ledger is.
+    total: Option<(u64, RenyiCurve)>,
     /// The order of the filter, once something was reserved under the cap in force.
     order: Option<RenyiOrder>,
 }
 
 impl Account {
-    /// Like events since `from_day`, together.
-    fn since(&self, from_day: u64) -> Vec<GaussianEvent> {
-        let mut events = Vec::new();
-        for (_, event) in self.paid.iter().filter(|(day, _)| *day >= from_day) {
-            compose(&mut events, *event);
-        }
-        events
+    /// Like events of `days`, together.
+    fn within(&self, days: RangeInclusive<u64>) -> Vec<GaussianEvent> {
+        let events = self.paid.iter().filter(|(day, _)| days.contains(day)).map(|(_, event)| *event);
+        composed(events)
     }
 
-    fn pay(&mut self, today: u64, event: GaussianEvent) {
+    /// Like events since `from_day`, together.
+    fn since(&self, from_day: u64) -> Vec<GaussianEvent> {
+        self.within(from_day..=u64::MAX)
+    }
+
+    fn pay(&mut self, today: u64, event: GaussianEvent, curves: &Curves) {
+        if let Some((_, total)) = &mut self.total {
+            total.add(&curves.total([&event]));
+        }
         let same_day = self.paid.iter_mut().rev().take_while(|(day, _)| *day == today);
         match same_day.map(|(_, known)| known).find(|known| is_like(known, &event)) {
             Some(known) => known.steps = known.steps.saturating_add(event.steps),
@@ -147,12 +168,19 @@ fn is_like(one: &GaussianEvent, other: &GaussianEvent) -> bool {
     (one.noise_multiplier, one.sampling_rate) == (other.noise_multiplier, other.sampling_rate)
 }
 
-/// Adds `event` to `events`, as more steps of a like event where there is one.
-fn compose(events: &mut Vec<GaussianEvent>, event: GaussianEvent) {
-    match events.iter_mut().find(|known| is_like(known, &event)) {
-        Some(known) => known.steps = known.steps.saturating_add(event.steps),
-        None => events.push(event),
+/// The bits of noise multiplier and sampling rate.
+fn kind_of(event: &GaussianEvent) -> (u64, u64) {
+    (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
+}
+
+/// `events` with like ones together, as more steps of one.
+pub(super) fn composed(events: impl IntoIterator<Item = GaussianEvent>) -> Vec<GaussianEvent> {
+    let mut kinds: BTreeMap<(u64, u64), GaussianEvent> = BTreeMap::new();
+    for event in events {
+        let same = kinds.entry(kind_of(&event)).or_insert(GaussianEvent { steps: 0, ..event });
+        same.steps = same.steps.saturating_add(event.steps);
     }
+    kinds.into_values().collect()
 }
 
 /// Curves of one step, by the bits of noise multiplier and sampling rate: making one takes a millisecond,
@@ -162,11 +190,10 @@ struct Curves(BTreeMap<(u64, u64), Arc<RenyiCurve>>);
 
 impl Curves {
     fn learn(&mut self, event: &GaussianEvent) {
-        self.0.entry(Self::key(event)).or_insert_with(|| Arc::new(Self::make(event)));
-    }
-
-    fn key(event: &GaussianEvent) -> (u64, u64) {
-        (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
+        if self.0.len() >= MAX_CURVES {
+            self.0.clear();
+        }
+        self.0.entry(kind_of(event)).or_insert_with(|| Arc::new(Self::make(event)));
     }
 
     fn make(event: &GaussianEvent) -> RenyiCurve {
@@ -177,7 +204,7 @@ impl Curves {
         let mut total = RenyiCurve::zero();
         for event in events {
             let step =
-                self.0.get(&Self::key(event)).map_or_else(|| Self::make(event), |curve| (**curve).clone());
+                self.0.get(&kind_of(event)).map_or_else(|| Self::make(event), |curve| (**curve).clone());
             total.add(&step.scaled(event.steps));
         }
         total
@@ -246,9 +273,37 @@ impl Balance {
 
     /// What `population` has paid since `from_day`, and holds in reserve if `with_held`.
     fn paid_curve(&self, population: Population, from_day: u64, with_held: bool) -> RenyiCurve {
-        let paid = self.accounts.get(&population).map(|account| account.since(from_day)).unwrap_or_default();
+        let mut total = match self.accounts.get(&population) {
+            Some(Account { total: Some((day, total)), .. }) if *day == from_day => total.clone(),
+            Some(account) => self.curves.total(&account.since(from_day)),
+            None => RenyiCurve::zero(),
+        };
         let held = self.held.values().flatten().filter(|charge| with_held && charge.population == population);
-        self.curves.total(paid.iter().chain(held.map(|charge| &charge.event)))
+        total.add(&self.curves.total(held.map(|charge| &charge.event)));
+        total
+    }
+
+    /// Brings each account's total to the days that count now.
+    fn refresh_totals(&mut self) {
+        let from_day = self.first_day(self.time_s);
+        for account in self.accounts.values_mut() {
+            if account.total.as_ref().is_none_or(|(day, _)| *day != from_day) {
+                account.total = Some((from_day, self.curves.total(&account.since(from_day))));
+            }
+        }
+    }
+
+    /// Epsilon at `delta` as it stood on the day of `time_s`, by the period now in force.
+    pub fn spent_on(&self, time_s: u64, delta: Delta) -> f64 {
+        let days = self.first_day(time_s)..=time_s / DAY_S;
+        let of = |account: &Account| self.curves.total(&account.within(days.clone())).epsilon(delta);
+        self.accounts.values().map(of).fold(0.0, f64::max)
+    }
+
+    /// The Renyi epsilon at `delta` of `events` alone: like [`crate::privacy::accountant::renyi_epsilon`],
+    /// without making known curves anew.
+    pub fn epsilon_of(&self, events: &[GaussianEvent], delta: Delta) -> f64 {
+        self.curves.total(events).epsilon(delta)
     }
 
     fn spent_at_cap(&self) -> f64 {
@@ -269,6 +324,7 @@ impl Balance {
             return Err(LedgerRule::Time);
         }
         self.time_s = time_s;
+        self.refresh_totals();
         match body {
             Body::Opened { holdout_permille, policy, .. } => {
                 self.set_policy(policy)?;
@@ -293,6 +349,7 @@ impl Balance {
                 self.unused_debits.retain(|_, owner| owner != job);
             }
         }
+        self.refresh_totals();
         Ok(self.spent_at_cap())
     }
 
@@ -314,6 +371,9 @@ impl Balance {
     fn reserve(&mut self, job: JobId, charges: &[Charge]) -> Result<(), LedgerRule> {
         if self.held.contains_key(&job) {
             return Err(LedgerRule::ReservedTwice { job });
+        }
+        if charges.len() > MAX_CHARGES || self.held.len() >= MAX_HELD {
+            return Err(LedgerRule::TooMany);
         }
         self.check_filter(charges, true)?;
         self.held.insert(job, charges.to_vec());
@@ -358,7 +418,8 @@ impl Balance {
         held.retain(|charge| charge.event.steps > 0);
         // The cap may have been lowered since the reservation.
         self.check_filter(&[*charge], false)?;
-        self.accounts.entry(charge.population).or_default().pay(self.time_s / DAY_S, charge.event);
+        let account = self.accounts.entry(charge.population).or_default();
+        account.pay(self.time_s / DAY_S, charge.event, &self.curves);
         self.unused_debits.insert(sequence, job);
         Ok(())
     }
