@@ -73,7 +73,7 @@ pub fn issue(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weighhouse_shared::tls::{Peer, peer_of, verified_operator_key};
+    use weighhouse_shared::tls::{Peer, peer_of, verified_coordinator_key, verified_operator_key};
 
     #[test]
     fn a_certificate_says_its_holders_role_and_a_site_cannot_sign_jobs() {
@@ -88,7 +88,13 @@ mod tests {
         assert!(verified_operator_key(&authority, &issue(Role::Site), now).is_err());
         assert!(verified_operator_key(&authority, &operator, now + 3 * 365 * 86_400).is_err());
 
+        let coordinator = issue(Role::Coordinator);
+        assert_eq!(verified_coordinator_key(&authority, &coordinator, now).unwrap(), holder.public_key());
+        assert!(verified_coordinator_key(&authority, &issue(Role::Site), now).is_err());
+        assert!(verified_coordinator_key(&authority, &operator, now).is_err());
+
         let other = authority_certificate(&Identity::generate().unwrap()).unwrap();
+        assert!(verified_coordinator_key(&other, &coordinator, now).is_err());
         assert!(verified_operator_key(&other, &operator, now).is_err());
     }
 }

@@ -85,9 +85,10 @@ pub struct UnknownCertificate {
     reason: &'static str,
 }
 
-/// Reads who `certificate` claims to be. The claim holds only after the chain was verified (or, for
-/// [`Peer::Enrolling`], the proof).
-pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, UnknownCertificate> {
+/// The certificate and the Ed25519 key in it.
+fn parse<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Result<(X509Certificate<'a>, [u8; 32]), UnknownCertificate> {
     let unknown = |reason| UnknownCertificate { reason };
     let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| unknown("not X.509"))?;
     if !rest.is_empty() {
@@ -97,12 +98,16 @@ pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, UnknownCertific
     if key_info.algorithm.algorithm != x509_parser::oid_registry::OID_SIG_ED25519 {
         return Err(unknown("its key is not Ed25519"));
     }
-    let public_key: [u8; 32] = key_info
-        .subject_public_key
-        .data
-        .as_ref()
-        .try_into()
-        .map_err(|_| unknown("its key is not 32 bytes"))?;
+    let public_key = key_info.subject_public_key.data.as_ref().try_into();
+    let public_key = public_key.map_err(|_| unknown("its key is not 32 bytes"))?;
+    Ok((parsed, public_key))
+}
+
+/// Reads who `certificate` claims to be. The claim holds only after the chain was verified (or, for
+/// [`Peer::Enrolling`], the proof).
+pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, UnknownCertificate> {
+    let unknown = |reason| UnknownCertificate { reason };
+    let (parsed, public_key) = parse(certificate)?;
     let enrolment = parsed.extensions().iter().find(|extension| {
         extension.oid.iter().is_some_and(|mut arcs| arcs.by_ref().eq(ENROLMENT_OID.iter().copied()))
     });
@@ -127,13 +132,25 @@ pub fn peer_of(certificate: &CertificateDer<'_>) -> Result<Peer, UnknownCertific
     }
 }
 
-/// The peer at the other end of an established connection.
-pub fn connected_peer(connection: &quinn::Connection) -> Result<Peer, UnknownCertificate> {
+/// The certificate that the other end of an established connection showed for itself.
+pub fn connected_certificate(
+    connection: &quinn::Connection,
+) -> Result<CertificateDer<'static>, UnknownCertificate> {
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(UnknownCertificate { reason: "none was shown" })?;
-    peer_of(chain.first().ok_or(UnknownCertificate { reason: "none was shown" })?)
+    chain.into_iter().next().ok_or(UnknownCertificate { reason: "none was shown" })
+}
+
+/// The peer at the other end of an established connection.
+pub fn connected_peer(connection: &quinn::Connection) -> Result<Peer, UnknownCertificate> {
+    peer_of(&connected_certificate(connection)?)
+}
+
+/// The Ed25519 key in `certificate`, which the handshake or the caller has verified.
+pub fn public_key_of(certificate: &CertificateDer<'_>) -> Result<[u8; 32], UnknownCertificate> {
+    Ok(parse(certificate)?.1)
 }
 
 /// The public key in an operator certificate that `authority` signed and that is valid at `now`
@@ -150,6 +167,22 @@ pub fn verified_operator_key(
     verifier.verify_client_cert(certificate, &[], now)?;
     match peer_of(certificate) {
         Ok(Peer::Operator { public_key }) => Ok(public_key),
+        _ => Err(Error::InvalidCertificate(CertificateError::InvalidPurpose)),
+    }
+}
+
+/// The public key in a coordinator certificate that `authority` signed and that is valid at `now_s`
+/// (seconds since 1970): what an auditor needs before believing a witness.
+pub fn verified_coordinator_key(
+    authority: &CertificateDer<'static>,
+    certificate: &CertificateDer<'_>,
+    now_s: u64,
+) -> Result<[u8; 32], Error> {
+    let name = ServerName::try_from(COORDINATOR_NAME).map_err(|error| Error::General(error.to_string()))?;
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now_s));
+    coordinator_verifier(authority)?.verify_server_cert(certificate, &[], &name, &[], now)?;
+    match (peer_of(certificate), public_key_of(certificate)) {
+        (Ok(Peer::Coordinator), Ok(public_key)) => Ok(public_key),
         _ => Err(Error::InvalidCertificate(CertificateError::InvalidPurpose)),
     }
 }

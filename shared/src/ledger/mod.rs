@@ -15,4 +15,6 @@ pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
 pub use report::{Audited, Figures, JobTotal, PolicyVersion, Release, Report, short};
-pub use witness::{Head, Received, SignedWitness, Trail, Witness, WitnessFault};
+pub use witness::{
+    Head, Received, SignedWitness, Trail, Witness, WitnessFault, check_witnesses, read_witnesses,
+};

@@ -162,7 +162,9 @@ pub struct Trail {
 impl Trail {
     /// Takes the next entry of a checked ledger, which fixes the hash of the line before it.
     pub fn note(&mut self, entry: &Entry) {
-        if entry.sequence > 0 {
+        if let Some(before) = entry.sequence.checked_sub(1) {
+            // A trail that was ended and goes on has that hash already.
+            self.heads.truncate(before as usize);
             self.heads.push(entry.previous);
         }
         if let Body::Released { job, round, kind, content, len, .. } = &entry.body {
@@ -170,7 +172,7 @@ impl Trail {
         }
     }
 
-    /// Takes the hash of the last line, after the last entry.
+    /// Takes the hash of the last line, after the last entry; more entries may follow later.
     pub fn end(&mut self, head: ContentHash) {
         self.heads.push(head);
     }
@@ -201,6 +203,43 @@ impl Trail {
     }
 }
 
+/// The longest line of a witness file, in bytes.
+const MAX_LINE_LEN: usize = 1 << 16;
+
+/// The lines of a witness file, with their numbers counted from 1. A last line without its newline was cut off while
+/// it was written: it is no witness, and no fault.
+pub fn read_witnesses(
+    lines: &[u8],
+    public_key: &[u8; 32],
+) -> impl Iterator<Item = Result<(usize, Witness), WitnessFault>> {
+    let whole = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    lines[..whole].split_inclusive(|byte| *byte == b'\n').enumerate().map(move |(index, text)| {
+        let line = index + 1;
+        let signed = (text.len() <= MAX_LINE_LEN).then(|| serde_json::from_slice::<SignedWitness>(text).ok());
+        match signed.flatten() {
+            Some(signed) if signed.is_signed_by(public_key) => Ok((line, signed.witness)),
+            _ => Err(WitnessFault::Signature { line }),
+        }
+    })
+}
+
+/// Holds all witnesses of a file against the ledger of `site`. `lines` has one [`SignedWitness`] as JSON a line, signed
+/// by the coordinator with this Ed25519 `public_key`
+/// ([`verified_coordinator_key`](crate::tls::verified_coordinator_key)); `trail` is that of the checked ledger. Returns
+/// how many there are, none of which contradicts it.
+pub fn check_witnesses(
+    lines: &[u8],
+    public_key: &[u8; 32],
+    trail: &Trail,
+    site: SiteId,
+) -> Result<usize, WitnessFault> {
+    read_witnesses(lines, public_key).try_fold(0, |count, read| {
+        let (line, witness) = read?;
+        trail.check(site, &witness, line)?;
+        Ok(count + 1)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,8 +261,8 @@ mod tests {
             [Body::Returned { job: JOB }, released, Body::Returned { job: JOB }].into_iter().enumerate()
         {
             trail.note(&entry(sequence as u64, body));
+            trail.end(ContentHash::of(&(sequence as u64 + 1).to_le_bytes()));
         }
-        trail.end(ContentHash::of(&3u64.to_le_bytes()));
         trail
     }
 
@@ -258,6 +297,27 @@ mod tests {
         assert!(matches!(check(&witness(3, &[b"paid", b"free"])), Err(WitnessFault::Unpaid { len: 4, .. })));
         let other = Witness { site: SiteId::of_public_key(&[1; 32]), ..witness(1, &[]) };
         assert_eq!(check(&other), Err(WitnessFault::Site { line: 1 }));
+    }
+
+    #[test]
+    fn a_file_of_witnesses_holds_line_by_line_and_a_cut_off_last_line_is_none() {
+        let (coordinator, site) = (Identity::generate().unwrap(), SiteId::of_public_key(&[0; 32]));
+        let line = |entries, received: &[&[u8]]| {
+            SignedWitness::sign(witness(entries, received), &coordinator).to_line()
+        };
+        let check = |file: &[u8]| check_witnesses(file, &coordinator.public_key(), &trail(), site);
+        let good = line(1, &[]) + &line(3, &[b"paid"]);
+        let last = line(1, &[]).len();
+        assert_eq!((check(b""), check(good.as_bytes())), (Ok(0), Ok(2)));
+        for end in last..good.len() {
+            assert_eq!(check(&good.as_bytes()[..end]), Ok(1));
+        }
+        let set_back = Err(WitnessFault::SetBack { entries: 3, witnessed: 9 });
+        assert_eq!(check((good.clone() + &line(9, &[])).as_bytes()), set_back);
+        assert_eq!(check((good.clone() + "\n").as_bytes()), Err(WitnessFault::Signature { line: 3 }));
+        let stranger = Identity::generate().unwrap().public_key();
+        let by_another = check_witnesses(good.as_bytes(), &stranger, &trail(), site);
+        assert_eq!(by_another, Err(WitnessFault::Signature { line: 1 }));
     }
 
     #[test]
