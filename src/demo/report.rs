@@ -83,20 +83,12 @@ fn quality_chart(result: &DemoResult) -> String {
     plane.level(result.alone_all_rows, "#7b8794", "alone (mean)");
     plane.curve(&judged, "#0b6e4f");
     if let Some((round, value)) = judged.last() {
-        let (x, y) = (plane.x(*round) + 6.0, plane.y(*value) + 4.0);
-        let _ = write!(
-            plane.svg,
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" style=\"fill:#0b6e4f;font-weight:600\">shared {value:.3}</text>"
-        );
+        plane.name((*round, *value), "#0b6e4f", &format!("shared {value:.3}"));
     }
     for round in &result.rounds {
         if let Some(auc) = round.quality.and_then(|quality| quality.auc) {
             // Quality is of the model before the round.
-            let (x, y) = (plane.x(f64::from(round.round.0)), plane.y(auc));
-            let _ = write!(
-                plane.svg,
-                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"none\" stroke=\"#0b6e4f\"/>"
-            );
+            plane.circle((f64::from(round.round.0), auc), "#0b6e4f");
         }
     }
     plane.finish()

@@ -247,7 +247,8 @@ impl Notes {
             }
             Body::Returned { .. } => {}
         }
-        if let Body::Reserved { job, .. } | Body::Debited { job, .. } | Body::Released { job, .. } = &entry.body
+        if let Body::Reserved { job, .. } | Body::Debited { job, .. } | Body::Released { job, .. } =
+            &entry.body
             && let Some(total) = self.jobs.get_mut(job)
         {
             total.last_s = time_s;
@@ -367,7 +368,12 @@ impl Audited {
     }
 
     /// Both accountants' figures for `events`, `times` over, of the population that paid most.
-    fn figures(&self, events: impl Fn(Population) -> Vec<GaussianEvent>, times: u32, delta: Delta) -> Figures {
+    fn figures(
+        &self,
+        events: impl Fn(Population) -> Vec<GaussianEvent>,
+        times: u32,
+        delta: Delta,
+    ) -> Figures {
         let of = |population| {
             let mut recorded = events(population);
             for event in &mut recorded {
@@ -530,7 +536,11 @@ fn factor(epsilon: f64) -> String {
 /// Where even odds can be moved to, in percent, rounded up.
 fn certainty(epsilon: f64) -> String {
     let percent = 100.0 / (1.0 + (-epsilon).exp());
-    if percent > 99.99 { "more than 99.99 %".to_owned() } else { format!("{:.2} %", (percent * 100.0).ceil() / 100.0) }
+    if percent > 99.99 {
+        "more than 99.99 %".to_owned()
+    } else {
+        format!("{:.2} %", (percent * 100.0).ceil() / 100.0)
+    }
 }
 
 fn chance(delta: f64) -> String {
