@@ -2,10 +2,11 @@
 //! private key; `verify` needs no home either.
 
 mod export;
+mod outgoing;
 mod page;
 mod verify;
 
-use crate::output::{Format, FormatArgument, plain, print_json, table};
+use crate::output::{Format, FormatArgument, plain, print_json, table, wrapped};
 use anyhow::{Context, Result, bail};
 use clap::{Subcommand, ValueEnum};
 use std::io::Read;
@@ -333,7 +334,7 @@ fn figure_rows(report: &Report) -> Vec<Vec<String>> {
     let window = report.period_days.map_or("for good".to_owned(), |days| format!("last {days} days"));
     let certified = |figures: &weighhouse_shared::ledger::Figures| {
         format!(
-            "certified from {} to {}, as a plan fixed beforehand",
+            "certified: {} to {}, as a plan fixed beforehand",
             short(figures.certified_lower),
             short(figures.certified_upper)
         )
@@ -347,13 +348,9 @@ fn figure_rows(report: &Report) -> Vec<Vec<String>> {
         rows.push(row("since it began".into(), report.spent.lifetime, certified(&report.lifetime)));
     }
     rows.push(row(
-        format!("at {} sites", report.max_sites),
+        format!("at {} site{}", report.max_sites, if report.max_sites == 1 { "" } else { "s" }),
         report.at_max_sites.renyi,
-        format!(
-            "for a customer known there, if all released as much; {} by the policy; {}",
-            if report.max_sites == 1 { "one site" } else { "customers.max_sites" },
-            certified(&report.at_max_sites)
-        ),
+        format!("a customer known at so many (customers.max_sites); {}", certified(&report.at_max_sites)),
     ));
     rows
 }
@@ -369,7 +366,7 @@ fn to_text(report: &Report) -> String {
         parts.push(table(&JOB_HEADER, &jobs));
     }
     parts.push(table(&["", "epsilon", ""], &figure_rows(report)));
-    parts.extend(report.guarantee());
+    parts.extend(report.guarantee().iter().map(|paragraph| wrapped(paragraph, 0)));
     parts.join("\n\n")
 }
 

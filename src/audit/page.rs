@@ -7,8 +7,11 @@ use std::fmt::Write;
 use weighhouse_shared::clock::{DAY_S, utc_date, utc_text};
 use weighhouse_shared::ledger::{PolicyVersion, Report, short};
 
-/// Releases on the page; all of them are in `audit export`.
+/// Jobs and releases on the page, each; all of them are in `audit export`.
 const MAX_ROWS: usize = 1000;
+
+/// Policies on the page.
+const MAX_POLICIES: usize = 20;
 
 const INK: &str = "#1d4f6e";
 const CAP: &str = "#a4453a";
@@ -64,25 +67,30 @@ pub fn page(report: &Report, verification: &Verification, name: &Option<String>)
     };
     body += "<h2>Verification</h2>";
     body += &checks(verification);
+    let jobs = latest(&report.jobs, MAX_ROWS);
     let _ = write!(body, "<h2>Jobs ({})</h2>", report.jobs.len());
-    body += &wide_table(&JOB_HEADER, report.jobs.iter().map(job_row));
-    body += "<p class=\"note\">Epsilon alone: what the job's own releases come to. Jobs together come to less than the \
+    body += &wide_table(&JOB_HEADER, jobs.iter().map(job_row));
+    body += "<p class=\"note\">Epsilon alone: what the job's own releases come to; jobs together come to less than the \
              sum. Wasted: paid for, but a crash kept the bytes from leaving.</p>";
-    let skipped = report.releases.len().saturating_sub(MAX_ROWS);
+    let releases = latest(&report.releases, MAX_ROWS);
     let _ = write!(body, "<h2>Releases ({})</h2>", report.releases.len());
-    body += &wide_table(&RELEASE_HEADER, report.releases.iter().skip(skipped).map(release_row));
-    if skipped > 0 {
-        let _ = write!(
-            body,
-            "<p class=\"note\">The latest {MAX_ROWS}; <code>weighhouse audit export</code> has all of them.</p>"
-        );
-    }
+    body += &wide_table(&RELEASE_HEADER, releases.iter().map(release_row));
     body += "<p class=\"note\">Noise: standard deviation over the most that one customer changes. Sigma: the same in the \
              integers that leave. Rate: how likely a customer is in a step. Epsilon after: as enforced, over the cap's \
              period.</p>";
+    let versions = latest(&report.policies, MAX_POLICIES);
     let _ = write!(body, "<h2>Policies ({})</h2>", report.policies.len());
-    body += &policies(&report.policies);
+    body += &policies(versions);
+    if jobs.len() + releases.len() + versions.len()
+        < report.jobs.len() + report.releases.len() + report.policies.len()
+    {
+        body += "<p class=\"note\">Only the latest are on this page; <code>weighhouse audit export</code> has all.</p>";
+    }
     document(&title, STYLE, &body)
+}
+
+fn latest<T>(items: &[T], most: usize) -> &[T] {
+    &items[items.len().saturating_sub(most)..]
 }
 
 fn meter(report: &Report) -> String {

@@ -1,27 +1,21 @@
 //! `weighhouse audit verify`: one line a check, each passed, failed with its place, or not made and why.
 
+use super::outgoing::{self, Checked};
 use super::{MAX_LEDGER_LEN, read, read_plain};
-use crate::output::{Format, FormatArgument, plain, print_json, table};
+use crate::output::{Format, FormatArgument, plain, print_json, wrapped};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
-use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use weighhouse_shared::clock;
 use weighhouse_shared::config::load_text;
 use weighhouse_shared::identity::public_key_from_hex;
-use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId, SiteId};
-use weighhouse_shared::ledger::{Audited, ReleaseKind, Report, WitnessFault, read_witnesses, short};
+use weighhouse_shared::ids::{ContentHash, SiteId};
+use weighhouse_shared::ledger::{Audited, Report, WitnessFault, read_witnesses, short};
 use weighhouse_shared::tls;
 
 /// The largest file of a key or a certificate, in bytes.
 const MAX_CERTIFICATE_LEN: u64 = 1 << 16;
-
-/// The longest list of captured items.
-const MAX_ITEMS: usize = 1_000_000;
 
 #[derive(Debug, clap::Args)]
 pub struct VerifyArguments {
@@ -146,11 +140,13 @@ impl Verification {
         let word = |outcome| match outcome {
             Outcome::Passed => "ok",
             Outcome::Failed => "FAULT",
-            Outcome::NotChecked => "-",
+            Outcome::NotChecked => "--",
         };
-        let row =
-            |check: &Check| vec![word(check.outcome).to_owned(), check.name.to_owned(), plain(&check.text)];
-        let mut text = table(&["", "check", ""], &self.checks.iter().map(row).collect::<Vec<_>>());
+        let line = |check: &Check| {
+            let words = wrapped(&plain(&check.text), 18);
+            format!("{:<5}  {:<9}  {words}", word(check.outcome), check.name)
+        };
+        let mut text = self.checks.iter().map(line).collect::<Vec<_>>().join("\n");
         if let Some(head) = self.head {
             text += &format!("\n\n{} entries; the last line's hash is {head}", self.entries);
         }
@@ -199,8 +195,8 @@ pub fn verify(arguments: &VerifyArguments) -> Result<(Verification, Option<Audit
             ),
         );
     }
-    let as_of_last_entry = None;
-    match audited.report(as_of_last_entry) {
+    // Figures as of the last entry, so that the same ledger always gives the same result.
+    match audited.report(None) {
         None => verification.fail_at("lines", 1, "line 1 of the ledger is missing: the ledger is empty"),
         Some(report) => check_lines(&mut verification, &audited, &report, expected),
     }
@@ -381,91 +377,20 @@ fn site_of(audited: &Audited) -> Option<SiteId> {
     audited.chain.public_key().map(SiteId::of_public_key)
 }
 
-/// An item's hash and length, and whether its header tells the truth.
-fn hash_item(path: &Path) -> io::Result<Option<(ContentHash, u64)>> {
-    let mut file = File::open(path)?;
-    let mut header = [0; 64];
-    match file.read_exact(&mut header) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    }
-    let (mut hasher, mut len, mut buffer) = (ContentHasher::default(), 0, vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            read => {
-                hasher.update(&buffer[..read]);
-                len += read as u64;
-            }
-        }
-    }
-    let content = hasher.finish();
-    Ok((content.as_bytes() == &header[32..]).then_some((content, len)))
-}
-
-/// What an item is, by the name of its file in an outbox.
-fn item_of(name: &str) -> Option<(JobId, RoundId, ReleaseKind)> {
-    let (job, rest) = name.split_once('-')?;
-    let (round, kind) = rest.split_once('-')?;
-    let kind = match kind {
-        "update" => ReleaseKind::Update,
-        "evaluation" => ReleaseKind::Evaluation,
-        _ => return None,
-    };
-    Some((JobId::from_str(job).ok()?, RoundId(round.parse().ok()?), kind))
-}
-
 fn check_outgoing(verification: &mut Verification, folder: Option<&Path>, audited: &Audited) -> Result<()> {
     let name = "outgoing";
     let Some(folder) = folder else {
-        verification.note(
-            name,
-            Outcome::NotChecked,
-            "pass --outgoing FOLDER with captured items or the site's outbox",
-        );
+        let text = "pass --outgoing FOLDER with captured items or the site's outbox";
+        verification.note(name, Outcome::NotChecked, text);
         return Ok(());
     };
-    let cannot = || format!("cannot read {}", folder.display());
-    let mut paths = Vec::new();
-    for item in std::fs::read_dir(folder).with_context(cannot)? {
-        paths.push(item.with_context(cannot)?.path());
-        if paths.len() > MAX_ITEMS {
-            bail!("{} holds more than {MAX_ITEMS} items; pass them in several folders", folder.display());
-        }
-    }
-    paths.sort();
-    let all: BTreeSet<(ContentHash, u64)> = audited.trail.released().collect();
-    let mut count = 0;
-    let mut faults = 0;
-    for path in &paths {
-        let shown = path.display();
-        let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let fault = if !std::fs::symlink_metadata(path).with_context(cannot)?.is_file() {
-            Some(format!("{shown} is not a plain file"))
-        } else {
-            match hash_item(path).with_context(|| format!("cannot read {shown}"))? {
-                None => {
-                    Some(format!("{shown} is not a whole item: its bytes are not those its header names"))
-                }
-                Some((content, len)) => {
-                    let released = match item_of(&file_name) {
-                        Some(what) => audited.trail.has_released(what, content, len),
-                        None => all.contains(&(content, len)),
-                    };
-                    (!released)
-                        .then(|| format!("{shown}: no entry released these {len} bytes with hash {content}"))
-                }
-            }
-        };
-        count += 1;
-        if let Some(text) = fault {
-            faults += 1;
-            verification.note(name, Outcome::Failed, text);
-        }
-    }
-    if faults == 0 {
-        let text = format!("each of {count} items in {} was released, by hash and length", folder.display());
+    let Checked { items, faults } = outgoing::check(folder, &audited.trail)?;
+    if faults.is_empty() {
+        let text = format!("each of {items} items in {} was released, by hash and length", folder.display());
         verification.note(name, Outcome::Passed, text);
+    }
+    for fault in faults {
+        verification.note(name, Outcome::Failed, fault);
     }
     Ok(())
 }

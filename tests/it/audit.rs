@@ -120,6 +120,11 @@ impl Desk {
         self.path("ledger.jsonl").to_str().unwrap().to_owned()
     }
 
+    /// What `audit verify` tells people, whatever the width of its lines.
+    fn told(&self) -> String {
+        output(&["audit", "verify", &self.ledger()]).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// Whether it holds, and the line named as faulty; the JSON says the same as the exit code.
     fn verify(&self, more: &[&str]) -> (bool, Option<u64>, String) {
         let ledger = self.ledger();
@@ -199,7 +204,7 @@ fn a_ledger_written_anew_with_another_key_is_found_by_the_expected_key() {
     for expected in [&key, &file] {
         assert!(desk.verify(&["--key", expected]).0);
     }
-    assert!(output(&["audit", "verify", &desk.ledger()]).contains("trusted on first use"));
+    assert!(desk.told().contains("trusted on first use"));
     desk.put("ledger.jsonl", &forged.bytes());
     let (holds, line, error) = desk.verify(&["--key", &key]);
     assert!(!holds && line == Some(1) && error.contains("not the one expected"), "{error}");
@@ -244,7 +249,7 @@ fn witnesses_find_a_truncated_and_a_rewritten_ledger_and_unpaid_bytes() {
     let desk = Desk::with(&ledger.bytes());
     let (coordinator, witnesses) = witnessed(&desk, &ledger, 3);
     desk.put("witnesses.jsonl", &signed(&coordinator, &witnesses));
-    let told = output(&["audit", "verify", &desk.ledger()]);
+    let told = desk.told();
     assert!(told.contains("the coordinator's 3 agree") && told.contains("up to line 8 of 9"), "{told}");
 
     // Truncated at a line's end it is whole in itself; only the witnesses know better.
@@ -293,11 +298,9 @@ fn witnesses_find_a_truncated_and_a_rewritten_ledger_and_unpaid_bytes() {
     assert!(!holds && error.contains("is not a coordinator's certificate"), "{error}");
 
     std::fs::remove_file(desk.path("coordinator.crt")).unwrap();
-    assert!(
-        output(&["audit", "verify", &desk.ledger()]).contains("coordinator.crt or authority.crt is missing")
-    );
+    assert!(desk.told().contains("coordinator.crt or authority.crt is missing"));
     std::fs::remove_file(desk.path("witnesses.jsonl")).unwrap();
-    assert!(output(&["audit", "verify", &desk.ledger()]).contains("no witnesses.jsonl"));
+    assert!(desk.told().contains("no witnesses.jsonl"));
 }
 
 #[test]

@@ -144,7 +144,7 @@ impl Account {
     /// Like events of `days`, together.
     fn within(&self, days: RangeInclusive<u64>) -> Vec<GaussianEvent> {
         let events = self.paid.iter().filter(|(day, _)| days.contains(day)).map(|(_, event)| *event);
-        composed(events)
+        events.collect::<Kinds>().events()
     }
 
     /// Like events since `from_day`, together.
@@ -157,8 +157,11 @@ impl Account {
             total.add(&curves.total([&event]));
         }
         let same_day = self.paid.iter_mut().rev().take_while(|(day, _)| *day == today);
-        match same_day.map(|(_, known)| known).find(|known| is_like(known, &event)) {
-            Some(known) => known.steps = known.steps.saturating_add(event.steps),
+        let fits = |known: &&mut GaussianEvent| {
+            is_like(known, &event) && known.steps.checked_add(event.steps).is_some()
+        };
+        match same_day.map(|(_, known)| known).find(fits) {
+            Some(known) => known.steps += event.steps,
             None => self.paid.push((today, event)),
         }
     }
@@ -169,18 +172,41 @@ fn is_like(one: &GaussianEvent, other: &GaussianEvent) -> bool {
 }
 
 /// The bits of noise multiplier and sampling rate.
-fn kind_of(event: &GaussianEvent) -> (u64, u64) {
+pub(super) fn kind_of(event: &GaussianEvent) -> (u64, u64) {
     (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
 }
 
-/// `events` with like ones together, as more steps of one.
-pub(super) fn composed(events: impl IntoIterator<Item = GaussianEvent>) -> Vec<GaussianEvent> {
-    let mut kinds: BTreeMap<(u64, u64), GaussianEvent> = BTreeMap::new();
-    for event in events {
-        let same = kinds.entry(kind_of(&event)).or_insert(GaussianEvent { steps: 0, ..event });
-        same.steps = same.steps.saturating_add(event.steps);
+/// Events with like ones together, however many steps that makes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kinds(BTreeMap<(u64, u64), (GaussianEvent, u64)>);
+
+impl Kinds {
+    /// Adds one.
+    pub fn add(&mut self, event: GaussianEvent) {
+        let (_, steps) = self.0.entry(kind_of(&event)).or_insert((event, 0));
+        *steps = steps.saturating_add(event.steps.into());
     }
-    kinds.into_values().collect()
+
+    /// An event a kind, or several for more steps than one holds.
+    pub fn events(&self) -> Vec<GaussianEvent> {
+        let parts = |(event, steps): &(GaussianEvent, u64)| {
+            let (event, steps) = (*event, *steps);
+            let starts = (0..steps).step_by(u32::MAX as usize);
+            starts.map(move |start| GaussianEvent {
+                steps: (steps - start).min(u32::MAX.into()) as u32,
+                ..event
+            })
+        };
+        self.0.values().flat_map(parts).collect()
+    }
+}
+
+impl FromIterator<GaussianEvent> for Kinds {
+    fn from_iter<I: IntoIterator<Item = GaussianEvent>>(events: I) -> Self {
+        let mut kinds = Self::default();
+        events.into_iter().for_each(|event| kinds.add(event));
+        kinds
+    }
 }
 
 /// Curves of one step, by the bits of noise multiplier and sampling rate: making one takes a millisecond,
@@ -554,6 +580,36 @@ mod tests {
         assert_eq!(balance.accounts[&Population::Training].order, order);
         let both = accountant::renyi_epsilon(&[sampled.event, training(1).event], delta());
         assert!((reserved(&balance) - both).abs() < 1e-12 && both <= 2.0);
+    }
+
+    #[test]
+    fn more_steps_than_an_event_holds_are_still_all_counted() {
+        let kinds: Kinds = (0..3).map(|_| training(u32::MAX).event).chain([training(2).event]).collect();
+        let steps = kinds.events().iter().map(|event| u64::from(event.steps)).sum::<u64>();
+        assert_eq!((kinds.events().len(), steps), (4, 3 * u64::from(u32::MAX) + 2));
+        let mut account = Account::default();
+        (0..3).for_each(|_| account.pay(7, training(u32::MAX).event, &Curves::default()));
+        assert_eq!(account.since(0).len(), 3);
+    }
+
+    #[test]
+    fn the_running_total_is_what_the_payments_add_up_to() {
+        let mut balance = opened_with(policy(50.0).replace("# period_days = 365", "period_days = 7"));
+        balance.apply(1, 0, &reserve(1, vec![training(40)])).unwrap();
+        for round in 0..20 {
+            let time_s = u64::from(round / 2) * DAY_S;
+            let stated = balance.apply(u64::from(round) + 2, time_s, &debit(1, round, 1)).unwrap();
+            let events = balance.events_in_period(Population::Training, time_s);
+            let anew = accountant::renyi_epsilon(&events, delta());
+            assert!((stated / anew - 1.0).abs() < 1e-12, "round {round}: {stated} against {anew}");
+            assert_eq!(balance.spent_on(time_s, delta()), anew);
+        }
+    }
+
+    #[test]
+    fn a_reservation_of_too_many_charges_is_refused() {
+        let balance = opened(8.0);
+        assert_eq!(verdict(&balance, &reserve(1, vec![training(0); 17])), Err(LedgerRule::TooMany));
     }
 
     #[test]

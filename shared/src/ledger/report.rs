@@ -3,7 +3,7 @@
 //! Enters: a ledger's bytes. Leaves: [`Audited`], the ledger read and checked once, and from it a [`Report`] with
 //! every figure worked out anew. Nothing here reads a clock, a file or the network.
 
-use super::balance::{Balance, Spent, composed};
+use super::balance::{Balance, Kinds, Spent, kind_of};
 use super::chain::{Chain, LedgerFault, Torn, read};
 use super::entry::{Body, Charge, Entry, Population, ReleaseKind};
 use super::witness::Trail;
@@ -91,7 +91,7 @@ pub struct JobTotal {
     /// What its debits alone come to: the Renyi figure at the cap's delta.
     pub epsilon: f64,
     #[serde(skip)]
-    paid: BTreeMap<(Population, u64, u64), GaussianEvent>,
+    paid: BTreeMap<Population, Kinds>,
 }
 
 /// A policy that was in force.
@@ -121,7 +121,7 @@ pub struct Figures {
     /// The certified figure of the privacy loss distributions, from above: holds for the recorded releases
     /// as a plan fixed beforehand.
     pub certified_upper: f64,
-    /// No figure below this one could be claimed for them.
+    /// No figure below this one could be claimed for them, with continuous noise of the same size; 0 if not known.
     pub certified_lower: f64,
 }
 
@@ -184,10 +184,6 @@ struct Notes {
     curve: Vec<(u64, f64)>,
 }
 
-fn kind_of(event: &GaussianEvent) -> (u64, u64) {
-    (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
-}
-
 impl Notes {
     fn note(&mut self, entry: &Entry) {
         let (line, time_s) = (entry.sequence + 1, entry.time_s);
@@ -208,14 +204,11 @@ impl Notes {
             }
             Body::Debited { job, charge, mechanism, .. } => {
                 self.unused.insert(entry.sequence, (*charge, *mechanism));
-                let (noise, rate) = kind_of(&charge.event);
-                let least = self.sigmas.entry((noise, rate)).or_insert(f64::INFINITY);
+                let least = self.sigmas.entry(kind_of(&charge.event)).or_insert(f64::INFINITY);
                 *least = least.min(mechanism.sigma());
                 if let Some(total) = self.jobs.get_mut(job) {
                     total.wasted += 1;
-                    let none = GaussianEvent { steps: 0, ..charge.event };
-                    let paid = total.paid.entry((charge.population, noise, rate)).or_insert(none);
-                    paid.steps = paid.steps.saturating_add(charge.event.steps);
+                    total.paid.entry(charge.population).or_default().add(charge.event);
                 }
             }
             Body::Released { job, round, kind, debit, content, len } => {
@@ -357,11 +350,8 @@ impl Audited {
         let running: BTreeSet<JobId> = balance.running_jobs().collect();
         let total = |job: &JobId| {
             let noted = self.notes.jobs.get(job)?;
-            let of = |wanted: Population| {
-                let paid = noted.paid.iter().filter(|((population, ..), _)| *population == wanted);
-                balance.epsilon_of(&paid.map(|(_, event)| *event).collect::<Vec<_>>(), delta)
-            };
-            let epsilon = of(Population::Training).max(of(Population::Holdout));
+            let of = |paid: &Kinds| balance.epsilon_of(&paid.events(), delta);
+            let epsilon = noted.paid.values().map(of).fold(0.0, f64::max);
             Some(JobTotal { running: running.contains(job), epsilon, ..noted.clone() })
         };
         self.notes.order.iter().filter_map(total).collect()
@@ -375,10 +365,11 @@ impl Audited {
         delta: Delta,
     ) -> Figures {
         let of = |population| {
-            let mut recorded = events(population);
-            for event in &mut recorded {
-                event.steps = event.steps.saturating_mul(times);
-            }
+            let repeated = |event: GaussianEvent| match event.steps.checked_mul(times) {
+                Some(steps) => vec![GaussianEvent { steps, ..event }],
+                None => vec![event; times as usize],
+            };
+            let recorded: Vec<GaussianEvent> = events(population).into_iter().flat_map(repeated).collect();
             let renyi = self.chain.balance().epsilon_of(&recorded, delta);
             let continuous = recorded.iter().map(|event| {
                 let sigma = self.notes.sigmas.get(&kind_of(event)).copied().unwrap_or(0.0);
@@ -433,9 +424,14 @@ fn coarsened(events: Vec<GaussianEvent>, most: usize) -> Vec<GaussianEvent> {
     if !is_sampled(&events) {
         return events;
     }
-    let (mut kinds, mut step) = (composed(events.iter().copied()), 1.0 / 4096.0);
-    while kinds.len() > most {
-        kinds = composed(events.iter().map(|event| rounded(event, step)));
+    let kinds_of = |step: Option<f64>| -> Vec<GaussianEvent> {
+        let kept = events.iter().map(|event| step.map_or(*event, |step| rounded(event, step)));
+        kept.collect::<Kinds>().events()
+    };
+    // At the coarsest grid only kinds of very many steps are left in parts, which cost the accountant little.
+    let (mut kinds, mut step) = (kinds_of(None), 1.0 / 4096.0);
+    while kinds.len() > most && step <= 64.0 {
+        kinds = kinds_of(Some(step));
         step *= 2.0;
     }
     kinds
