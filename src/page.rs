@@ -99,12 +99,14 @@ impl Plane {
             );
         }
         for (value, name) in &plane.across.ticks {
-            let _ = write!(
-                svg,
-                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{name}</text>",
-                plane.x(*value),
-                HEIGHT - BOTTOM + 18.0
-            );
+            // A long name at an end would leave the drawing or run into its neighbour.
+            let anchor = match plane.across.share(*value) {
+                share if share <= 0.0 && name.len() > 8 => "start",
+                share if share >= 1.0 && name.len() > 8 => "end",
+                _ => "middle",
+            };
+            let (x, y) = (plane.x(*value), HEIGHT - BOTTOM + 18.0);
+            let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"{anchor}\">{name}</text>");
         }
         let _ = write!(
             svg,

@@ -26,10 +26,10 @@ h1{font:600 1.7rem/1.25 Georgia,serif;margin:0}h2{font:600 1.15rem/1.3 Georgia,s
 .state{display:inline-block;padding:.1rem .7rem;border-radius:1rem;font-size:.85rem;background:#e4f0e8;color:#22633e}.state.bad{background:#f8e6e3;color:#a4453a}\
 table{font-size:.82rem;font-variant-numeric:tabular-nums}th{font-weight:600;color:#5d6b75}\
 td.ok{color:#22633e;font-weight:600}td.bad{color:#a4453a;font-weight:600}td.none{color:#8a959d}\
-.wide{overflow-x:auto}.wide td{white-space:nowrap}pre{font-size:.78rem;line-height:1.4;white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f5f1;padding:.8rem 1rem}\
+.wide{overflow-x:auto}.wide table{font-size:.74rem}.wide td,.wide th{padding:.2rem .35rem}.wide td{white-space:nowrap}td.n,th.n{text-align:right}pre{font-size:.78rem;line-height:1.4;white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f5f1;padding:.8rem 1rem}\
 @page{size:A4;margin:16mm 14mm}\
 @media print{body{background:#fff;font-size:10.5pt}main{max-width:none;margin:0;padding:0;box-shadow:none}\
-h2{break-after:avoid}tr,svg,.words{break-inside:avoid}thead{display:table-header-group}.wide{overflow:visible}.wide table{font-size:6.6pt}.wide td,.wide th{padding:.15rem .25rem}\
+h2{break-after:avoid}tr,svg,.words{break-inside:avoid}thead{display:table-header-group}.wide{overflow:visible}.wide table{font-size:6.5pt}.wide td,.wide th{padding:.15rem .25rem}\
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}";
 
 /// The page; `name` is what the site is called, if that is known.
@@ -106,14 +106,21 @@ fn meter(report: &Report) -> String {
     )
 }
 
-fn cells<S: AsRef<str>>(name: &str, cells: impl IntoIterator<Item = S>) -> String {
-    let cells = cells.into_iter().map(|cell| format!("<{name}>{}</{name}>", escape(cell.as_ref())));
-    format!("<tr>{}</tr>", cells.collect::<String>())
-}
-
-fn plain_table<'a>(header: &[&str], rows: impl Iterator<Item = &'a Vec<String>>) -> String {
-    let rows: String = rows.map(|row| cells("td", row)).collect();
-    format!("<table><thead>{}</thead><tbody>{rows}</tbody></table>", cells("th", header))
+/// A table; columns of nothing but numbers stand to the right.
+fn plain_table<'a>(header: &[&str], rows: impl Iterator<Item = &'a Vec<String>> + Clone) -> String {
+    let numeric: Vec<bool> = (0..header.len())
+        .map(|column| rows.clone().all(|row| row.get(column).is_some_and(|cell| cell.parse::<f64>().is_ok())))
+        .collect();
+    let line = |name: &str, cells: &mut dyn Iterator<Item = &str>| {
+        let cells = cells.zip(&numeric).map(|(cell, numeric)| {
+            let class = if *numeric { " class=\"n\"" } else { "" };
+            format!("<{name}{class}>{}</{name}>", escape(cell))
+        });
+        format!("<tr>{}</tr>", cells.collect::<String>())
+    };
+    let head = line("th", &mut header.iter().copied());
+    let body: String = rows.clone().map(|row| line("td", &mut row.iter().map(String::as_str))).collect();
+    format!("<table><thead>{head}</thead><tbody>{body}</tbody></table>")
 }
 
 fn wide_table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
@@ -183,7 +190,9 @@ fn spending_chart(report: &Report) -> String {
     plane.curve(&spent, INK);
     plane.dashes(&stairs(&caps, last), CAP);
     if let Some((_, spent)) = spent.last() {
-        plane.name((last, *spent), INK, &format!("spent {}", short(*spent)));
+        // Two names that are near each other stand one above the other.
+        let place = spent.min(report.cap_epsilon - 0.07 * high).max(0.0);
+        plane.name((last, place), INK, &format!("spent {}", short(*spent)));
     }
     plane.name((last, report.cap_epsilon), CAP, &format!("cap {}", report.cap_epsilon));
     plane.finish()

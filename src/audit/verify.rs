@@ -385,7 +385,9 @@ fn check_outgoing(verification: &mut Verification, folder: Option<&Path>, audite
         return Ok(());
     };
     let Checked { items, faults } = outgoing::check(folder, &audited.trail)?;
-    if faults.is_empty() {
+    if items == 0 {
+        verification.note(name, Outcome::NotChecked, format!("{} holds no item", folder.display()));
+    } else if faults.is_empty() {
         let text = format!("each of {items} items in {} was released, by hash and length", folder.display());
         verification.note(name, Outcome::Passed, text);
     }

@@ -308,6 +308,26 @@ mod tests {
     }
 
     proptest! {
+        /// A byte written over, put in or taken out, anywhere.
+        #[test]
+        fn any_edit_is_found_on_its_line(at in any::<prop::sample::Index>(), byte in any::<u8>(), how in 0..3) {
+            let (file, _) = sample();
+            let at = at.index(file.len());
+            let mut bad = file.clone();
+            match how {
+                0 => bad[at] = byte,
+                1 => bad.insert(at, byte),
+                _ => drop(bad.remove(at)),
+            }
+            prop_assume!(bad != file);
+            let line = file[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+            match read(&bad, |_| ()) {
+                // A second newline after a line is an empty line after it.
+                Err(fault) => prop_assert!(fault.line == line || (byte == b'\n' && fault.line == line + 1)),
+                Ok((_, torn)) => prop_assert!(torn.is_some()),
+            }
+        }
+
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = read(&bytes, |_| ());

@@ -462,7 +462,7 @@ impl Report {
             Some(days) => format!("in the last {days} days"),
             None => "since this ledger began".to_owned(),
         };
-        let spent = self.spent.spent;
+        let spent = raised(self.spent.spent);
         paragraphs.push(match spent > 0.0 {
             false => format!("{}, nothing left that depends on any customer.", capital(&window)),
             true => format!(
@@ -486,7 +486,7 @@ impl Report {
                  began it is epsilon {} (a factor {}).",
                 factor(cap),
                 short(self.spent.lifetime),
-                factor(self.spent.lifetime),
+                factor(raised(self.spent.lifetime)),
             ),
             None => format!(
                 "The site's lock stands at epsilon {cap} for good (odds by at most a factor {}): a job that would \
@@ -500,7 +500,7 @@ impl Report {
                  began (a factor {}).",
                 self.max_sites,
                 short(self.at_max_sites.renyi),
-                factor(self.at_max_sites.renyi),
+                factor(raised(self.at_max_sites.renyi)),
             ));
         }
         paragraphs
@@ -514,8 +514,13 @@ fn capital(text: &str) -> String {
 
 /// An epsilon in as many digits as say something, rounded up.
 pub fn short(epsilon: f64) -> String {
-    let raised = (epsilon * 1000.0 - 1e-6).ceil() / 1000.0;
-    if raised.is_finite() { format!("{:.3}", raised.max(0.0)) } else { "without bound".to_owned() }
+    let raised = raised(epsilon);
+    if raised.is_finite() { format!("{raised:.3}") } else { "without bound".to_owned() }
+}
+
+/// An epsilon rounded up to thousandths.
+fn raised(epsilon: f64) -> f64 {
+    ((epsilon * 1000.0 - 1e-6).ceil() / 1000.0).max(0.0)
 }
 
 /// `exp(epsilon)`, rounded up.
