@@ -1,8 +1,9 @@
-//! `weighhouse job …`: submit, list, watch, stop.
+//! `weighhouse job …`: plan, submit, list, watch, stop.
 
 use crate::error::JobDidNotFinish;
 use crate::operator::{HomeArgument, Operator, block_on};
 use crate::output::{Format, FormatArgument, print_json, table};
+use crate::plan::PlanArguments;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use weighhouse_shared::identity::Purpose;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{JobContract, JobFile};
 use weighhouse_shared::privacy::Generator;
+use weighhouse_shared::schema::Schema;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, Decision, JobEvent, JobStatus, JobSummary, OperatorToCoordinator, SignedContract,
@@ -29,6 +31,20 @@ pub enum JobVerb {
         /// Stay and show progress
         #[arg(long)]
         watch: bool,
+        #[command(flatten)]
+        home: HomeArgument,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// What a job would cost each site and be worth, before any budget is spent
+    #[command(
+        after_help = "Example:\n  weighhouse job plan configs/campaign-response.job.toml\n\nNoise for the asked epsilon (or epsilon for the given noise), rounds left at each site, simulated quality."
+    )]
+    Plan {
+        /// Job file (TOML)
+        file: PathBuf,
+        #[command(flatten)]
+        plan: PlanArguments,
         #[command(flatten)]
         home: HomeArgument,
         #[command(flatten)]
@@ -79,6 +95,9 @@ pub fn run(verb: JobVerb) -> Result<()> {
                 if stay { watch(&operator, job, format.format).await } else { Ok(()) }
             })
         }
+        JobVerb::Plan { file, plan, home, format } => {
+            crate::plan::run(&file, &home.home, &plan, format.format)
+        }
         JobVerb::List { home, format } => {
             let jobs = block_on(async { Operator::connect(&home.home).await?.jobs().await })?;
             match format.format {
@@ -106,11 +125,17 @@ pub fn run(verb: JobVerb) -> Result<()> {
     }
 }
 
-/// Reads a job file and its schema, and fixes every number.
-pub fn contract_of(path: &Path) -> Result<JobContract> {
+/// Reads a job file and its schema.
+pub fn read_job_file(path: &Path) -> Result<(JobFile, Schema)> {
     let file: JobFile = config::load(path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let schema = load_schema(&folder.join(&file.schema))?;
+    Ok((file, schema))
+}
+
+/// Reads a job file and its schema, and fixes every number.
+fn contract_of(path: &Path) -> Result<JobContract> {
+    let (file, schema) = read_job_file(path)?;
     let mut nonce = [0; 16];
     Generator::from_system()?.fill(&mut nonce);
     file.contract(schema, nonce).with_context(|| format!("{} is not a job that can run", path.display()))

@@ -10,6 +10,7 @@ mod model;
 mod operator;
 mod output;
 mod page;
+mod plan;
 mod site;
 
 use clap::{Parser, Subcommand};

@@ -242,6 +242,8 @@ async fn session(
         _ => return Err(ConnectError::Protocol),
     }
 
+    send_standing(site, &mut send).await?;
+
     let model_lens = Arc::new(Mutex::new(HashMap::new()));
     let (inbox, mut incoming) = mpsc::channel(16);
     let mut tasks = tokio::task::JoinSet::new();
@@ -370,6 +372,7 @@ async fn session(
                     if let Err(error) = site.workplace.outbox.forget(job, None) {
                         tracing::warn!(%error, "the outbox could not be cleared");
                     }
+                    send_standing(site, &mut send).await?;
                 }
             }
         }
@@ -402,6 +405,17 @@ fn describe(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Tells what the budget still allows, so that operators can plan.
+async fn send_standing(site: &Site, send: &mut quinn::SendStream) -> Result<(), ConnectError> {
+    let standing = lock(&site.workplace.budget).balance().standing(clock::unix_time_s());
+    match standing {
+        Some(standing) => stream::send(send, &SiteToCoordinator::Standing(standing))
+            .await
+            .map_err(ConnectError::from_stream),
+        None => Ok(()),
+    }
 }
 
 /// Judges an offer and sets its charges aside.

@@ -9,7 +9,7 @@ use crate::authority;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
 use crate::roster::SharedRoster;
-use crate::store::{JobRecord, Store, StoreError};
+use crate::store::{JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ use weighhouse_shared::evaluation::{ScoreHistogram, auc_from_histogram, log_loss
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
+use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::tls::Role;
 use weighhouse_shared::wire::codec;
@@ -93,6 +94,8 @@ pub enum Input {
     Evaluation(SiteId, Evaluation),
     /// A site will not contribute.
     Skipped(SiteId, RoundSkipped),
+    /// A site says what its budget still allows.
+    Standing(SiteId, Standing),
     /// A site's update is whole.
     Update(SiteId, ParsedUpdate),
     /// What arrived from a site is no update of this job.
@@ -260,6 +263,13 @@ impl Driver {
             Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
             Input::Skipped(site, RoundSkipped { job, round }) => {
                 self.step(job, Event::Skipped(site, round))?;
+            }
+            Input::Standing(site, standing) => {
+                let charged = [&standing.training, &standing.holdout];
+                if charged.iter().all(|charged| charged.events.len() <= MAX_STANDING_CHARGES) {
+                    let record = StandingRecord { as_of_s: clock::unix_time_s(), standing };
+                    self.parts.store.put_standing(site, &record)?;
+                }
             }
             Input::Update(site, update) => self.count_update(site, update)?,
             Input::Refused(site, receipt) => {

@@ -117,6 +117,7 @@ async fn read_control(mut receive: RecvStream, site: SiteId, shared: &Shared) ->
             SiteToCoordinator::JobAnswer(answer) => Input::Answer(site, answer),
             SiteToCoordinator::Evaluation(evaluation) => Input::Evaluation(site, evaluation),
             SiteToCoordinator::RoundSkipped(skipped) => Input::Skipped(site, skipped),
+            SiteToCoordinator::Standing(standing) => Input::Standing(site, standing),
             SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => return Err(SessionError::Protocol),
         };
         shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;

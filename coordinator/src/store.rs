@@ -11,6 +11,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
+use weighhouse_shared::ledger::Standing;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{Decision, JobStatus, RoundSummary, SignedContract};
 
@@ -96,6 +97,15 @@ pub struct JobRecord {
     pub answers: BTreeMap<SiteId, Decision>,
 }
 
+/// What a site last said of its budget.
+#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+pub struct StandingRecord {
+    /// When, in seconds since 1970.
+    pub as_of_s: u64,
+    /// What it said.
+    pub standing: Standing,
+}
+
 /// The database.
 #[derive(Debug)]
 pub struct Store {
@@ -106,6 +116,7 @@ pub struct Store {
     jobs: sled::Tree,
     rounds: sled::Tree,
     models: sled::Tree,
+    standings: sled::Tree,
     /// Long models, each in a file named by its hash.
     folder: PathBuf,
 }
@@ -119,12 +130,13 @@ impl Store {
         let tree = |name| database.open_tree(name).map_err(failed);
         let (sites, jobs, rounds, models) =
             (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
+        let standings = tree("standings-1")?;
         let file_path = path.join("db");
         let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
         let folder = path.join("models");
         std::fs::create_dir_all(&folder)
             .map_err(|source| StoreError::Sync { path: folder.clone(), source })?;
-        Ok(Self { path: path.into(), database, file, sites, jobs, rounds, models, folder })
+        Ok(Self { path: path.into(), database, file, sites, jobs, rounds, models, standings, folder })
     }
 
     fn failed(&self, source: sled::Error) -> StoreError {
@@ -163,6 +175,19 @@ impl Store {
     /// All sites.
     pub fn sites(&self) -> Result<Vec<SiteRecord>, StoreError> {
         Ok(self.all(self.sites.iter(), "sites-1")?.into_iter().map(|(_, site)| site).collect())
+    }
+
+    /// Keeps what `site` says of its budget.
+    pub fn put_standing(&self, site: SiteId, record: &StandingRecord) -> Result<(), StoreError> {
+        self.put(&self.standings, site.as_bytes(), record)
+    }
+
+    /// What `site` last said of its budget.
+    pub fn standing(&self, site: SiteId) -> Result<Option<StandingRecord>, StoreError> {
+        let value = self.standings.get(site.as_bytes()).map_err(|source| self.failed(source))?;
+        let what = "standings-1";
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what };
+        value.map(|value| codec::decode(&value).map_err(damaged)).transpose()
     }
 
     /// Keeps a job.

@@ -83,13 +83,18 @@ impl Default for Training {
     }
 }
 
-/// The privacy an operator asks for, for each customer of each site, over the whole job.
+/// The privacy an operator asks for, for each customer of each site, over the whole job: either the
+/// epsilon that the noise is made for, or the noise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrivacyAsked {
     /// Largest privacy loss.
-    pub epsilon: Epsilon,
-    /// Probability with which that may fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<Epsilon>,
+    /// Noise of each training step, in units of the clip norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_multiplier: Option<NoiseMultiplier>,
+    /// Probability with which the privacy loss may be larger.
     pub delta: Delta,
     /// L2 norm to which a customer's gradient is clipped.
     #[serde(default = "default_clip_norm")]
@@ -225,6 +230,17 @@ pub enum JobError {
         /// What it is.
         got: f64,
     },
+    /// Neither or both of epsilon and noise are asked for.
+    #[error("[privacy] needs either `epsilon` or `noise_multiplier`, and not both")]
+    Asked,
+    /// The noise asked for gives no usable epsilon.
+    #[error("noise multiplier {noise_multiplier} gives epsilon {got}: ask for more noise or fewer rounds", noise_multiplier = noise_multiplier.value())]
+    NoEpsilon {
+        /// The noise asked for.
+        noise_multiplier: NoiseMultiplier,
+        /// What it gives.
+        got: f64,
+    },
     /// No noise reaches the claim.
     #[error(
         "no noise multiplier up to {max} gives epsilon {epsilon} at delta {delta} over {steps} steps; ask for a larger epsilon or fewer rounds"
@@ -262,7 +278,18 @@ impl JobFile {
     /// submission a job of its own; draw it at random.
     pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
         check_training(&self.training)?;
-        let PrivacyAsked { epsilon, delta, clip_norm } = self.privacy;
+        let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
+        let training_steps = self.training.rounds * self.training.local_steps;
+        let sampling_rate = self.training.sampling_rate;
+        let epsilon = match (self.privacy.epsilon, self.privacy.noise_multiplier) {
+            (Some(epsilon), None) => epsilon,
+            (None, Some(noise_multiplier)) => {
+                let event = GaussianEvent { noise_multiplier, sampling_rate, steps: training_steps };
+                let epsilon = accountant::renyi_epsilon(&[event], delta);
+                Epsilon::new(epsilon).map_err(|_| JobError::NoEpsilon { noise_multiplier, got: epsilon })?
+            }
+            _ => return Err(JobError::Asked),
+        };
         let noise = |rate: SamplingRate, steps: u32| {
             accountant::renyi_noise_for(epsilon, delta, rate, steps).map_err(|_| JobError::NoNoise {
                 epsilon,
@@ -271,8 +298,10 @@ impl JobFile {
                 max: 1e6,
             })
         };
-        let training_steps = self.training.rounds * self.training.local_steps;
-        let noise_multiplier = noise(self.training.sampling_rate, training_steps)?;
+        let noise_multiplier = match self.privacy.noise_multiplier {
+            Some(noise_multiplier) => noise_multiplier,
+            None => noise(sampling_rate, training_steps)?,
+        };
         let evaluation = match self.evaluation.every {
             0 => None,
             every => {

@@ -333,7 +333,8 @@ async fn federate(
             ..Training::default()
         },
         privacy: PrivacyAsked {
-            epsilon: arguments.epsilon,
+            epsilon: Some(arguments.epsilon),
+            noise_multiplier: None,
             delta: arguments.delta,
             clip_norm: ClipNorm::new(0.5)?,
         },

@@ -5,5 +5,6 @@ mod bad_input;
 mod demo;
 mod federation;
 mod intruders;
+mod plan;
 mod restart;
 mod walkthrough;

@@ -4,7 +4,7 @@ use super::{Driver, DriverError, Job, ToSite};
 use crate::global_model::GlobalModel;
 use crate::job::{Event, JobMachine};
 use crate::roster;
-use crate::store::{InviteRecord, StoreError};
+use crate::store::{InviteRecord, StandingRecord, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +14,13 @@ use weighhouse_shared::identity::{Purpose, is_signed_by};
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::invite::Invite;
 use weighhouse_shared::job::JobContract;
+use weighhouse_shared::ledger::Population;
+use weighhouse_shared::privacy::accountant::StepCurves;
 use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, JobStatus, JobSummary, ModelHeader, ModelSummary, OperatorToCoordinator,
-    SignedContract,
+    AskRoom, CoordinatorToOperator, JobStatus, JobSummary, ModelHeader, ModelSummary, OperatorToCoordinator,
+    Room, SignedContract, SiteRoom, SiteSummary,
 };
 
 /// The most jobs kept.
@@ -108,6 +110,7 @@ impl Driver {
                 };
                 return Ok((CoordinatorToOperator::Model(header), Some(model.bytes)));
             }
+            OperatorToCoordinator::AskRoom(asked) => CoordinatorToOperator::Room(self.room(&asked)?),
             OperatorToCoordinator::WatchJob(_) => {
                 return Err(RequestError::Refused("watching is asked for on a stream of its own".into()));
             }
@@ -185,6 +188,33 @@ impl Driver {
             self.step(id, Event::SiteOnline(site))?;
         }
         Ok(id)
+    }
+
+    /// What each site's budget allows of the charges asked about.
+    fn room(&self, asked: &AskRoom) -> Result<Vec<SiteRoom>, RequestError> {
+        let online: BTreeSet<SiteId> = self.online.keys().copied().collect();
+        let summaries = {
+            let roster = self.parts.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            roster.summaries(&online, clock::unix_time_s())
+        };
+        let mut curves = StepCurves::default();
+        let mut rooms = Vec::new();
+        for SiteSummary { name, status, id } in summaries {
+            let record = id.map(|site| self.parts.store.standing(site)).transpose()?.flatten();
+            let room = record.map(|StandingRecord { as_of_s, standing }| Room {
+                as_of_s,
+                cap_epsilon: standing.cap_epsilon.value(),
+                cap_delta: standing.cap_delta.value(),
+                job_epsilon: standing.job_epsilon.value(),
+                epsilon: standing.epsilon(&mut curves),
+                training_steps: standing.steps_left(Population::Training, &asked.training, &mut curves),
+                evaluations: asked
+                    .holdout
+                    .map(|event| standing.steps_left(Population::Holdout, &event, &mut curves)),
+            });
+            rooms.push(SiteRoom { name, status, room });
+        }
+        Ok(rooms)
     }
 
     fn list_models(&self) -> Result<CoordinatorToOperator, RequestError> {

@@ -20,12 +20,11 @@
 use super::entry::{Body, Charge, Population};
 use crate::ids::JobId;
 use crate::policy::{Policy, PolicyError, PolicyText};
-use crate::privacy::accountant::{GaussianEvent, RenyiCurve, RenyiOrder};
+use crate::privacy::accountant::{GaussianEvent, RenyiCurve, RenyiOrder, StepCurves};
 use crate::privacy::{Delta, Epsilon};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 /// Seconds of a day of the cap's period.
 const DAY_S: u64 = 86_400;
@@ -35,9 +34,6 @@ const MAX_CHARGES: usize = 16;
 
 /// The most jobs that hold a reservation at once.
 const MAX_HELD: usize = 256;
-
-/// Curves kept, of a few kilobytes each.
-const MAX_CURVES: usize = 16_384;
 
 /// A rule of the ledger that an entry would break.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -126,7 +122,7 @@ pub struct Balance {
     accounts: BTreeMap<Population, Account>,
     held: BTreeMap<JobId, Vec<Charge>>,
     unused_debits: BTreeMap<u64, JobId>,
-    curves: Curves,
+    curves: StepCurves,
 }
 
 /// What one group of customers has paid.
@@ -152,28 +148,19 @@ impl Account {
         self.within(from_day..=u64::MAX)
     }
 
-    fn pay(&mut self, today: u64, event: GaussianEvent, curves: &Curves) {
+    fn pay(&mut self, today: u64, event: GaussianEvent, curves: &StepCurves) {
         if let Some((_, total)) = &mut self.total {
             total.add(&curves.total([&event]));
         }
         let same_day = self.paid.iter_mut().rev().take_while(|(day, _)| *day == today);
         let fits = |known: &&mut GaussianEvent| {
-            is_like(known, &event) && known.steps.checked_add(event.steps).is_some()
+            known.kind() == event.kind() && known.steps.checked_add(event.steps).is_some()
         };
         match same_day.map(|(_, known)| known).find(fits) {
             Some(known) => known.steps += event.steps,
             None => self.paid.push((today, event)),
         }
     }
-}
-
-fn is_like(one: &GaussianEvent, other: &GaussianEvent) -> bool {
-    (one.noise_multiplier, one.sampling_rate) == (other.noise_multiplier, other.sampling_rate)
-}
-
-/// The bits of noise multiplier and sampling rate.
-pub(super) fn kind_of(event: &GaussianEvent) -> (u64, u64) {
-    (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
 }
 
 /// Events with like ones together, however many steps that makes.
@@ -183,7 +170,7 @@ pub(super) struct Kinds(BTreeMap<(u64, u64), (GaussianEvent, u64)>);
 impl Kinds {
     /// Adds one.
     pub fn add(&mut self, event: GaussianEvent) {
-        let (_, steps) = self.0.entry(kind_of(&event)).or_insert((event, 0));
+        let (_, steps) = self.0.entry(event.kind()).or_insert((event, 0));
         *steps = steps.saturating_add(event.steps.into());
     }
 
@@ -206,34 +193,6 @@ impl FromIterator<GaussianEvent> for Kinds {
         let mut kinds = Self::default();
         events.into_iter().for_each(|event| kinds.add(event));
         kinds
-    }
-}
-
-/// Curves of one step, by the bits of noise multiplier and sampling rate: making one takes a millisecond,
-/// a ledger has few and asks for them at every entry.
-#[derive(Debug, Clone, Default)]
-struct Curves(BTreeMap<(u64, u64), Arc<RenyiCurve>>);
-
-impl Curves {
-    fn learn(&mut self, event: &GaussianEvent) {
-        if self.0.len() >= MAX_CURVES {
-            self.0.clear();
-        }
-        self.0.entry(kind_of(event)).or_insert_with(|| Arc::new(Self::make(event)));
-    }
-
-    fn make(event: &GaussianEvent) -> RenyiCurve {
-        RenyiCurve::of_one_step(event.noise_multiplier, event.sampling_rate)
-    }
-
-    fn total<'a>(&self, events: impl IntoIterator<Item = &'a GaussianEvent>) -> RenyiCurve {
-        let mut total = RenyiCurve::zero();
-        for event in events {
-            let step =
-                self.0.get(&kind_of(event)).map_or_else(|| Self::make(event), |curve| (**curve).clone());
-            total.add(&step.scaled(event.steps));
-        }
-        total
     }
 }
 
@@ -279,6 +238,15 @@ impl Balance {
             .get(&population)
             .map(|account| account.since(self.first_day(time_s)))
             .unwrap_or_default()
+    }
+
+    /// What `population` has paid in the cap's period that ends at `time_s` or has set aside, like events
+    /// together, and the order of its filter, if it is fixed.
+    pub fn charged(&self, population: Population, time_s: u64) -> (Vec<GaussianEvent>, Option<RenyiOrder>) {
+        let paid = self.events_in_period(population, time_s).into_iter();
+        let held = self.held.values().flatten().filter(|charge| charge.population == population);
+        let events = paid.chain(held.map(|charge| charge.event)).collect::<Kinds>().events();
+        (events, self.accounts.get(&population).and_then(|account| account.order))
     }
 
     /// The first day that counts at `time_s`.
@@ -436,7 +404,7 @@ impl Balance {
         let held = self.held.get_mut(&job).ok_or(LedgerRule::NotReserved { job })?;
         let fits = |reserved: &&mut Charge| {
             reserved.population == charge.population
-                && is_like(&reserved.event, &charge.event)
+                && reserved.event.kind() == charge.event.kind()
                 && reserved.event.steps >= charge.event.steps
         };
         let reserved = held.iter_mut().find(fits).ok_or(LedgerRule::NotReserved { job })?;
@@ -588,7 +556,7 @@ mod tests {
         let steps = kinds.events().iter().map(|event| u64::from(event.steps)).sum::<u64>();
         assert_eq!((kinds.events().len(), steps), (4, 3 * u64::from(u32::MAX) + 2));
         let mut account = Account::default();
-        (0..3).for_each(|_| account.pay(7, training(u32::MAX).event, &Curves::default()));
+        (0..3).for_each(|_| account.pay(7, training(u32::MAX).event, &StepCurves::default()));
         assert_eq!(account.since(0).len(), 3);
     }
 

@@ -3,7 +3,7 @@
 //! Enters: a ledger's bytes. Leaves: [`Audited`], the ledger read and checked once, and from it a [`Report`] with
 //! every figure worked out anew. Nothing here reads a clock, a file or the network.
 
-use super::balance::{Balance, Kinds, Spent, kind_of};
+use super::balance::{Balance, Kinds, Spent};
 use super::chain::{Chain, LedgerFault, Torn, read};
 use super::entry::{Body, Charge, Entry, Population, ReleaseKind};
 use super::witness::Trail;
@@ -204,7 +204,7 @@ impl Notes {
             }
             Body::Debited { job, charge, mechanism, .. } => {
                 self.unused.insert(entry.sequence, (*charge, *mechanism));
-                let least = self.sigmas.entry(kind_of(&charge.event)).or_insert(f64::INFINITY);
+                let least = self.sigmas.entry(charge.event.kind()).or_insert(f64::INFINITY);
                 *least = least.min(mechanism.sigma());
                 if let Some(total) = self.jobs.get_mut(job) {
                     total.wasted += 1;
@@ -372,7 +372,7 @@ impl Audited {
             let recorded: Vec<GaussianEvent> = events(population).into_iter().flat_map(repeated).collect();
             let renyi = self.chain.balance().epsilon_of(&recorded, delta);
             let continuous = recorded.iter().map(|event| {
-                let sigma = self.notes.sigmas.get(&kind_of(event)).copied().unwrap_or(0.0);
+                let sigma = self.notes.sigmas.get(&event.kind()).copied().unwrap_or(0.0);
                 let noise_multiplier = continuous_equivalent(event.noise_multiplier, sigma).ok()?;
                 Some(GaussianEvent { noise_multiplier, ..*event })
             });

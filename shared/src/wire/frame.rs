@@ -102,6 +102,7 @@ frame_numbers!(SiteToCoordinator {
     3 => JobAnswer,
     4 => Evaluation,
     5 => RoundSkipped,
+    7 => Standing,
 });
 
 frame_numbers!(CoordinatorToSite {
@@ -124,6 +125,7 @@ frame_numbers!(OperatorToCoordinator {
     207 => StopJob,
     208 => ListModels,
     209 => ExportModel,
+    211 => AskRoom,
 });
 
 frame_numbers!(CoordinatorToOperator {
@@ -137,4 +139,5 @@ frame_numbers!(CoordinatorToOperator {
     308 => Models,
     309 => Model,
     310 => Refused,
+    312 => Room,
 });

@@ -5,6 +5,9 @@ use super::frame::{self, Message};
 use super::messages::*;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
+use crate::ledger::{Charged, Standing};
+use crate::privacy::accountant::GaussianEvent;
+use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 use std::fmt::Debug;
@@ -48,7 +51,40 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
         ("job_answer", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::RefusedBudget })),
         ("evaluation", M::Evaluation(Evaluation { job: JOB, round: ROUND, histogram: vec![-1, 1 << 40] })),
         ("round_skipped", M::RoundSkipped(RoundSkipped { job: JOB, round: ROUND })),
+        ("standing", M::Standing(standing())),
     ]
+}
+
+fn event() -> GaussianEvent {
+    GaussianEvent {
+        noise_multiplier: NoiseMultiplier::new(4.5).unwrap(),
+        sampling_rate: SamplingRate::new(0.25).unwrap(),
+        steps: 3,
+    }
+}
+
+fn standing() -> Standing {
+    let order = Some(7.try_into().unwrap());
+    Standing {
+        cap_epsilon: Epsilon::new(8.0).unwrap(),
+        cap_delta: Delta::new(1e-5).unwrap(),
+        job_epsilon: Epsilon::new(2.0).unwrap(),
+        training: Charged { events: vec![event()], order },
+        holdout: Charged::default(),
+    }
+}
+
+fn site_room() -> SiteRoom {
+    let room = Room {
+        as_of_s: 1_700_000_000,
+        cap_epsilon: 8.0,
+        cap_delta: 1e-5,
+        job_epsilon: 2.0,
+        epsilon: 0.5,
+        training_steps: 90,
+        evaluations: None,
+    };
+    SiteRoom { name: "berlin".into(), status: SiteStatus::Offline, room: Some(room) }
 }
 
 fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
@@ -80,6 +116,7 @@ fn from_operators() -> Vec<(&'static str, OperatorToCoordinator)> {
         ("stop_job", M::StopJob(StopJob { job: JOB })),
         ("list_models", M::ListModels(ListModels {})),
         ("export_model", M::ExportModel(ExportModel { job: JOB })),
+        ("ask_room", M::AskRoom(AskRoom { training: event(), holdout: Some(event()) })),
     ]
 }
 
@@ -116,6 +153,7 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
         ("models", M::Models(vec![model])),
         ("model", M::Model(ModelHeader { contract: vec![1, 2], rounds: 20, model: MODEL, len: 120 })),
         ("refused", M::Refused(Refused { reason: "no".into() })),
+        ("room", M::Room(vec![site_room()])),
     ]
 }
 
@@ -169,8 +207,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 5 + 7 + 9 + 10; progress has four samples of one number.
-    assert_eq!(numbers.len(), 31);
+    // 6 + 7 + 10 + 11; progress has four samples of one number.
+    assert_eq!(numbers.len(), 34);
 }
 
 fn survives(bytes: &[u8]) {

@@ -4,6 +4,8 @@
 
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
+use crate::ledger::Standing;
+use crate::privacy::accountant::GaussianEvent;
 use serde::{Deserialize, Serialize};
 
 /// From a site.
@@ -19,6 +21,8 @@ pub enum SiteToCoordinator {
     Evaluation(Evaluation),
     /// The site will send nothing for a round.
     RoundSkipped(RoundSkipped),
+    /// What the site's budget still allows.
+    Standing(Standing),
 }
 
 /// To a site.
@@ -61,6 +65,8 @@ pub enum OperatorToCoordinator {
     ListModels(ListModels),
     /// Send a model.
     ExportModel(ExportModel),
+    /// How much of a job's kind does each site's budget still allow?
+    AskRoom(AskRoom),
 }
 
 /// To an operator.
@@ -86,6 +92,8 @@ pub enum CoordinatorToOperator {
     Model(ModelHeader),
     /// The request cannot be met; says why.
     Refused(Refused),
+    /// Answers [`AskRoom`].
+    Room(Vec<SiteRoom>),
 }
 
 /// Constant: versions only.
@@ -476,4 +484,43 @@ pub struct ModelHeader {
 pub struct Refused {
     /// For people; says what to do.
     pub reason: String,
+}
+
+/// How much of a job's kind does each site's budget still allow?
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AskRoom {
+    /// One step of its training.
+    pub training: GaussianEvent,
+    /// One of its evaluations, if it has any.
+    pub holdout: Option<GaussianEvent>,
+}
+
+/// What one site's budget allows, as the site last said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SiteRoom {
+    /// The site's name.
+    pub name: String,
+    /// Where it stands.
+    pub status: SiteStatus,
+    /// None if it has not said anything yet.
+    pub room: Option<Room>,
+}
+
+/// What a budget allows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Room {
+    /// When the site said so, in seconds since 1970.
+    pub as_of_s: u64,
+    /// The cap.
+    pub cap_epsilon: f64,
+    /// The cap's delta.
+    pub cap_delta: f64,
+    /// The most epsilon one job may ask for.
+    pub job_epsilon: f64,
+    /// Renyi epsilon spent or set aside by the customer who paid most.
+    pub epsilon: f64,
+    /// Steps of training that still fit.
+    pub training_steps: u32,
+    /// Evaluations that still fit; None if none were asked about.
+    pub evaluations: Option<u32>,
 }

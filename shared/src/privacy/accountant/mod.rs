@@ -28,7 +28,7 @@ use super::{Delta, NoiseMultiplier, SamplingRate};
 
 pub use composition::Composition;
 pub use lattice::continuous_equivalent;
-pub use renyi::{RenyiCurve, RenyiOrder, renyi_epsilon};
+pub use renyi::{RenyiCurve, RenyiOrder, StepCurves, renyi_epsilon};
 pub use solve::{OutOfReach, noise_for, renyi_noise_for, steps_for};
 
 /// One recorded spend: `steps` releases of a discrete Gaussian with standard deviation
@@ -41,6 +41,13 @@ pub struct GaussianEvent {
     pub sampling_rate: SamplingRate,
     /// Number of releases; 0 costs nothing.
     pub steps: u32,
+}
+
+impl GaussianEvent {
+    /// The bits of noise multiplier and sampling rate: the same for releases that cost the same.
+    pub(crate) fn kind(&self) -> (u64, u64) {
+        (self.noise_multiplier.value().to_bits(), self.sampling_rate.value().to_bits())
+    }
 }
 
 /// What a composition is known to cost at one delta, in nats.

@@ -20,13 +20,18 @@
 //! argument above says nothing. But `g` is convex (Hoelder), so the chord between the two
 //! neighbouring integers bounds it from above; `g(1) = 0`. The chord is what is used.
 
-use std::sync::LazyLock;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use super::GaussianEvent;
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 
 /// Highest order at which the binomial sum is evaluated; above it a release counts as unsampled.
 const HIGHEST_SAMPLED_ORDER: u32 = 4096;
+
+/// Curves that [`StepCurves`] keeps, of a few kilobytes each.
+const MAX_KEPT: usize = 16_384;
 
 /// The orders of every curve, ascending, all above 1.
 static ORDERS: LazyLock<Vec<Order>> = LazyLock::new(|| {
@@ -55,8 +60,23 @@ impl Order {
 }
 
 /// One of the orders of every [`RenyiCurve`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct RenyiOrder(usize);
+
+impl TryFrom<u32> for RenyiOrder {
+    type Error = String;
+    fn try_from(index: u32) -> Result<Self, String> {
+        let known = (index as usize) < ORDERS.len();
+        known.then_some(Self(index as usize)).ok_or_else(|| format!("there is no Renyi order {index}"))
+    }
+}
+
+impl From<RenyiOrder> for u32 {
+    fn from(order: RenyiOrder) -> u32 {
+        order.0 as u32
+    }
+}
 
 /// An upper bound on `g(alpha) = (alpha - 1) RDP(alpha)` at a fixed ascending list of orders above 1.
 ///
@@ -170,6 +190,36 @@ impl RenyiCurve {
             (self.cumulants[index] * order.inverse_gap, delta.value().ln() * order.inverse_gap);
         let epsilon = rdp - failure + order.offset;
         epsilon + 8.0 * f64::EPSILON * (rdp.abs() + failure.abs() + order.offset.abs())
+    }
+}
+
+/// Curves of single releases, by the bits of noise multiplier and sampling rate: making one takes a
+/// millisecond, and a ledger asks for the same few at every entry.
+#[derive(Debug, Clone, Default)]
+pub struct StepCurves(BTreeMap<(u64, u64), Arc<RenyiCurve>>);
+
+impl StepCurves {
+    /// The curve of one release like those of `event`, kept from now on.
+    pub fn learn(&mut self, event: &GaussianEvent) -> &RenyiCurve {
+        if self.0.len() >= MAX_KEPT && !self.0.contains_key(&event.kind()) {
+            self.0.clear();
+        }
+        self.0.entry(event.kind()).or_insert_with(|| Arc::new(Self::make(event)))
+    }
+
+    /// The curve of all `events` together; those not learnt are made for the occasion.
+    pub fn total<'a>(&self, events: impl IntoIterator<Item = &'a GaussianEvent>) -> RenyiCurve {
+        let mut total = RenyiCurve::zero();
+        for event in events {
+            let known = self.0.get(&event.kind());
+            let step = known.map_or_else(|| Self::make(event), |curve| (**curve).clone());
+            total.add(&step.scaled(event.steps));
+        }
+        total
+    }
+
+    fn make(event: &GaussianEvent) -> RenyiCurve {
+        RenyiCurve::of_one_step(event.noise_multiplier, event.sampling_rate)
     }
 }
 

@@ -1,0 +1,338 @@
+//! `weighhouse job plan`: what a job would cost each site and what it would be worth, before any budget
+//! is spent.
+
+mod simulation;
+
+use crate::job::read_job_file;
+use crate::operator::{Operator, block_on};
+use crate::output::{Format, print_json, table};
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use simulation::Customers;
+use std::path::Path;
+use weighhouse_shared::job::{JobContract, JobFile};
+use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
+use weighhouse_shared::privacy::{Delta, Epsilon, Generator};
+use weighhouse_shared::schema::Schema;
+use weighhouse_shared::wire::messages::{
+    AskRoom, CoordinatorToOperator, OperatorToCoordinator, SiteRoom, SiteStatus,
+};
+
+/// Sites of the simulation when the coordinator names none.
+const DEFAULT_SITES: usize = 10;
+/// The most sites simulated.
+const MAX_SITES: usize = 50;
+/// Multiplications and additions up to which a job is simulated without being asked to.
+const SIMULATED_OPERATIONS: f64 = 2e11;
+
+/// What is planned for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PlanArguments {
+    /// Upload speed of a site, in Mbit/s, for the time of a round
+    #[arg(long, default_value_t = 20.0, value_name = "MBIT")]
+    pub uplink: f64,
+    /// Simulate also a model so large that it takes minutes
+    #[arg(long)]
+    pub simulate: bool,
+    /// Plan without asking the coordinator what budget the sites have left
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// A job's plan.
+#[derive(Debug, Clone, Serialize)]
+struct Plan {
+    name: String,
+    parameters: u64,
+    unit: &'static str,
+    relation: &'static str,
+    /// Bytes of the model to each site, each round.
+    bytes_down: u64,
+    /// Bytes of the update from each site, each round.
+    bytes_up: u64,
+    /// The job as written, then what else could be asked for.
+    choices: Vec<Choice>,
+    /// How much of the job as written each site's budget allows.
+    sites: Vec<SitePlan>,
+    /// The site whose budget is the first to run out under jobs like this one.
+    first_to_run_dry: Option<String>,
+    simulated_on: Option<String>,
+    notes: Vec<String>,
+}
+
+/// One way to run the job.
+#[derive(Debug, Clone, Serialize)]
+struct Choice {
+    what: &'static str,
+    rounds: u32,
+    epsilon: f64,
+    delta: f64,
+    /// Noise of a training step over the clip norm.
+    noise_multiplier: f64,
+    /// What the training steps cost at that noise, by the accountant for plans fixed beforehand.
+    certified_epsilon: f64,
+    /// Noise of each quality histogram.
+    evaluation_noise_multiplier: Option<f64>,
+    /// Sites whose budget allows the whole job, of those that have told.
+    sites_that_can: Option<(u32, u32)>,
+    first_signal_to_noise: Option<f64>,
+    last_signal_to_noise: Option<f64>,
+    expected_auc: Option<f64>,
+    best_possible_auc: Option<f64>,
+    /// One site's computing and upload in a round, in seconds.
+    round_seconds: Option<f64>,
+}
+
+/// What the job as written would mean for one site.
+#[derive(Debug, Clone, Serialize)]
+struct SitePlan {
+    name: String,
+    status: SiteStatus,
+    cap_epsilon: Option<f64>,
+    spent_epsilon: Option<f64>,
+    /// When the site said so, in seconds since 1970.
+    as_of_s: Option<u64>,
+    /// Rounds like the job's that its budget still allows.
+    rounds_left: Option<u32>,
+    /// Whether its budget and its policy's cap on one job allow the whole job.
+    can_run: Option<bool>,
+}
+
+/// Plans the job in `path` and prints the plan.
+pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) -> Result<()> {
+    if !(arguments.uplink.is_finite() && arguments.uplink > 0.0) {
+        bail!("--uplink must be above 0 Mbit/s, got {}", arguments.uplink);
+    }
+    let (file, schema) = read_job_file(path)?;
+    let written = file.contract(schema.clone(), [0; 16])?;
+    let mut notes = Vec::new();
+    let choices: Vec<(&'static str, JobContract)> =
+        [("as written", written.clone())].into_iter().chain(alternatives(&file, &schema, &written)).collect();
+    let mut rooms = vec![Vec::new(); choices.len()];
+    if !arguments.offline {
+        match block_on(ask_rooms(home, &choices)) {
+            Ok(found) => rooms = found,
+            Err(error) => notes.push(format!("the sites' budgets are not known: {error:#}")),
+        }
+    }
+    let network = written.network()?;
+    let parameters = network.parameter_count() as u64;
+    let (bytes_down, bytes_up) = (4 * parameters, 4 * parameters);
+    let sites: Vec<SitePlan> = rooms[0].iter().map(|room| site_plan(room, &written)).collect();
+    let count = match sites.len() {
+        0 => DEFAULT_SITES.max(written.federation.min_sites as usize),
+        count => count.max(written.federation.min_sites as usize),
+    }
+    .min(MAX_SITES);
+    let customers = written.training.expected_customers as usize;
+    let work: f64 =
+        choices.iter().map(|(_, contract)| simulation::operations(contract, &network, count)).sum();
+    let simulated = arguments.simulate || work <= SIMULATED_OPERATIONS;
+    if !simulated {
+        notes.push("not simulated, the model is large: add --simulate, and a few minutes".into());
+    }
+    let mut generator = Generator::from_system()?;
+    let ground = simulated
+        .then(|| Customers::generate(written.schema.features.len(), count, customers, &mut generator));
+    let upload_seconds = bytes_up as f64 * 8.0 / (arguments.uplink * 1e6);
+    let bar = progress(choices.len());
+    let mut planned = Vec::new();
+    for (index, ((what, contract), room)) in choices.iter().zip(&rooms).enumerate() {
+        let outcome = match &ground {
+            Some(ground) => Some(ground.run(contract, &network, &mut generator, |share| {
+                bar.set_position((1000.0 * (index as f64 + share)) as u64);
+            })?),
+            None => None,
+        };
+        let told: Vec<bool> = room.iter().filter_map(|room| site_plan(room, contract).can_run).collect();
+        let can = told.iter().filter(|can| **can).count() as u32;
+        planned.push(Choice {
+            what,
+            rounds: contract.training.rounds,
+            epsilon: contract.privacy.epsilon.value(),
+            delta: contract.privacy.delta.value(),
+            noise_multiplier: contract.privacy.noise_multiplier.value(),
+            certified_epsilon: accountant::epsilon(&[contract.training_charge()], contract.privacy.delta)
+                .upper,
+            evaluation_noise_multiplier: contract
+                .evaluation
+                .as_ref()
+                .map(|evaluation| evaluation.noise_multiplier.value()),
+            sites_that_can: (!told.is_empty()).then_some((can, told.len() as u32)),
+            first_signal_to_noise: outcome.map(|outcome| outcome.first_signal_to_noise),
+            last_signal_to_noise: outcome.map(|outcome| outcome.last_signal_to_noise),
+            expected_auc: outcome.and_then(|outcome| outcome.auc),
+            best_possible_auc: ground.as_ref().and_then(|ground| ground.ceiling),
+            round_seconds: outcome.map(|outcome| outcome.site_round.as_secs_f64() + upload_seconds),
+        });
+    }
+    bar.finish_and_clear();
+    let driest = sites.iter().filter(|site| site.rounds_left.is_some()).min_by_key(|site| site.rounds_left);
+    let plan = Plan {
+        name: written.name.clone(),
+        parameters,
+        unit: "one customer at one site",
+        relation: "one customer more or less",
+        bytes_down,
+        bytes_up,
+        choices: planned,
+        first_to_run_dry: driest.map(|site| site.name.clone()),
+        sites,
+        simulated_on: ground.map(|_| format!("{count} generated sites of {customers} customers each")),
+        notes,
+    };
+    match format {
+        Format::Json => print_json(&plan),
+        Format::Text => {
+            println!("{}", plan.to_text(&written));
+            Ok(())
+        }
+    }
+}
+
+/// What else could be asked for; whatever is not a job that can run is left out.
+fn alternatives(file: &JobFile, schema: &Schema, written: &JobContract) -> Vec<(&'static str, JobContract)> {
+    let with_epsilon = |epsilon: f64, rounds: u32| {
+        let mut other = file.clone();
+        other.privacy.epsilon = Some(Epsilon::new(epsilon).ok()?);
+        other.privacy.noise_multiplier = None;
+        other.training.rounds = rounds;
+        other.contract(schema.clone(), [0; 16]).ok()
+    };
+    let (epsilon, rounds) = (written.privacy.epsilon.value(), written.training.rounds);
+    let half = rounds.div_ceil(2);
+    [
+        ("half the epsilon", with_epsilon(epsilon / 2.0, rounds)),
+        ("half the rounds", with_epsilon(epsilon, half).filter(|_| half < rounds)),
+    ]
+    .into_iter()
+    .filter_map(|(what, contract)| Some((what, contract?)))
+    .collect()
+}
+
+/// What each site's budget allows of each choice.
+async fn ask_rooms(home: &Path, choices: &[(&'static str, JobContract)]) -> Result<Vec<Vec<SiteRoom>>> {
+    let operator = Operator::connect(home).await?;
+    let one = |event: GaussianEvent| GaussianEvent { steps: 1, ..event };
+    let mut rooms = Vec::new();
+    for (_, contract) in choices {
+        let training = one(contract.training_charge());
+        let asked = AskRoom { training, holdout: contract.evaluation_charge().map(one) };
+        match operator.request(&OperatorToCoordinator::AskRoom(asked)).await? {
+            CoordinatorToOperator::Room(found) => rooms.push(found),
+            _ => bail!("the coordinator answered another question"),
+        }
+    }
+    Ok(rooms)
+}
+
+fn site_plan(site: &SiteRoom, contract: &JobContract) -> SitePlan {
+    let room = site.room.as_ref();
+    let (training, holdout) = (contract.training_charge(), contract.evaluation_charge());
+    let can_run = room.and_then(|room| {
+        let delta = Delta::new(room.cap_delta).ok()?;
+        let costs = [Some(training), holdout].into_iter().flatten();
+        let asks = costs.map(|event| accountant::renyi_epsilon(&[event], delta)).fold(0.0, f64::max);
+        let evaluations = holdout.zip(room.evaluations);
+        let fits = room.training_steps >= training.steps
+            && evaluations.is_none_or(|(event, left)| left >= event.steps);
+        Some(fits && asks <= room.job_epsilon)
+    });
+    SitePlan {
+        name: site.name.clone(),
+        status: site.status,
+        cap_epsilon: room.map(|room| room.cap_epsilon),
+        spent_epsilon: room.map(|room| room.epsilon),
+        as_of_s: room.map(|room| room.as_of_s),
+        rounds_left: room.map(|room| room.training_steps / contract.training.local_steps),
+        can_run,
+    }
+}
+
+fn progress(choices: usize) -> ProgressBar {
+    let bar = ProgressBar::new(1000 * choices as u64);
+    let style = ProgressStyle::with_template("simulating {wide_bar} {percent}%");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        0..10_000 => format!("{bytes} bytes"),
+        10_000..10_000_000 => format!("{:.0} kB", bytes as f64 / 1e3),
+        _ => format!("{:.0} MB", bytes as f64 / 1e6),
+    }
+}
+
+impl Plan {
+    fn to_text(&self, written: &JobContract) -> String {
+        let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        let row = |choice: &Choice| {
+            vec![
+                choice.what.to_owned(),
+                choice.rounds.to_string(),
+                format!("{:.3}", choice.epsilon),
+                format!("{:.3}", choice.noise_multiplier),
+                choice.sites_that_can.map_or_else(|| "-".to_owned(), |(can, all)| format!("{can} of {all}")),
+                match (choice.first_signal_to_noise, choice.last_signal_to_noise) {
+                    (Some(first), Some(last)) => format!("{first:.2} to {last:.2}"),
+                    _ => "-".to_owned(),
+                },
+                figure(choice.expected_auc),
+                choice.round_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.2} s")),
+            ]
+        };
+        let header =
+            ["choice", "rounds", "epsilon", "noise", "sites that can", "signal to noise", "AUC", "a round"];
+        let mut lines = vec![
+            format!(
+                "{}: {} parameters, {} down and {} up for each site and round",
+                self.name,
+                self.parameters,
+                bytes_text(self.bytes_down),
+                bytes_text(self.bytes_up)
+            ),
+            format!(
+                "epsilon at delta {:e}, for {}; neighbours differ in {}; nothing has been spent",
+                written.privacy.delta.value(),
+                self.unit,
+                self.relation
+            ),
+            String::new(),
+            table(&header, &self.choices.iter().map(row).collect::<Vec<_>>()),
+        ];
+        if let Some(ground) = &self.simulated_on {
+            let ceiling = figure(self.choices.first().and_then(|choice| choice.best_possible_auc));
+            lines.push(String::new());
+            lines.push(format!(
+                "Signal to noise (all sites' clipped gradients over their noise, first step to last) and AUC are \
+                 simulated on {ground}, where the best possible AUC is {ceiling}. Your records will differ."
+            ));
+        }
+        if !self.sites.is_empty() {
+            let dash = || "-".to_owned();
+            let row = |site: &SitePlan| {
+                vec![
+                    site.name.clone(),
+                    site.status.to_string(),
+                    site.spent_epsilon
+                        .zip(site.cap_epsilon)
+                        .map_or_else(dash, |(spent, cap)| format!("{spent:.3} of {cap}")),
+                    site.rounds_left.map_or_else(dash, |rounds| rounds.to_string()),
+                    site.can_run.map_or_else(dash, |can| if can { "yes" } else { "no" }.to_owned()),
+                ]
+            };
+            lines.push(String::new());
+            lines.push(table(
+                &["site", "status", "epsilon set aside", "such rounds left", "can run it"],
+                &self.sites.iter().map(row).collect::<Vec<_>>(),
+            ));
+            if let Some(name) = &self.first_to_run_dry {
+                lines.push(String::new());
+                lines.push(format!("First to run dry under jobs like this: {name}."));
+            }
+        }
+        lines.extend(self.notes.iter().map(|note| format!("\n{note}")));
+        lines.join("\n")
+    }
+}

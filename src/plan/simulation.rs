@@ -1,0 +1,229 @@
+//! What a job would come to on generated customers: the contract's own clipping, grid, noise, local steps
+//! and averaging, without a ledger, since no record of anyone is touched.
+
+use anyhow::Result;
+use candle_core::Device;
+use std::time::{Duration, Instant};
+use weighhouse_shared::evaluation::auc;
+use weighhouse_shared::job::JobContract;
+use weighhouse_shared::model::{Batch, Network, score};
+use weighhouse_shared::privacy::grid::{Grid, SumWorkspace, clipped_sum};
+use weighhouse_shared::privacy::{DiscreteGaussian, Generator, SamplingRate};
+
+/// Customers whose scores are compared with their labels in the end.
+const TEST_CUSTOMERS: usize = 4000;
+/// Standard deviation of the true log odds: they would reach an AUC of about 0.80.
+const SPREAD: f64 = 1.5;
+/// Mean of the true log odds.
+const CENTRE: f64 = -0.5;
+/// Fresh noise is drawn so many times, and the figures are means.
+const REPEATS: u32 = 3;
+
+/// Customers that never were: features uniform on -1 to 1, a label that a linear law explains in part.
+pub struct Customers {
+    width: usize,
+    sites: Vec<Rows>,
+    test: Rows,
+    /// AUC of the law itself on the test customers: no model does better on average.
+    pub ceiling: Option<f64>,
+}
+
+#[derive(Default)]
+struct Rows {
+    features: Vec<f32>,
+    labels: Vec<f32>,
+}
+
+/// What a simulated job came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Simulated {
+    /// AUC of the final model on customers of no site; None if they have one label.
+    pub auc: Option<f64>,
+    /// Norm of the sites' clipped gradients, summed, over the expected norm of their noise: first step.
+    pub first_signal_to_noise: f64,
+    /// The same at the last round's first step.
+    pub last_signal_to_noise: f64,
+    /// One site's work in one round on one core of this machine.
+    pub site_round: Duration,
+}
+
+/// Multiplications and additions of simulating `contract` once for each repeat.
+pub fn operations(contract: &JobContract, network: &Network, sites: usize) -> f64 {
+    let training = &contract.training;
+    let steps = f64::from(training.rounds) * f64::from(training.local_steps) * sites as f64;
+    let batch = training.sampling_rate.value() * f64::from(training.expected_customers);
+    6.0 * network.parameter_count() as f64 * (batch + 10.0) * steps * f64::from(REPEATS)
+}
+
+fn uniform(generator: &mut Generator) -> f64 {
+    let mut bytes = [0; 4];
+    generator.fill(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / 4_294_967_296.0
+}
+
+impl Customers {
+    /// Makes `sites` sites of `customers` each, one row a customer, `width` features.
+    pub fn generate(width: usize, sites: usize, customers: usize, generator: &mut Generator) -> Self {
+        let law: Vec<f64> = (0..width).map(|_| 2.0 * uniform(generator) - 1.0).collect();
+        // A feature uniform on -1 to 1 has variance 1/3.
+        let scale = SPREAD / (law.iter().map(|weight| weight * weight / 3.0).sum::<f64>()).sqrt().max(1e-9);
+        let mut truth = Vec::new();
+        let mut rows = |count: usize, generator: &mut Generator| {
+            truth.clear();
+            let mut rows = Rows::default();
+            for _ in 0..count {
+                let features: Vec<f64> = (0..width).map(|_| 2.0 * uniform(generator) - 1.0).collect();
+                let odds: f64 = features.iter().zip(&law).map(|(feature, weight)| feature * weight).sum();
+                let odds = CENTRE + scale * odds;
+                let answered = uniform(generator) < 1.0 / (1.0 + (-odds).exp());
+                rows.features.extend(features.iter().map(|feature| *feature as f32));
+                rows.labels.push(f32::from(u8::from(answered)));
+                truth.push(odds as f32);
+            }
+            rows
+        };
+        let sites = (0..sites).map(|_| rows(customers, generator)).collect();
+        let test = rows(TEST_CUSTOMERS, generator);
+        let ceiling = auc(&truth, &test.labels);
+        Self { width, sites, test, ceiling }
+    }
+
+    /// Runs `contract` on them. `progress` is told after each round, with the share done, 0 to 1.
+    pub fn run(
+        &self,
+        contract: &JobContract,
+        network: &Network,
+        generator: &mut Generator,
+        mut progress: impl FnMut(f64),
+    ) -> Result<Simulated> {
+        let mut seed = [0; 32];
+        let mut sum = Simulated {
+            auc: Some(0.0),
+            first_signal_to_noise: 0.0,
+            last_signal_to_noise: 0.0,
+            site_round: Duration::ZERO,
+        };
+        let share = 1.0 / f64::from(REPEATS);
+        for repeat in 0..REPEATS {
+            generator.fill(&mut seed);
+            let mut model = network.initial_parameters(seed);
+            let begun = Instant::now();
+            for round in 0..contract.training.rounds {
+                let heard = self.round(contract, network, &mut model, generator)?;
+                if round == 0 {
+                    sum.first_signal_to_noise += share * heard;
+                }
+                if round + 1 == contract.training.rounds {
+                    sum.last_signal_to_noise += share * heard;
+                }
+                let done = f64::from(round + 1) / f64::from(contract.training.rounds);
+                progress(share * (f64::from(repeat) + done));
+            }
+            let site_rounds = contract.training.rounds as usize * self.sites.len().max(1);
+            sum.site_round += begun.elapsed().div_f64(site_rounds as f64).mul_f64(share);
+            let scores = score(network, &model, &self.test.features, &Device::Cpu)?;
+            let found = auc(&scores, &self.test.labels);
+            sum.auc = sum.auc.zip(found).map(|(sum, found)| sum + share * found);
+        }
+        Ok(sum)
+    }
+
+    /// One round of all sites; returns the first step's signal to noise.
+    fn round(
+        &self,
+        contract: &JobContract,
+        network: &Network,
+        model: &mut [f32],
+        generator: &mut Generator,
+    ) -> Result<f64> {
+        let training = &contract.training;
+        let grid = Grid::new(contract.privacy.clip_norm);
+        let sigma = contract.privacy.noise_multiplier.value() * grid.sensitivity() as f64;
+        let noise = DiscreteGaussian::new(sigma)?;
+        let rate = training.sampling_rate.value();
+        let step = grid.unit() * training.learning_rate / (rate * f64::from(training.expected_customers));
+        let mut workspace = SumWorkspace::new();
+        let mut signal = vec![0i64; model.len()];
+        let mut change = vec![0.0f64; model.len()];
+        for site in &self.sites {
+            let mut local = model.to_vec();
+            for index in 0..training.local_steps {
+                let batch = site.sample(self.width, training.sampling_rate, generator);
+                let starts: Vec<u32> = (0..=batch.labels.len() as u32).collect();
+                let mut sum = vec![0i64; model.len()];
+                let rows = Batch { rows: &batch.features, labels: &batch.labels, customer_starts: &starts };
+                clipped_sum(network, &local, &rows, &grid, &mut workspace, &mut sum)?;
+                if index == 0 {
+                    signal.iter_mut().zip(&sum).for_each(|(total, value)| *total += value);
+                }
+                noise.add_to(&mut sum, generator);
+                for (parameter, value) in local.iter_mut().zip(&sum) {
+                    *parameter = (f64::from(*parameter) - step * *value as f64) as f32;
+                }
+            }
+            for ((change, local), global) in change.iter_mut().zip(&local).zip(model.iter()) {
+                *change += f64::from(*local) - f64::from(*global);
+            }
+        }
+        let sites = self.sites.len() as f64;
+        for (parameter, change) in model.iter_mut().zip(&change) {
+            *parameter = (f64::from(*parameter) + change / sites) as f32;
+        }
+        let norm = signal.iter().map(|value| (*value as f64).powi(2)).sum::<f64>().sqrt();
+        Ok(norm / (sigma * (sites * model.len() as f64).sqrt()))
+    }
+}
+
+impl Rows {
+    /// A Poisson sample of customers at `rate`.
+    fn sample(&self, width: usize, rate: SamplingRate, generator: &mut Generator) -> Rows {
+        let mut batch = Rows::default();
+        for (customer, label) in self.labels.iter().enumerate() {
+            if generator.bernoulli(rate) {
+                batch.features.extend_from_slice(&self.features[customer * width..(customer + 1) * width]);
+                batch.labels.push(*label);
+            }
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::job::JobFile;
+    use weighhouse_shared::schema::Schema;
+
+    fn contract(epsilon: f64) -> (JobContract, Network) {
+        let columns = (0..8).map(|i| format!("{{ column = \"f{i}\", min = -1.0, max = 1.0 }}"));
+        let schema = format!(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = {{ column = \"y\", kind = \"binary\" }}\nfeatures = [{}]",
+            columns.collect::<Vec<_>>().join(", ")
+        );
+        let schema: Schema = toml::from_str(&schema).unwrap();
+        let file = format!(
+            "name = \"test\"\nschema = \"x\"\n[training]\nrounds = 10\n[privacy]\nepsilon = {epsilon:?}\ndelta = 1e-4"
+        );
+        let contract = toml::from_str::<JobFile>(&file).unwrap().contract(schema, [0; 16]).unwrap();
+        let network = contract.network().unwrap();
+        (contract, network)
+    }
+
+    /// Seed 5. With epsilon 50 at six sites of 300 the law is found; with 0.02 nothing is.
+    #[test]
+    fn more_privacy_means_less_signal_and_a_worse_model() {
+        let mut generator = Generator::from_seed(5);
+        let customers = Customers::generate(8, 6, 300, &mut generator);
+        let mut run = |epsilon| {
+            let (contract, network) = contract(epsilon);
+            customers.run(&contract, &network, &mut generator, |_| ()).unwrap()
+        };
+        let (loud, faint) = (run(50.0), run(0.02));
+        let ceiling = customers.ceiling.unwrap();
+        assert!((0.75..0.85).contains(&ceiling), "{ceiling}");
+        assert!(loud.auc.unwrap() > ceiling - 0.03, "{loud:?} under {ceiling}");
+        assert!(faint.auc.unwrap() < 0.65, "{faint:?}");
+        let ratio = loud.first_signal_to_noise / faint.first_signal_to_noise;
+        assert!(ratio > 100.0 && faint.first_signal_to_noise < 0.1, "{loud:?} {faint:?}");
+    }
+}
