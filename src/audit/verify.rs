@@ -279,20 +279,21 @@ fn check_lines(
     );
 }
 
-/// The coordinator's key, by its certificate and the authority's, valid at `at_s`.
-fn coordinator_key(authority: &Path, coordinator: &Path, at_s: u64) -> Result<[u8; 32]> {
+/// The coordinator's key, by its certificate and the authority's, valid at `at_s`; and the authority's fingerprint.
+fn coordinator_key(authority: &Path, coordinator: &Path, at_s: u64) -> Result<([u8; 32], ContentHash)> {
     let certificate = |path: &Path| {
         let pem = read_plain(path, MAX_CERTIFICATE_LEN)?;
         tls::from_pem(&pem).with_context(|| format!("{} does not hold a certificate", path.display()))
     };
     let (authority_certificate, certificate) = (certificate(authority)?, certificate(coordinator)?);
-    tls::verified_coordinator_key(&authority_certificate, &certificate, at_s).map_err(|error| {
-        anyhow!(
+    match tls::verified_coordinator_key(&authority_certificate, &certificate, at_s) {
+        Ok(key) => Ok((key, ContentHash::of(&authority_certificate))),
+        Err(error) => Err(anyhow!(
             "{} is not a coordinator's certificate by {}: {error}",
             coordinator.display(),
             authority.display()
-        )
-    })
+        )),
+    }
 }
 
 fn check_witnesses(
@@ -322,8 +323,8 @@ fn check_witnesses(
     // An audit may come years later: a certificate need only have been valid when the ledger ended.
     let key = coordinator_key(&authority, &coordinator, audited.chain.balance().time_s())
         .or_else(|_| coordinator_key(&authority, &coordinator, clock::unix_time_s()));
-    let key = match key {
-        Ok(key) => key,
+    let (key, fingerprint) = match key {
+        Ok(known) => known,
         Err(error) => {
             verification.note(name, Outcome::Failed, format!("{error:#}"));
             return Ok(());
@@ -364,7 +365,7 @@ fn check_witnesses(
             Outcome::Passed,
             format!(
                 "the coordinator's {count} agree: the last, of {} UTC, saw the ledger up to line {entries} of {}; each of \
-                 {items} items it received was released",
+                 {items} items it received was released; the authority's fingerprint is {fingerprint}",
                 clock::utc_text(time_s),
                 audited.chain.len()
             ),

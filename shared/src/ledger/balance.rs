@@ -30,10 +30,13 @@ use std::ops::RangeInclusive;
 const DAY_S: u64 = 86_400;
 
 /// The most charges of one reservation: a job has one a kind of release.
-const MAX_CHARGES: usize = 16;
+const MAX_CHARGES: usize = 8;
 
 /// The most jobs that hold a reservation at once.
 const MAX_HELD: usize = 256;
+
+/// The most unlike charges of one ledger: decades of several jobs a day.
+const MAX_KINDS: usize = 65_536;
 
 /// A rule of the ledger that an entry would break.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -63,7 +66,10 @@ pub enum LedgerRule {
         job: JobId,
     },
     /// More at once than any honest site has: a reader's time is bounded.
-    #[error("a reservation has at most {MAX_CHARGES} charges, and at most {MAX_HELD} jobs hold one at once")]
+    #[error(
+        "a reservation has at most {MAX_CHARGES} charges, at most {MAX_HELD} jobs hold one at once, and a ledger has at \
+         most {MAX_KINDS} kinds of charges"
+    )]
     TooMany,
     /// The job has no reservation, or not enough left in it.
     #[error("job {} has not reserved this charge", job.short())]
@@ -366,7 +372,8 @@ impl Balance {
         if self.held.contains_key(&job) {
             return Err(LedgerRule::ReservedTwice { job });
         }
-        if charges.len() > MAX_CHARGES || self.held.len() >= MAX_HELD {
+        let kinds = self.curves.kinds();
+        if charges.len() > MAX_CHARGES || self.held.len() >= MAX_HELD || kinds > MAX_KINDS {
             return Err(LedgerRule::TooMany);
         }
         self.check_filter(charges, true)?;

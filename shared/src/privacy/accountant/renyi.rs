@@ -30,9 +30,6 @@ use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 /// Highest order at which the binomial sum is evaluated; above it a release counts as unsampled.
 const HIGHEST_SAMPLED_ORDER: u32 = 4096;
 
-/// Curves that [`StepCurves`] keeps, of a few kilobytes each.
-const MAX_KEPT: usize = 16_384;
-
 /// The orders of every curve, ascending, all above 1.
 static ORDERS: LazyLock<Vec<Order>> = LazyLock::new(|| {
     let near_one = (0..72).map(|i| 1.0 + f64::exp2(f64::from(i - 72) / 8.0));
@@ -201,10 +198,12 @@ pub struct StepCurves(BTreeMap<(u64, u64), Arc<RenyiCurve>>);
 impl StepCurves {
     /// The curve of one release like those of `event`, kept from now on.
     pub fn learn(&mut self, event: &GaussianEvent) -> &RenyiCurve {
-        if self.0.len() >= MAX_KEPT && !self.0.contains_key(&event.kind()) {
-            self.0.clear();
-        }
         self.0.entry(event.kind()).or_insert_with(|| Arc::new(Self::make(event)))
+    }
+
+    /// How many unlike releases were learnt; each curve takes a few kilobytes.
+    pub fn kinds(&self) -> usize {
+        self.0.len()
     }
 
     /// The curve of all `events` together; those not learnt are made for the occasion.
