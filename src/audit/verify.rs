@@ -34,7 +34,7 @@ pub struct VerifyArguments {
     /// The federation's authority, which signed the coordinator's [default: authority.crt beside the ledger]
     #[arg(long, value_name = "FILE")]
     authority: Option<PathBuf>,
-    /// Folder of captured items, such as the site's outbox: each must have been released
+    /// Folder of captured items, or a copy of the site's outbox: each must have been released
     #[arg(long, value_name = "FOLDER")]
     outgoing: Option<PathBuf>,
     /// The policy that ought to be in force
@@ -168,6 +168,9 @@ pub fn run(arguments: &VerifyArguments) -> Result<()> {
 pub fn verify(arguments: &VerifyArguments) -> Result<(Verification, Option<Audited>)> {
     let expected = arguments.key.as_deref().map(expected_key).transpose()?;
     let mut verification = Verification { holds: true, checks: Vec::new(), head: None, entries: 0 };
+    // Before the ledger: a daemon that runs meanwhile must not seem to lack the lines it is just writing.
+    let witnesses = arguments.beside(&arguments.witnesses, "witnesses.jsonl");
+    let witnesses = witnesses.map(|path| read_plain(&path, MAX_LEDGER_LEN)).transpose()?;
     let audited = match read(&arguments.ledger, |_| ())? {
         Ok(audited) => audited,
         Err(fault) => {
@@ -200,7 +203,7 @@ pub fn verify(arguments: &VerifyArguments) -> Result<(Verification, Option<Audit
         None => verification.fail_at("lines", 1, "line 1 of the ledger is missing: the ledger is empty"),
         Some(report) => check_lines(&mut verification, &audited, &report, expected),
     }
-    check_witnesses(&mut verification, arguments, &audited)?;
+    check_witnesses(&mut verification, arguments, witnesses.as_deref(), &audited)?;
     check_outgoing(&mut verification, arguments.outgoing.as_deref(), &audited)?;
     check_policy(&mut verification, arguments.policy.as_deref(), &audited)?;
     Ok((verification, Some(audited)))
@@ -299,10 +302,11 @@ fn coordinator_key(authority: &Path, coordinator: &Path, at_s: u64) -> Result<([
 fn check_witnesses(
     verification: &mut Verification,
     arguments: &VerifyArguments,
+    lines: Option<&[u8]>,
     audited: &Audited,
 ) -> Result<()> {
     let name = "witnesses";
-    let Some(witnesses) = arguments.beside(&arguments.witnesses, "witnesses.jsonl") else {
+    let Some(lines) = lines else {
         let text = "there is no witnesses.jsonl beside the ledger; only witnesses show that no later line was cut off";
         verification.note(name, Outcome::NotChecked, text);
         return Ok(());
@@ -319,7 +323,6 @@ fn check_witnesses(
         verification.note(name, Outcome::NotChecked, text);
         return Ok(());
     };
-    let lines = read_plain(&witnesses, MAX_LEDGER_LEN)?;
     // An audit may come years later: a certificate need only have been valid when the ledger ended.
     let key = coordinator_key(&authority, &coordinator, audited.chain.balance().time_s())
         .or_else(|_| coordinator_key(&authority, &coordinator, clock::unix_time_s()));
@@ -332,7 +335,7 @@ fn check_witnesses(
     };
     let mut latest: Option<(u64, u64)> = None;
     let (mut count, mut items) = (0, 0);
-    for read in read_witnesses(&lines, &key) {
+    for read in read_witnesses(lines, &key) {
         // An empty ledger has no site: any witness shows that it was set back.
         let checked = read.and_then(|(line, witness)| {
             let site = site_of(audited).unwrap_or(witness.site);
@@ -359,7 +362,7 @@ fn check_witnesses(
         }
     }
     match latest {
-        None => verification.note(name, Outcome::NotChecked, format!("{} holds none", witnesses.display())),
+        None => verification.note(name, Outcome::NotChecked, "the file of witnesses holds none"),
         Some((entries, time_s)) => verification.note(
             name,
             Outcome::Passed,
