@@ -1,5 +1,6 @@
 //! The one binary: parses, calls a library, prints.
 
+mod audit;
 mod client;
 mod coordinator;
 mod demo;
@@ -8,6 +9,7 @@ mod job;
 mod model;
 mod operator;
 mod output;
+mod page;
 mod plan;
 mod privacy;
 mod site;
@@ -42,6 +44,9 @@ enum Verb {
     /// Training jobs (operator)
     #[command(subcommand)]
     Job(job::JobVerb),
+    /// What left a site, what it cost, and whether its ledger holds (data-protection officer, auditor)
+    #[command(subcommand)]
+    Audit(audit::AuditVerb),
     /// Trained models (operator)
     #[command(subcommand)]
     Model(model::ModelVerb),
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Site(verb) => site::run(verb),
         Verb::Client(verb) => client::run(verb),
         Verb::Job(verb) => job::run(verb),
+        Verb::Audit(verb) => audit::run(verb),
         Verb::Model(verb) => model::run(verb),
         Verb::Privacy(verb) => privacy::run(verb),
     };

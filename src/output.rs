@@ -39,6 +39,33 @@ pub fn print_json<T: Serialize + ?Sized>(value: &T) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `text` from elsewhere, safe to show: controls, which a terminal would obey, and the marks that turn the direction
+/// of writing round become replacement characters; newlines too.
+pub fn plain(text: &str) -> String {
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// `text` in lines of at most 100 characters, all but the first indented by `indent`; a longer word has its own line.
+pub fn wrapped(text: &str, indent: usize) -> String {
+    let (mut lines, mut column) = (String::new(), indent);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > 100 {
+            lines += "\n";
+            lines += &" ".repeat(indent);
+            column = indent;
+        } else if column > indent {
+            lines.push(' ');
+            column += 1;
+        }
+        lines += word;
+        column += width;
+    }
+    lines
+}
+
 /// A table whose columns are as wide as their widest cell. Text beyond ASCII counts by characters.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
@@ -63,6 +90,15 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_text_is_wrapped_under_its_first_word() {
+        let text = wrapped(&"word ".repeat(30), 10);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!((lines.len(), lines[0].len() + 10), (2, 99));
+        assert_eq!(lines[1], format!("{}{}", " ".repeat(10), ["word"; 12].join(" ")));
+        assert_eq!(wrapped(&"x".repeat(200), 4), "x".repeat(200));
+    }
 
     #[test]
     fn columns_line_up() {

@@ -5,6 +5,7 @@
 use crate::ids::SiteId;
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use data_encoding::HEXLOWER;
 use rcgen::{KeyPair, PKCS_ED25519};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::fmt;
@@ -135,6 +136,11 @@ impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("site", &self.site()).finish_non_exhaustive()
     }
+}
+
+/// A public key from its 64 lower-case hexadecimal digits; None if `text` is anything else.
+pub fn public_key_from_hex(text: &str) -> Option<[u8; 32]> {
+    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 /// Whether `signature` is `public_key`'s over `bytes` for `purpose`.

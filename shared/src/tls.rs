@@ -187,6 +187,12 @@ pub fn verified_coordinator_key(
     }
 }
 
+/// The first certificate in a text (RFC 7468).
+pub fn from_pem(text: &[u8]) -> Result<CertificateDer<'static>, UnknownCertificate> {
+    use rustls::pki_types::pem::PemObject;
+    CertificateDer::from_pem_slice(text).map_err(|_| UnknownCertificate { reason: "not PEM" })
+}
+
 /// A certificate as text (RFC 7468).
 pub fn to_pem(certificate: &[u8]) -> String {
     let body = data_encoding::BASE64.encode(certificate);

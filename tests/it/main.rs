@@ -1,5 +1,6 @@
 //! The real binary and real sockets: what a user sees, what an intruder gets.
 
+mod audit;
 mod bad_input;
 mod demo;
 mod federation;

@@ -22,10 +22,21 @@ use crate::ids::JobId;
 use crate::policy::{Policy, PolicyError, PolicyText};
 use crate::privacy::accountant::{GaussianEvent, RenyiCurve, RenyiOrder, StepCurves};
 use crate::privacy::{Delta, Epsilon};
+use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// Seconds of a day of the cap's period.
 const DAY_S: u64 = 86_400;
+
+/// The most charges of one reservation: a job has one a kind of release.
+const MAX_CHARGES: usize = 8;
+
+/// The most jobs that hold a reservation at once.
+const MAX_HELD: usize = 256;
+
+/// The most unlike charges of one ledger: decades of several jobs a day.
+const MAX_KINDS: usize = 65_536;
 
 /// A rule of the ledger that an entry would break.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -54,6 +65,12 @@ pub enum LedgerRule {
         /// The job.
         job: JobId,
     },
+    /// More at once than any honest site has: a reader's time is bounded.
+    #[error(
+        "a reservation has at most {MAX_CHARGES} charges, at most {MAX_HELD} jobs hold one at once, and a ledger has at \
+         most {MAX_KINDS} kinds of charges"
+    )]
+    TooMany,
     /// The job has no reservation, or not enough left in it.
     #[error("job {} has not reserved this charge", job.short())]
     NotReserved {
@@ -92,7 +109,7 @@ pub enum LedgerRule {
 }
 
 /// Renyi epsilon figures at one delta, each for the customer who pays most.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spent {
     /// By debits, over the cap's period.
     pub spent: f64,
@@ -119,38 +136,69 @@ pub struct Balance {
 struct Account {
     /// By day since 1970, ascending.
     paid: Vec<(u64, GaussianEvent)>,
+    /// The curve of what was paid since a day: an entry costs the same to check however long the ledger is.
+    total: Option<(u64, RenyiCurve)>,
     /// The order of the filter, once something was reserved under the cap in force.
     order: Option<RenyiOrder>,
 }
 
 impl Account {
-    /// Like events since `from_day`, together.
-    fn since(&self, from_day: u64) -> Vec<GaussianEvent> {
-        let mut events = Vec::new();
-        for (_, event) in self.paid.iter().filter(|(day, _)| *day >= from_day) {
-            compose(&mut events, *event);
-        }
-        events
+    /// Like events of `days`, together.
+    fn within(&self, days: RangeInclusive<u64>) -> Vec<GaussianEvent> {
+        let events = self.paid.iter().filter(|(day, _)| days.contains(day)).map(|(_, event)| *event);
+        events.collect::<Kinds>().events()
     }
 
-    fn pay(&mut self, today: u64, event: GaussianEvent) {
+    /// Like events since `from_day`, together.
+    fn since(&self, from_day: u64) -> Vec<GaussianEvent> {
+        self.within(from_day..=u64::MAX)
+    }
+
+    fn pay(&mut self, today: u64, event: GaussianEvent, curves: &StepCurves) {
+        if let Some((_, total)) = &mut self.total {
+            total.add(&curves.total([&event]));
+        }
         let same_day = self.paid.iter_mut().rev().take_while(|(day, _)| *day == today);
-        match same_day.map(|(_, known)| known).find(|known| is_like(known, &event)) {
-            Some(known) => known.steps = known.steps.saturating_add(event.steps),
+        let fits = |known: &&mut GaussianEvent| {
+            known.kind() == event.kind() && known.steps.checked_add(event.steps).is_some()
+        };
+        match same_day.map(|(_, known)| known).find(fits) {
+            Some(known) => known.steps += event.steps,
             None => self.paid.push((today, event)),
         }
     }
 }
 
-fn is_like(one: &GaussianEvent, other: &GaussianEvent) -> bool {
-    (one.noise_multiplier, one.sampling_rate) == (other.noise_multiplier, other.sampling_rate)
+/// Events with like ones together, however many steps that makes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kinds(BTreeMap<(u64, u64), (GaussianEvent, u64)>);
+
+impl Kinds {
+    /// Adds one.
+    pub fn add(&mut self, event: GaussianEvent) {
+        let (_, steps) = self.0.entry(event.kind()).or_insert((event, 0));
+        *steps = steps.saturating_add(event.steps.into());
+    }
+
+    /// An event a kind, or several for more steps than one holds.
+    pub fn events(&self) -> Vec<GaussianEvent> {
+        let parts = |(event, steps): &(GaussianEvent, u64)| {
+            let (event, steps) = (*event, *steps);
+            let starts = (0..steps).step_by(u32::MAX as usize);
+            starts.map(move |start| GaussianEvent {
+                steps: (steps - start).min(u32::MAX.into()) as u32,
+                ..event
+            })
+        };
+        self.0.values().flat_map(parts).collect()
+    }
 }
 
-/// Adds `event` to `events`, as more steps of a like event where there is one.
-fn compose(events: &mut Vec<GaussianEvent>, event: GaussianEvent) {
-    match events.iter_mut().find(|known| is_like(known, &event)) {
-        Some(known) => known.steps = known.steps.saturating_add(event.steps),
-        None => events.push(event),
+impl FromIterator<GaussianEvent> for Kinds {
+    fn from_iter<I: IntoIterator<Item = GaussianEvent>>(events: I) -> Self {
+        let mut kinds = Self::default();
+        events.into_iter().for_each(|event| kinds.add(event));
+        kinds
     }
 }
 
@@ -201,10 +249,9 @@ impl Balance {
     /// What `population` has paid in the cap's period that ends at `time_s` or has set aside, like events
     /// together, and the order of its filter, if it is fixed.
     pub fn charged(&self, population: Population, time_s: u64) -> (Vec<GaussianEvent>, Option<RenyiOrder>) {
-        let mut events = self.events_in_period(population, time_s);
-        for charge in self.held.values().flatten().filter(|charge| charge.population == population) {
-            compose(&mut events, charge.event);
-        }
+        let paid = self.events_in_period(population, time_s).into_iter();
+        let held = self.held.values().flatten().filter(|charge| charge.population == population);
+        let events = paid.chain(held.map(|charge| charge.event)).collect::<Kinds>().events();
         (events, self.accounts.get(&population).and_then(|account| account.order))
     }
 
@@ -226,9 +273,37 @@ impl Balance {
 
     /// What `population` has paid since `from_day`, and holds in reserve if `with_held`.
     fn paid_curve(&self, population: Population, from_day: u64, with_held: bool) -> RenyiCurve {
-        let paid = self.accounts.get(&population).map(|account| account.since(from_day)).unwrap_or_default();
+        let mut total = match self.accounts.get(&population) {
+            Some(Account { total: Some((day, total)), .. }) if *day == from_day => total.clone(),
+            Some(account) => self.curves.total(&account.since(from_day)),
+            None => RenyiCurve::zero(),
+        };
         let held = self.held.values().flatten().filter(|charge| with_held && charge.population == population);
-        self.curves.total(paid.iter().chain(held.map(|charge| &charge.event)))
+        total.add(&self.curves.total(held.map(|charge| &charge.event)));
+        total
+    }
+
+    /// Brings each account's total to the days that count now.
+    fn refresh_totals(&mut self) {
+        let from_day = self.first_day(self.time_s);
+        for account in self.accounts.values_mut() {
+            if account.total.as_ref().is_none_or(|(day, _)| *day != from_day) {
+                account.total = Some((from_day, self.curves.total(&account.since(from_day))));
+            }
+        }
+    }
+
+    /// Epsilon at `delta` as it stood on the day of `time_s`, by the period now in force.
+    pub fn spent_on(&self, time_s: u64, delta: Delta) -> f64 {
+        let days = self.first_day(time_s)..=time_s / DAY_S;
+        let of = |account: &Account| self.curves.total(&account.within(days.clone())).epsilon(delta);
+        self.accounts.values().map(of).fold(0.0, f64::max)
+    }
+
+    /// The Renyi epsilon at `delta` of `events` alone: like [`crate::privacy::accountant::renyi_epsilon`],
+    /// without making known curves anew.
+    pub fn epsilon_of(&self, events: &[GaussianEvent], delta: Delta) -> f64 {
+        self.curves.total(events).epsilon(delta)
     }
 
     fn spent_at_cap(&self) -> f64 {
@@ -249,6 +324,7 @@ impl Balance {
             return Err(LedgerRule::Time);
         }
         self.time_s = time_s;
+        self.refresh_totals();
         match body {
             Body::Opened { holdout_permille, policy, .. } => {
                 self.set_policy(policy)?;
@@ -273,6 +349,7 @@ impl Balance {
                 self.unused_debits.retain(|_, owner| owner != job);
             }
         }
+        self.refresh_totals();
         Ok(self.spent_at_cap())
     }
 
@@ -294,6 +371,10 @@ impl Balance {
     fn reserve(&mut self, job: JobId, charges: &[Charge]) -> Result<(), LedgerRule> {
         if self.held.contains_key(&job) {
             return Err(LedgerRule::ReservedTwice { job });
+        }
+        let kinds = self.curves.kinds();
+        if charges.len() > MAX_CHARGES || self.held.len() >= MAX_HELD || kinds > MAX_KINDS {
+            return Err(LedgerRule::TooMany);
         }
         self.check_filter(charges, true)?;
         self.held.insert(job, charges.to_vec());
@@ -330,7 +411,7 @@ impl Balance {
         let held = self.held.get_mut(&job).ok_or(LedgerRule::NotReserved { job })?;
         let fits = |reserved: &&mut Charge| {
             reserved.population == charge.population
-                && is_like(&reserved.event, &charge.event)
+                && reserved.event.kind() == charge.event.kind()
                 && reserved.event.steps >= charge.event.steps
         };
         let reserved = held.iter_mut().find(fits).ok_or(LedgerRule::NotReserved { job })?;
@@ -338,7 +419,8 @@ impl Balance {
         held.retain(|charge| charge.event.steps > 0);
         // The cap may have been lowered since the reservation.
         self.check_filter(&[*charge], false)?;
-        self.accounts.entry(charge.population).or_default().pay(self.time_s / DAY_S, charge.event);
+        let account = self.accounts.entry(charge.population).or_default();
+        account.pay(self.time_s / DAY_S, charge.event, &self.curves);
         self.unused_debits.insert(sequence, job);
         Ok(())
     }
@@ -473,6 +555,36 @@ mod tests {
         assert_eq!(balance.accounts[&Population::Training].order, order);
         let both = accountant::renyi_epsilon(&[sampled.event, training(1).event], delta());
         assert!((reserved(&balance) - both).abs() < 1e-12 && both <= 2.0);
+    }
+
+    #[test]
+    fn more_steps_than_an_event_holds_are_still_all_counted() {
+        let kinds: Kinds = (0..3).map(|_| training(u32::MAX).event).chain([training(2).event]).collect();
+        let steps = kinds.events().iter().map(|event| u64::from(event.steps)).sum::<u64>();
+        assert_eq!((kinds.events().len(), steps), (4, 3 * u64::from(u32::MAX) + 2));
+        let mut account = Account::default();
+        (0..3).for_each(|_| account.pay(7, training(u32::MAX).event, &StepCurves::default()));
+        assert_eq!(account.since(0).len(), 3);
+    }
+
+    #[test]
+    fn the_running_total_is_what_the_payments_add_up_to() {
+        let mut balance = opened_with(policy(50.0).replace("# period_days = 365", "period_days = 7"));
+        balance.apply(1, 0, &reserve(1, vec![training(40)])).unwrap();
+        for round in 0..20 {
+            let time_s = u64::from(round / 2) * DAY_S;
+            let stated = balance.apply(u64::from(round) + 2, time_s, &debit(1, round, 1)).unwrap();
+            let events = balance.events_in_period(Population::Training, time_s);
+            let anew = accountant::renyi_epsilon(&events, delta());
+            assert!((stated / anew - 1.0).abs() < 1e-12, "round {round}: {stated} against {anew}");
+            assert_eq!(balance.spent_on(time_s, delta()), anew);
+        }
+    }
+
+    #[test]
+    fn a_reservation_of_too_many_charges_is_refused() {
+        let balance = opened(8.0);
+        assert_eq!(verdict(&balance, &reserve(1, vec![training(0); 17])), Err(LedgerRule::TooMany));
     }
 
     #[test]

@@ -9,11 +9,13 @@ mod entry;
 mod witness;
 mod balance;
 mod chain;
+mod report;
 mod standing;
 
 pub use balance::{Balance, LedgerRule, Spent};
 pub use chain::{Chain, LedgerFault, Line, Torn, read};
 pub use entry::{Body, Charge, Entry, Population, ReleaseKind};
+pub use report::{Audited, Figures, JobTotal, PolicyVersion, Release, Report, short};
 pub use standing::{Charged, MAX_STANDING_CHARGES, Standing};
 pub use witness::{
     Head, MAX_WITNESS_LEN, Received, SignedWitness, Trail, Witness, WitnessFault, check_witnesses,

@@ -177,6 +177,21 @@ impl Trail {
         self.heads.push(head);
     }
 
+    /// Hash and length of everything that was released.
+    pub fn released(&self) -> impl Iterator<Item = (ContentHash, u64)> {
+        self.released.values().flatten().copied()
+    }
+
+    /// Whether exactly these bytes were released as `kind` for the round.
+    pub fn has_released(
+        &self,
+        (job, round, kind): (JobId, RoundId, ReleaseKind),
+        content: ContentHash,
+        len: u64,
+    ) -> bool {
+        self.released.get(&(job, round, kind)).is_some_and(|released| released.contains(&(content, len)))
+    }
+
     /// Compares one witness, from `line` of its file, with the ledger of `site`.
     pub fn check(&self, site: SiteId, witness: &Witness, line: usize) -> Result<(), WitnessFault> {
         if witness.site != site {
@@ -191,8 +206,8 @@ impl Trail {
             return Err(WitnessFault::Rewritten { entry: witnessed });
         }
         let unpaid = witness.received.iter().find(|received| {
-            let released = self.released.get(&(received.job, received.round, received.kind));
-            !released.is_some_and(|released| released.contains(&(received.content, received.len)))
+            let what = (received.job, received.round, received.kind);
+            !self.has_released(what, received.content, received.len)
         });
         match unpaid {
             Some(Received { job, round, content, len, .. }) => {

@@ -58,6 +58,12 @@
 //! A reservation sets a job's whole worst case aside before the job begins, so concurrent jobs cannot spend
 //! the same budget.
 //!
+//! **What an audit shows.** [`Report`](crate::ledger::Report) has the enforced figure and, beside it, the certified one of
+//! the privacy loss distributions. That one is sharper and holds for exactly the recorded events as if they
+//! had been fixed beforehand, which jobs chosen in sight of earlier releases are not: it informs, and decides nothing.
+//! Discrete noise enters it as [its continuous equivalent](crate::privacy::accountant::continuous_equivalent). A customer
+//! known at k sites is charged k times the events.
+//!
 //! **Post-processing.** Local steps, averaging over sites, the server's step and everything done with a
 //! model later cost nothing.
 //!

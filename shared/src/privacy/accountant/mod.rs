@@ -46,6 +46,13 @@ pub struct GaussianEvent {
     pub steps: u32,
 }
 
+impl GaussianEvent {
+    /// The bits of noise multiplier and sampling rate: the same for releases that cost the same.
+    pub(crate) fn kind(&self) -> (u64, u64) {
+        (self.noise_multiplier.value().to_bits(), self.sampling_rate.value().to_bits())
+    }
+}
+
 /// What a composition is known to cost at one delta, in nats.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpsilonBounds {

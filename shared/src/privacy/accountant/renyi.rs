@@ -198,22 +198,23 @@ pub struct StepCurves(BTreeMap<(u64, u64), Arc<RenyiCurve>>);
 impl StepCurves {
     /// The curve of one release like those of `event`, kept from now on.
     pub fn learn(&mut self, event: &GaussianEvent) -> &RenyiCurve {
-        self.0.entry(Self::key(event)).or_insert_with(|| Arc::new(Self::make(event)))
+        self.0.entry(event.kind()).or_insert_with(|| Arc::new(Self::make(event)))
+    }
+
+    /// How many unlike releases were learnt; each curve takes a few kilobytes.
+    pub fn kinds(&self) -> usize {
+        self.0.len()
     }
 
     /// The curve of all `events` together; those not learnt are made for the occasion.
     pub fn total<'a>(&self, events: impl IntoIterator<Item = &'a GaussianEvent>) -> RenyiCurve {
         let mut total = RenyiCurve::zero();
         for event in events {
-            let known = self.0.get(&Self::key(event));
+            let known = self.0.get(&event.kind());
             let step = known.map_or_else(|| Self::make(event), |curve| (**curve).clone());
             total.add(&step.scaled(event.steps));
         }
         total
-    }
-
-    fn key(event: &GaussianEvent) -> (u64, u64) {
-        (event.noise_multiplier.value().to_bits(), event.sampling_rate.value().to_bits())
     }
 
     fn make(event: &GaussianEvent) -> RenyiCurve {
