@@ -8,6 +8,7 @@ mod job;
 mod model;
 mod operator;
 mod output;
+mod policy;
 mod site;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +38,9 @@ enum Verb {
     /// A site's daemon (branch IT)
     #[command(subcommand)]
     Client(client::ClientVerb),
+    /// What a site allows (data-protection officer)
+    #[command(subcommand)]
+    Policy(policy::PolicyVerb),
     /// Training jobs (operator)
     #[command(subcommand)]
     Job(job::JobVerb),
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Verb::Coordinator(verb) => coordinator::run(verb),
         Verb::Site(verb) => site::run(verb),
         Verb::Client(verb) => client::run(verb),
+        Verb::Policy(verb) => policy::run(verb),
         Verb::Job(verb) => job::run(verb),
         Verb::Model(verb) => model::run(verb),
     };

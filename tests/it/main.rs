@@ -4,5 +4,6 @@ mod bad_input;
 mod demo;
 mod federation;
 mod intruders;
+mod policy;
 mod restart;
 mod walkthrough;

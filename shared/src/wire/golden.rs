@@ -5,6 +5,7 @@ use super::frame::{self, Message};
 use super::messages::*;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
+use crate::policy::PolicyRule;
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 use std::fmt::Debug;
@@ -42,12 +43,15 @@ fn quality() -> Quality {
 
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
+    let refused_policy = Decision::RefusedPolicy(PolicyRule::Approval);
     vec![
         ("hello", M::Hello(Hello { protocol: 1, release: "0.1.0".into() })),
         ("enrol", M::Enrol(Enrol {})),
         ("job_answer", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::RefusedBudget })),
         ("evaluation", M::Evaluation(Evaluation { job: JOB, round: ROUND, histogram: vec![-1, 1 << 40] })),
         ("round_skipped", M::RoundSkipped(RoundSkipped { job: JOB, round: ROUND })),
+        ("job_answer_refused_policy", M::JobAnswer(JobAnswer { job: JOB, decision: refused_policy })),
+        ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
     ]
 }
 
