@@ -308,6 +308,7 @@ async fn session(
                     }
                     CoordinatorToSite::RoundStart(start) => Event::RoundStarted(start),
                     CoordinatorToSite::JobEnded(ended) => {
+                        lock(&model_lens).remove(&ended.job);
                         told.remove(&ended.job);
                         if let Err(error) = site.approvals.ended(ended.job) {
                             tracing::warn!(error = %describe(&error), "an ended job stays among those to approve");
@@ -455,8 +456,8 @@ fn consider(site: &Site, signed: &SignedContract) -> Considered {
     let now_s = clock::unix_time_s();
     let checked = offer::check(signed, &site.authority, &site.schema, now_s);
     let name = checked.as_ref().map_or_else(|_| job.short(), |checked| checked.contract.name.clone());
+    let mut budget = lock(&site.workplace.budget);
     let reserved = checked.and_then(|checked| {
-        let mut budget = lock(&site.workplace.budget);
         offer::permit(&checked, signed, &site.policy, &site.approvals, &budget, now_s)?;
         offer::reserve(&checked, &mut budget)?;
         Ok(checked)
@@ -465,9 +466,13 @@ fn consider(site: &Site, signed: &SignedContract) -> Considered {
         Ok(checked) => (Decision::Accepted, Some(Event::JobAccepted(checked)), None),
         Err(error) => {
             let decision = error.decision();
-            // A running job that the policy no longer allows ends here.
-            let left = matches!(decision, Decision::RefusedPolicy(_)).then_some(Event::JobEnded(job));
-            (decision, left, Some(describe(&error)))
+            // A running job that the policy no longer allows ends here. What it held is free before the
+            // coordinator hears of it, which will not say that the job has ended.
+            let left = matches!(decision, Decision::RefusedPolicy(_));
+            if let (true, Err(error)) = (left, budget.give_back(job)) {
+                tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
+            }
+            (decision, left.then_some(Event::JobEnded(job)), Some(describe(&error)))
         }
     };
     let decided = Notice::Decided { job, name, decision, reason };
@@ -492,9 +497,10 @@ async fn answer(
         }
         event => event,
     };
-    if let Some(len) = rounds.model_len(&answer.job) {
-        lock(model_lens).insert(answer.job, len);
-    }
+    match rounds.model_len(&answer.job) {
+        Some(len) if event.is_none() => lock(model_lens).insert(answer.job, len),
+        _ => lock(model_lens).remove(&answer.job),
+    };
     let answer = SiteToCoordinator::JobAnswer(answer);
     stream::send(send, &answer).await.map_err(ConnectError::from_stream)?;
     Ok(event)

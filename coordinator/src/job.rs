@@ -237,6 +237,12 @@ impl JobMachine {
                 if known != Some(decision) {
                     actions.push(Action::Save);
                 }
+                // One that leaves is not waited for.
+                if let (Phase::Open(open), true) = (&mut self.phase, decision != Decision::Accepted)
+                    && let Some(progress) = open.sites.get_mut(&site)
+                {
+                    progress.skipped = true;
+                }
                 // Back in the middle of a round: it may send what it has.
                 if let (Phase::Open(open), Decision::Accepted) = (&self.phase, decision)
                     && open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task))
@@ -366,6 +372,7 @@ fn count_in(open: &OpenRound) -> u32 {
 mod tests {
     use super::*;
     use weighhouse_shared::job::JobFile;
+    use weighhouse_shared::policy::PolicyRule;
 
     fn site(number: u8) -> SiteId {
         SiteId::from_bytes([number; 32])
@@ -495,6 +502,20 @@ mod tests {
         assert_eq!(machine.handle(Event::SiteOnline(site(1)), 1), [Action::Offer(site(1))]);
         assert!(machine.handle(Event::Answered(site(1), Decision::Waiting), 2).is_empty());
         assert_eq!(started(&machine.handle(Event::Answered(site(1), Decision::Accepted), 3)), [site(1)]);
+    }
+
+    #[test]
+    fn a_site_that_leaves_in_the_middle_of_a_round_is_not_waited_for() {
+        let mut machine = machine(1);
+        for number in [1, 2] {
+            machine.handle(Event::SiteOnline(site(number)), 0);
+        }
+        machine.handle(Event::Answered(site(1), Decision::Accepted), 0);
+        machine.handle(Event::Answered(site(2), Decision::Accepted), 0);
+        assert!(contribute(&mut machine, 1, Part::Update, 1).is_empty());
+        let left = machine.handle(Event::Answered(site(2), Decision::RefusedPolicy(PolicyRule::Approval)), 2);
+        assert_eq!(left, [Action::Save, Action::Commit(RoundId(0))]);
+        assert_eq!(started(&machine.handle(Event::Committed(model(1)), 3)), [site(1)]);
     }
 
     #[test]
