@@ -24,17 +24,18 @@
 //! either: with fewer the daemon does not run, whatever the job, so that no job's answer tells the count.
 //!
 //! # Policy
-//! `policy.toml` is what the site's data-protection officer allows ([`policy`](crate::policy)). A job is held against it before
-//! anything is computed: its task, its model, and the epsilon of its charges at the cap's own delta, worked out
-//! by the accountant for training and held-out customers each; what the contract claims is not read. With
-//! `approval = "ask"` a person decides as well. The coordinator hears which rule refused or that the site
+//! `policy.toml` is what the site's data-protection officer allows ([`policy`](crate::policy)). A job is held
+//! against it before anything is computed: its task, its model, and the epsilon of its charges at the cap's own
+//! delta, worked out by the accountant for training and held-out customers each; what the contract claims is not
+//! read. With `approval = "ask"` a person decides as well. The coordinator hears which rule refused or that the site
 //! waits, no figures: both are constants of policy and contract. When a person approves is not: that, like all
 //! timing, is not protected.
 //!
-//! The text of every policy that held stands in the ledger, from `opened` on. Once one names an officer, the next must
-//! carry that officer's signature over its exact bytes ([`Balance`](crate::ledger::Balance)), also one that names another officer
-//! or none. So who can only edit files at the site can stop it, not loosen it; who holds the site's key as well could
-//! begin another ledger.
+//! The text of every policy that held stands in the ledger, from `opened` on. Once one names an officer, the next
+//! must carry that officer's signature over its exact bytes ([`Balance`](crate::ledger::Balance)), also one that
+//! names another officer or none. So who edits `policy.toml` can stop the site, not loosen it. Who can also take
+//! the ledger away begins anew; that the old one existed is what its witnesses know. An approval is not
+//! signed: whoever may write in the site's folder gives it, within the policy and the cap.
 //!
 //! # What leaves, and what pays for it
 //! | value | why it may leave |
