@@ -1,4 +1,6 @@
-//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands.
+//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands, decide about jobs.
+
+mod jobs;
 
 use crate::output::{Format, FormatArgument, print_json, table};
 use anyhow::{Context, Result};
@@ -7,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt;
+use weighhouse_client::approvals::{Approvals, Verdict};
 use weighhouse_client::budget::{Budget, read_ledger};
 use weighhouse_client::contribute::Workplace;
 use weighhouse_client::enrol::join;
 use weighhouse_client::home::{Home, NewConfig};
 use weighhouse_client::outbox::Outbox;
+use weighhouse_client::policy;
 use weighhouse_client::records::{self, Split};
 use weighhouse_client::session::{self, Notice, Site};
 use weighhouse_client::witnesses::Witnesses;
@@ -19,6 +23,7 @@ use weighhouse_shared::clock;
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::invite::Invite;
 use weighhouse_shared::ledger::{Body, ReleaseKind};
+use weighhouse_shared::policy::Approval;
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::wire::messages::Decision;
 
@@ -26,7 +31,7 @@ use weighhouse_shared::wire::messages::Decision;
 pub enum ClientVerb {
     /// Join a federation with an invite; makes this site's key and home folder
     #[command(
-        after_help = "Example:\n  weighhouse client join weighhouse-1-… --home berlin --data records.csv --schema campaign.schema.toml --cap-epsilon 8"
+        after_help = "Example:\n  weighhouse client join weighhouse-1-… --home berlin --data records.csv --schema campaign.schema.toml --cap-epsilon 8\n\nIn the new folder: client.toml for who runs the site, policy.toml for its data-protection officer (cap and its period, largest job, approval, models)."
     )]
     Join {
         /// What `weighhouse site invite` printed
@@ -40,7 +45,7 @@ pub enum ClientVerb {
         /// What the columns mean
         #[arg(long, value_name = "FILE")]
         schema: PathBuf,
-        /// The most epsilon any customer may ever be charged
+        /// The most epsilon any customer may ever be charged; goes into policy.toml
         #[arg(long, default_value = "8", value_name = "EPSILON")]
         cap_epsilon: Epsilon,
         /// The cap's delta
@@ -57,7 +62,7 @@ pub enum ClientVerb {
         #[arg(long, hide = true)]
         end_with_stdin: bool,
     },
-    /// Show the budget, the connection and the latest releases of this site
+    /// Show the policy, the budget, the connection and the latest releases of this site
     #[command(after_help = "Example:\n  weighhouse client status --home berlin --format json")]
     Status {
         /// Folder made by `weighhouse client join`
@@ -65,6 +70,37 @@ pub enum ClientVerb {
         home: PathBuf,
         #[command(flatten)]
         format: FormatArgument,
+    },
+    /// Show the jobs that were offered here: what each asks, and what was decided
+    #[command(after_help = "Example:\n  weighhouse client jobs --home berlin")]
+    Jobs {
+        /// Folder made by `weighhouse client join`
+        #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
+        home: PathBuf,
+        #[command(flatten)]
+        format: FormatArgument,
+    },
+    /// Let a job run that waits for approval; a running daemon takes it at once
+    #[command(after_help = "Example:\n  weighhouse client approve 3f2a --home berlin")]
+    Approve {
+        /// The beginning of the job's identifier
+        #[arg(required_unless_present = "all")]
+        job: Option<String>,
+        /// All that wait, oldest first
+        #[arg(long, conflicts_with = "job")]
+        all: bool,
+        /// Folder made by `weighhouse client join`
+        #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
+        home: PathBuf,
+    },
+    /// Refuse a job that waits for approval, or leave one that was approved; for good
+    #[command(after_help = "Example:\n  weighhouse client refuse 3f2a --home berlin")]
+    Refuse {
+        /// The beginning of the job's identifier
+        job: String,
+        /// Folder made by `weighhouse client join`
+        #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
+        home: PathBuf,
     },
 }
 
@@ -92,6 +128,9 @@ pub fn run(verb: ClientVerb) -> Result<()> {
             }
             Ok(())
         }
+        ClientVerb::Jobs { home, format } => jobs::list(&home, format.format),
+        ClientVerb::Approve { job, home, .. } => jobs::approve(&home, job.as_deref()),
+        ClientVerb::Refuse { job, home } => jobs::refuse(&home, &job),
     }
 }
 
@@ -138,7 +177,9 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let holdout_permille = (config.data.holdout * 1000.0).round() as u32;
     let split = Split { site: credentials.identity.site(), holdout_permille };
     let records = records::load(&home.data_files(&config), &schema, split)?;
-    let (policy_text, _policy) = home.policy()?;
+    let (policy_text, policy) = home.policy()?;
+    let customers = records.training.customers() + records.holdout.customers();
+    policy::check_customers(&policy, customers as u64)?;
     let witnesses = Witnesses::open(&home, &authority, clock::unix_time_s())?;
     let (ledger, identity) = (home.ledger(), home.identity()?);
     let budget =
@@ -148,8 +189,17 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
     let workplace = Arc::new(Workplace { records, budget, outbox });
-    let coordinator = config.coordinator.clone();
-    let site = Site { coordinator, authority, credentials, schema, workplace, witnesses };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
+    let approvals = match policy.jobs.approval {
+        Approval::Auto => Approvals::at(&home.approvals()),
+        Approval::Ask => {
+            let _inside = runtime.enter();
+            Approvals::listen(&home.approvals())?
+        }
+    };
+    let (coordinator, approvals) = (config.coordinator.clone(), Arc::new(approvals));
+    let site = Site { coordinator, authority, credentials, schema, policy, approvals, workplace, witnesses };
 
     let status_path = home.path("status.json");
     let mut connection = Connection { state: "connecting".into(), since_s: clock::unix_time_s(), job: None };
@@ -169,6 +219,10 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
                 tracing::info!("took part in job {name}");
                 connection.job = Some(format!("{name}: accepted"));
             }
+            Notice::Decided { job, name, decision: Decision::Waiting, reason } => {
+                tracing::warn!("job {name} ({}): {}", job.short(), reason.unwrap_or_default());
+                connection.job = Some(format!("{name}: waiting for approval"));
+            }
             Notice::Decided { name, reason, .. } => {
                 let reason = reason.unwrap_or_default();
                 tracing::warn!("refused job {name}: {reason}");
@@ -182,8 +236,6 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
             tracing::warn!(%error, "status.json could not be written");
         }
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = session::run(&site, &mut note) => Ok(outcome?),
@@ -213,6 +265,18 @@ pub struct SiteState {
     pub epsilon_cap: f64,
     /// The cap's delta.
     pub delta: f64,
+    /// Days over which the cap holds; None for good.
+    pub period_days: Option<u32>,
+    /// Epsilon spent since the ledger began.
+    pub epsilon_lifetime: f64,
+    /// The most epsilon one job may ask for.
+    pub epsilon_per_job: f64,
+    /// Whether jobs wait for approval.
+    pub approval: Approval,
+    /// Jobs that wait for it.
+    pub jobs_waiting: u64,
+    /// Public key of the officer who must sign the next policy.
+    pub officer: Option<String>,
     /// Updates that left.
     pub updates_released: u64,
     /// Evaluations that left.
@@ -228,7 +292,7 @@ impl SiteState {
     pub fn read(folder: &Path) -> Result<Self> {
         let home = Home::at(folder);
         let config = home.config()?;
-        let (_, policy) = home.policy()?;
+        let (_, mut policy) = home.policy()?;
         let mut state = Self {
             name: config.name,
             coordinator: config.coordinator,
@@ -238,6 +302,12 @@ impl SiteState {
             epsilon_reserved: 0.0,
             epsilon_cap: policy.cap.epsilon.value(),
             delta: policy.cap.delta.value(),
+            period_days: None,
+            epsilon_lifetime: 0.0,
+            epsilon_per_job: 0.0,
+            approval: Approval::Auto,
+            jobs_waiting: 0,
+            officer: None,
             updates_released: 0,
             evaluations_released: 0,
             bytes_released: 0,
@@ -254,12 +324,20 @@ impl SiteState {
                 }
             })?;
             state.ledger_entries = chain.len();
-            if let Some((epsilon, delta)) = chain.balance().cap() {
-                let spent = chain.balance().spent_at(clock::unix_time_s(), delta);
+            if let Some(in_force) = chain.balance().policy() {
+                policy = in_force.clone();
+                let spent = chain.balance().spent_at(clock::unix_time_s(), policy.cap.delta);
                 (state.epsilon_spent, state.epsilon_reserved) = (spent.spent, spent.reserved);
-                (state.epsilon_cap, state.delta) = (epsilon.value(), delta.value());
+                state.epsilon_lifetime = spent.lifetime;
             }
         }
+        (state.epsilon_cap, state.delta) = (policy.cap.epsilon.value(), policy.cap.delta.value());
+        state.period_days = policy.cap.period_days;
+        state.epsilon_per_job = policy.jobs.max_epsilon.value();
+        state.approval = policy.jobs.approval;
+        state.officer = policy.officer.map(|officer| officer.public_key);
+        let cases = Approvals::at(&home.approvals()).all()?;
+        state.jobs_waiting = cases.iter().filter(|case| case.verdict == Verdict::Waiting).count() as u64;
         let noted = std::fs::read(home.path("status.json")).ok();
         let connection: Option<Connection> = noted.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(connection) = connection {
@@ -272,17 +350,38 @@ impl SiteState {
     }
 
     fn to_text(&self) -> String {
+        let period = match self.period_days {
+            Some(days) => {
+                format!(" in any {days} days; {:.3} since the ledger began", self.epsilon_lifetime)
+            }
+            None => " for good".into(),
+        };
+        let signer = match &self.officer {
+            Some(key) => format!("changes signed by officer {}", &key[..8.min(key.len())]),
+            None => "no officer signs its changes".into(),
+        };
+        let waiting = match self.jobs_waiting {
+            0 => "none waits".into(),
+            jobs => format!("{jobs} waiting, see `weighhouse client jobs`"),
+        };
         let rows = [
             ("site", self.name.clone()),
             ("coordinator", format!("{} ({})", self.coordinator, self.connection)),
             (
                 "privacy spent",
                 format!(
-                    "epsilon {:.3} of {} at delta {:e}",
+                    "epsilon {:.3} of {} at delta {:e}{period}",
                     self.epsilon_spent, self.epsilon_cap, self.delta
                 ),
             ),
             ("set aside", format!("epsilon {:.3} with running jobs", self.epsilon_reserved)),
+            (
+                "policy",
+                format!(
+                    "at most epsilon {} a job; approval {} ({waiting}); {signer}",
+                    self.epsilon_per_job, self.approval
+                ),
+            ),
             (
                 "released",
                 format!(

@@ -13,6 +13,7 @@ use weighhouse_shared::config;
 use weighhouse_shared::identity::Purpose;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{JobContract, JobFile};
+use weighhouse_shared::policy::PolicyRule;
 use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::schema::Schema;
 use weighhouse_shared::wire::codec;
@@ -179,11 +180,16 @@ pub fn describe(event: &JobEvent) -> String {
     match event {
         JobEvent::Status(status) => format!("job is {status}"),
         JobEvent::Answered { site, decision: Decision::Accepted } => format!("{site} takes part"),
+        JobEvent::Answered { site, decision: Decision::Waiting } => {
+            format!("{site} waits for approval by its own people")
+        }
         JobEvent::Answered { site, decision } => {
             let why = match decision {
-                Decision::RefusedSchema => "its columns differ",
-                Decision::RefusedBudget => "its privacy budget does not allow it",
-                _ => "it does not accept the contract",
+                Decision::RefusedSchema => "its columns differ".to_owned(),
+                Decision::RefusedBudget => "its privacy budget does not allow it".to_owned(),
+                Decision::RefusedPolicy(PolicyRule::Approval) => "someone there refused it".to_owned(),
+                Decision::RefusedPolicy(rule) => format!("`{rule}` in its policy does not allow it"),
+                _ => "it does not accept the contract".to_owned(),
             };
             format!("{site} refused: {why}")
         }

@@ -11,6 +11,7 @@ mod operator;
 mod output;
 mod page;
 mod plan;
+mod policy;
 mod privacy;
 mod site;
 
@@ -41,6 +42,9 @@ enum Verb {
     /// A site's daemon (branch IT)
     #[command(subcommand)]
     Client(client::ClientVerb),
+    /// What a site allows (data-protection officer)
+    #[command(subcommand)]
+    Policy(policy::PolicyVerb),
     /// Training jobs (operator)
     #[command(subcommand)]
     Job(job::JobVerb),
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Coordinator(verb) => coordinator::run(verb),
         Verb::Site(verb) => site::run(verb),
         Verb::Client(verb) => client::run(verb),
+        Verb::Policy(verb) => policy::run(verb),
         Verb::Job(verb) => job::run(verb),
         Verb::Audit(verb) => audit::run(verb),
         Verb::Model(verb) => model::run(verb),

@@ -330,6 +330,23 @@ fn note_debit(debits: &mut BTreeMap<(JobId, RoundId, Population), Paid>, entry: 
     }
 }
 
+/// What `charges` would bring epsilon to at `now_s`, with all that running jobs hold; refuses as
+/// [`Budget::reserve`] would. Nothing is written.
+pub fn preview(
+    balance: &Balance,
+    job: JobId,
+    name: &str,
+    charges: Vec<Charge>,
+    now_s: u64,
+) -> Result<f64, LedgerRule> {
+    let mut with = balance.clone();
+    let now_s = now_s.max(balance.time_s());
+    if balance.running_jobs().all(|running| running != job) {
+        with.apply(u64::MAX, now_s, &Body::Reserved { job, name: name.into(), charges })?;
+    }
+    Ok(with.cap().map_or(0.0, |(_, delta)| with.spent_at(now_s, delta).reserved))
+}
+
 /// Reads a ledger without opening it for writing: for status and audit.
 pub fn read_ledger(path: &Path, each: impl FnMut(&Entry)) -> Result<Chain, BudgetError> {
     let bytes = std::fs::read(path).map_err(|source| BudgetError::File { path: path.into(), source })?;
@@ -409,6 +426,21 @@ mod tests {
         let refused = budget.reserve(JOB, "test", vec![charge(100)]).unwrap_err();
         assert!(refused.to_string().contains("over the cap of 2"), "{refused}");
         budget.reserve(JOB, "test", vec![charge(1)]).unwrap();
+    }
+
+    #[test]
+    fn a_preview_says_what_a_reservation_would_come_to_and_reserves_nothing() {
+        let home = Home::new();
+        let mut budget = home.open(2.0).unwrap();
+        let preview = |budget: &Budget, steps| {
+            super::preview(budget.balance(), JOB, "test", vec![charge(steps)], clock::unix_time_s())
+        };
+        assert!(matches!(preview(&budget, 100), Err(LedgerRule::OverCap { .. })));
+        let would_be = preview(&budget, 1).unwrap();
+        assert_eq!(spent(&budget).reserved, 0.0);
+        budget.reserve(JOB, "test", vec![charge(1)]).unwrap();
+        assert_eq!(spent(&budget).reserved, would_be);
+        assert_eq!(preview(&budget, 1), Ok(would_be), "it holds its reservation already");
     }
 
     #[test]

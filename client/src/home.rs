@@ -97,9 +97,6 @@ pub enum HomeError {
 /// The policy's file in a home.
 pub const POLICY: &str = "policy.toml";
 
-/// The officer's signature of [`POLICY`], in hexadecimal.
-pub const POLICY_SIGNATURE: &str = "policy.toml.sig";
-
 /// A site's home folder.
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -147,16 +144,12 @@ impl Home {
 
     /// The policy's exact text, with the officer's signature if there is one.
     pub fn policy(&self) -> Result<(PolicyText, Policy), HomeError> {
-        let path = self.path(POLICY);
-        let text = config::load_text(&path)?;
-        let wrong = |reason: String| HomeError::Policy { path: path.clone(), reason };
-        let policy = Policy::parse(&text).map_err(|error| wrong(error.to_string()))?;
-        let signature = match std::fs::read_to_string(self.path(POLICY_SIGNATURE)) {
-            Ok(signature) => Some(signature.trim().to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(wrong(format!("its signature cannot be read: {error}"))),
-        };
-        Ok((PolicyText { text, signature }, policy))
+        load_policy(&self.path(POLICY))
+    }
+
+    /// The folder of jobs that the site's people decide about.
+    pub fn approvals(&self) -> PathBuf {
+        self.path("approvals")
     }
 
     /// The site's key.
@@ -181,6 +174,26 @@ pub fn load_schema(path: &Path) -> Result<Schema, HomeError> {
     let schema: Schema = config::load(path)?;
     schema.validate().map_err(|source| HomeError::Schema { path: path.into(), source })?;
     Ok(schema)
+}
+
+/// Reads and checks a policy file, with the signature beside it if there is one.
+pub fn load_policy(path: &Path) -> Result<(PolicyText, Policy), HomeError> {
+    let text = config::load_text(path)?;
+    let wrong = |reason: String| HomeError::Policy { path: path.into(), reason };
+    let policy = Policy::parse(&text).map_err(|error| wrong(error.to_string()))?;
+    let signature = match std::fs::read_to_string(signature_path(path)) {
+        Ok(signature) => Some(signature.trim().to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(wrong(format!("its signature cannot be read: {error}"))),
+    };
+    Ok((PolicyText { text, signature }, policy))
+}
+
+/// Where the officer's signature of the policy at `path` stands, in hexadecimal.
+pub fn signature_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".sig");
+    name.into()
 }
 
 /// What `client join` writes into a new home's `client.toml` and `policy.toml`.

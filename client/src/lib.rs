@@ -14,6 +14,8 @@ pub mod update;
 pub mod outbox;
 pub mod train;
 pub mod quality;
+pub mod policy;
+pub mod approvals;
 pub mod offer;
 pub mod round;
 pub mod contribute;

@@ -1,14 +1,16 @@
 //! Whether this site takes part in an offered job: the operator's signature, the contract's own rules,
-//! the site's columns, and last its budget. A job is judged before anything is computed, and nothing in
-//! the answer depends on records.
+//! the site's columns, its policy, its people if the policy says so, and last its budget. A job is judged
+//! before anything is computed, and nothing in the answer depends on records.
 
+use crate::approvals::{Approvals, ApprovalsError, Verdict};
 use crate::budget::{Budget, BudgetError};
+use crate::policy::{self, PolicyRefusal};
 use rustls::pki_types::CertificateDer;
 use std::sync::Arc;
 use weighhouse_shared::identity::{Purpose, is_signed_by};
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::ledger::{Charge, Population};
+use weighhouse_shared::policy::{Approval, Policy};
 use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::verified_operator_key;
 use weighhouse_shared::wire::codec;
@@ -23,7 +25,7 @@ pub struct CheckedContract {
     pub contract: Arc<JobContract>,
 }
 
-/// Why a job was refused, for the site's own log.
+/// Why a site does not take part, or not yet; for the site's own log.
 #[derive(Debug, thiserror::Error)]
 pub enum OfferError {
     /// No operator of this federation signed it.
@@ -45,6 +47,18 @@ pub enum OfferError {
         /// The site's.
         own: String,
     },
+    /// The policy refuses.
+    #[error(transparent)]
+    Policy(#[from] PolicyRefusal),
+    /// Someone at the site has to approve it.
+    #[error("it waits for `weighhouse client approve {}`", job.short())]
+    Waiting {
+        /// The job.
+        job: JobId,
+    },
+    /// It cannot be put before the site's people.
+    #[error(transparent)]
+    Approvals(#[from] ApprovalsError),
     /// The budget refuses.
     #[error(transparent)]
     Budget(#[from] BudgetError),
@@ -56,6 +70,8 @@ impl OfferError {
         match self {
             Self::Signature | Self::Contract { .. } => Decision::RefusedContract,
             Self::Schema { .. } => Decision::RefusedSchema,
+            Self::Policy(refusal) => Decision::RefusedPolicy(refusal.rule()),
+            Self::Waiting { .. } | Self::Approvals(_) => Decision::Waiting,
             Self::Budget(_) => Decision::RefusedBudget,
         }
     }
@@ -82,12 +98,35 @@ pub fn check(
     Ok(CheckedContract { job: contract.id(), contract: Arc::new(contract) })
 }
 
+/// Holds a checked offer against the policy and, if that says so, what the site's people decided. A job
+/// that runs already was approved, or came when no approval was asked for.
+pub fn permit(
+    checked: &CheckedContract,
+    offer: &SignedContract,
+    rules: &Policy,
+    approvals: &Approvals,
+    budget: &Budget,
+    now_s: u64,
+) -> Result<(), OfferError> {
+    let CheckedContract { job, contract } = checked;
+    policy::check(contract, rules)?;
+    let verdict = match rules.jobs.approval {
+        Approval::Auto => return Ok(()),
+        Approval::Ask if budget.balance().running_jobs().any(|running| running == *job) => {
+            approvals.find(*job)?.map_or(Verdict::Approved, |case| case.verdict)
+        }
+        Approval::Ask => approvals.ask(*job, contract, offer, now_s)?,
+    };
+    match verdict {
+        Verdict::Approved | Verdict::Ended => Ok(()),
+        Verdict::Waiting => Err(OfferError::Waiting { job: *job }),
+        Verdict::Refused => Err(PolicyRefusal::Approval.into()),
+    }
+}
+
 /// Sets the job's worst case aside, or refuses with the figures.
 pub fn reserve(checked: &CheckedContract, budget: &mut Budget) -> Result<(), OfferError> {
-    let training = Charge { population: Population::Training, event: checked.contract.training_charge() };
-    let holdout = checked.contract.evaluation_charge();
-    let holdout = holdout.map(|event| Charge { population: Population::Holdout, event });
-    let charges = std::iter::once(training).chain(holdout).collect();
+    let charges = policy::charges(&checked.contract);
     Ok(budget.reserve(checked.job, &checked.contract.name, charges)?)
 }
 
@@ -103,4 +142,82 @@ pub(crate) fn sample_contract() -> JobContract {
     let file: JobFile =
         toml::from_str("name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4").unwrap();
     file.contract(schema, [0; 16]).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::identity::Identity;
+    use weighhouse_shared::policy::{PolicyRule, PolicyText, first_policy};
+    use weighhouse_shared::privacy::{Delta, Epsilon};
+
+    struct Site {
+        _folder: tempfile::TempDir,
+        budget: Budget,
+        approvals: Approvals,
+        policy: Policy,
+    }
+
+    /// A site whose policy allows the sample job.
+    fn site(approval: Approval) -> Site {
+        let folder = tempfile::tempdir().unwrap();
+        let text = first_policy(Epsilon::new(8.0).unwrap(), Delta::new(1e-4).unwrap());
+        let mut policy = Policy::parse(&text).unwrap();
+        policy.jobs.approval = approval;
+        let identity = Identity::generate().unwrap();
+        let ledger = folder.path().join("ledger.jsonl");
+        let budget = Budget::open(&ledger, identity, &PolicyText::unsigned(text), 150).unwrap();
+        let approvals = Approvals::at(folder.path());
+        Site { _folder: folder, budget, approvals, policy }
+    }
+
+    fn checked() -> (CheckedContract, SignedContract) {
+        let contract = sample_contract();
+        let bytes = codec::encode(&contract);
+        let offer = SignedContract { contract: bytes, certificate: Vec::new(), signature: Vec::new() };
+        (CheckedContract { job: contract.id(), contract: Arc::new(contract) }, offer)
+    }
+
+    /// What the site says; a permitted job reserves.
+    fn answer(site: &mut Site) -> Decision {
+        let (checked, offer) = checked();
+        let permitted = permit(&checked, &offer, &site.policy, &site.approvals, &site.budget, 5);
+        let reserved = permitted.and_then(|()| reserve(&checked, &mut site.budget));
+        reserved.map_or_else(|error| error.decision(), |()| Decision::Accepted)
+    }
+
+    fn decide(site: &Site, verdict: Verdict) {
+        let case = site.approvals.find(checked().0.job).unwrap().unwrap();
+        site.approvals.decide(&case, verdict, 6).unwrap();
+    }
+
+    #[test]
+    fn a_job_reserves_nothing_before_it_is_approved_and_leaves_when_refused_later() {
+        let mut site = site(Approval::Ask);
+        for _ in 0..2 {
+            assert_eq!(answer(&mut site), Decision::Waiting);
+        }
+        assert_eq!(site.budget.balance().running_jobs().count(), 0);
+        decide(&site, Verdict::Approved);
+        assert_eq!(answer(&mut site), Decision::Accepted);
+        assert_eq!(site.budget.balance().running_jobs().count(), 1);
+        decide(&site, Verdict::Refused);
+        assert_eq!(answer(&mut site), Decision::RefusedPolicy(PolicyRule::Approval));
+    }
+
+    #[test]
+    fn a_job_that_ran_before_approval_was_asked_for_goes_on() {
+        let mut site = site(Approval::Auto);
+        assert_eq!(answer(&mut site), Decision::Accepted);
+        site.policy.jobs.approval = Approval::Ask;
+        assert_eq!(answer(&mut site), Decision::Accepted);
+    }
+
+    #[test]
+    fn a_running_job_that_a_new_policy_forbids_is_refused_by_its_rule() {
+        let mut site = site(Approval::Auto);
+        assert_eq!(answer(&mut site), Decision::Accepted);
+        site.policy.jobs.max_epsilon = Epsilon::new(2.0).unwrap();
+        assert_eq!(answer(&mut site), Decision::RefusedPolicy(PolicyRule::MaxEpsilon));
+    }
 }

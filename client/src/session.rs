@@ -1,20 +1,22 @@
 //! The QUIC shell of a site: connects, turns messages into events for [`crate::round`], carries out its
 //! actions, reconnects with growing pauses when the link is lost.
 
+use crate::approvals::Approvals;
 use crate::contribute::{Contribution, WorkError, Workplace};
 use crate::offer;
 use crate::round::{Action, Event, Rounds};
 use crate::witnesses::{Contradiction, Witnesses};
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint, SendStream};
 use rustls::pki_types::CertificateDer;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use weighhouse_shared::clock;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::policy::Policy;
 use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
@@ -157,7 +159,7 @@ pub enum Notice {
         /// Why, for people.
         reason: String,
     },
-    /// A job was accepted or refused.
+    /// A job was accepted or refused, or waits for approval.
     Decided {
         /// The job.
         job: JobId,
@@ -165,7 +167,7 @@ pub enum Notice {
         name: String,
         /// What was decided.
         decision: Decision,
-        /// Why, if it was refused.
+        /// Why, if it was not accepted.
         reason: Option<String>,
     },
     /// A contribution was sent.
@@ -193,6 +195,10 @@ pub struct Site {
     pub credentials: Credentials,
     /// Its columns.
     pub schema: Schema,
+    /// What it allows.
+    pub policy: Policy,
+    /// Jobs that its people decide about.
+    pub approvals: Arc<Approvals>,
     /// Its records, budget and outbox.
     pub workplace: Arc<Workplace>,
     /// What the coordinator saw of its ledger.
@@ -273,6 +279,22 @@ async fn session(
         }
     });
     tasks.spawn({
+        let (inbox, approvals) = (inbox.clone(), site.approvals.clone());
+        async move {
+            loop {
+                approvals.rung().await;
+                let cases = approvals.all().inspect_err(|error| {
+                    tracing::error!(error = %describe(error), "what was decided here cannot be read");
+                });
+                for case in cases.unwrap_or_default() {
+                    if inbox.send(Incoming::Rung(case.job, case.offer)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    tasks.spawn({
         let (connection, model_lens) = (connection.clone(), model_lens.clone());
         async move {
             loop {
@@ -285,26 +307,27 @@ async fn session(
         }
     });
 
+    // What the coordinator knows of this site's answers.
+    let mut told: BTreeMap<JobId, Decision> = BTreeMap::new();
     loop {
         let event = tokio::select! {
             Some(incoming) = incoming.recv() => match incoming {
                 Incoming::Message(Ok(Some(message))) => match message {
                     CoordinatorToSite::JobOffer(offer) => {
-                        let (answer, contract, decided) = consider(site, &offer);
-                        notice(decided);
-                        if let Some(contract) = contract {
-                            rounds.handle(Event::JobAccepted(contract));
+                        let considered = consider(site, &offer);
+                        told.insert(considered.answer.job, considered.answer.decision);
+                        match answer(considered, rounds, &model_lens, &mut send, notice).await? {
+                            Some(event) => event,
+                            None => continue,
                         }
-                        if let Some(len) = rounds.model_len(&answer.job) {
-                            lock(&model_lens).insert(answer.job, len);
-                        }
-                        let answer = SiteToCoordinator::JobAnswer(answer);
-                        stream::send(&mut send, &answer).await.map_err(lost)?;
-                        continue;
                     }
                     CoordinatorToSite::RoundStart(start) => Event::RoundStarted(start),
                     CoordinatorToSite::JobEnded(ended) => {
                         lock(&model_lens).remove(&ended.job);
+                        told.remove(&ended.job);
+                        if let Err(error) = site.approvals.ended(ended.job) {
+                            tracing::warn!(error = %describe(&error), "an ended job stays among those to approve");
+                        }
                         notice(Notice::JobEnded { job: ended.job });
                         Event::JobEnded(ended.job)
                     }
@@ -320,6 +343,19 @@ async fn session(
                     | CoordinatorToSite::VersionRefused(_)
                     | CoordinatorToSite::Enrolled(_) => return Err(ConnectError::Protocol),
                 },
+                // Someone at the site decided: the coordinator is told if that changes the answer.
+                Incoming::Rung(job, offer) => {
+                    let Some(last) = told.get_mut(&job) else { continue };
+                    let considered = consider(site, &offer);
+                    if considered.answer.decision == *last {
+                        continue;
+                    }
+                    *last = considered.answer.decision;
+                    match answer(considered, rounds, &model_lens, &mut send, notice).await? {
+                        Some(event) => event,
+                        None => continue,
+                    }
+                }
                 Incoming::Message(Ok(None)) => return Err(lost(connection.closed().await.into())),
                 Incoming::Message(Err(error)) => return Err(lost(error)),
                 Incoming::Model(Ok(Model { job, round, model, bytes })) => {
@@ -403,6 +439,8 @@ async fn session(
 
 enum Incoming {
     Message(Result<Option<CoordinatorToSite>, StreamError>),
+    /// The bell rang, and this job was put before the site's people.
+    Rung(JobId, SignedContract),
     Model(Result<Model, StreamError>),
 }
 
@@ -473,25 +511,68 @@ async fn send_standing(site: &Site, send: &mut quinn::SendStream) -> Result<(), 
     }
 }
 
+/// A judged offer.
+struct Considered {
+    answer: JobAnswer,
+    /// What it means for the rounds.
+    event: Option<Event>,
+    decided: Notice,
+}
+
 /// Judges an offer and sets its charges aside.
-fn consider(site: &Site, signed: &SignedContract) -> (JobAnswer, Option<offer::CheckedContract>, Notice) {
+fn consider(site: &Site, signed: &SignedContract) -> Considered {
     let job = JobId::from_bytes(*ContentHash::of(&signed.contract).as_bytes());
-    let checked = offer::check(signed, &site.authority, &site.schema, clock::unix_time_s());
+    let now_s = clock::unix_time_s();
+    let checked = offer::check(signed, &site.authority, &site.schema, now_s);
+    let name = checked.as_ref().map_or_else(|_| job.short(), |checked| checked.contract.name.clone());
+    let mut budget = lock(&site.workplace.budget);
     let reserved = checked.and_then(|checked| {
-        offer::reserve(&checked, &mut lock(&site.workplace.budget))?;
+        offer::permit(&checked, signed, &site.policy, &site.approvals, &budget, now_s)?;
+        offer::reserve(&checked, &mut budget)?;
         Ok(checked)
     });
-    match reserved {
-        Ok(checked) => {
-            let (decision, name) = (Decision::Accepted, checked.contract.name.clone());
-            let notice = Notice::Decided { job, name, decision, reason: None };
-            (JobAnswer { job, decision }, Some(checked), notice)
-        }
+    let (decision, event, reason) = match reserved {
+        Ok(checked) => (Decision::Accepted, Some(Event::JobAccepted(checked)), None),
         Err(error) => {
-            let (decision, reason) = (error.decision(), Some(describe(&error)));
-            (JobAnswer { job, decision }, None, Notice::Decided { job, name: job.short(), decision, reason })
+            let decision = error.decision();
+            // A running job that the policy no longer allows ends here. What it held is free before the
+            // coordinator hears of it, which will not say that the job has ended.
+            let left = matches!(decision, Decision::RefusedPolicy(_));
+            if let (true, Err(error)) = (left, budget.give_back(job)) {
+                tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
+            }
+            (decision, left.then_some(Event::JobEnded(job)), Some(describe(&error)))
         }
-    }
+    };
+    let decided = Notice::Decided { job, name, decision, reason };
+    Considered { answer: JobAnswer { job, decision }, event, decided }
+}
+
+/// Answers an offer. An accepted job is known to the rounds before the coordinator hears of it, so that its
+/// model finds it; what else follows is returned.
+async fn answer(
+    considered: Considered,
+    rounds: &mut Rounds,
+    model_lens: &Mutex<HashMap<JobId, u64>>,
+    send: &mut SendStream,
+    notice: &mut impl FnMut(Notice),
+) -> Result<Option<Event>, ConnectError> {
+    let Considered { answer, event, decided } = considered;
+    notice(decided);
+    let event = match event {
+        Some(Event::JobAccepted(contract)) => {
+            rounds.handle(Event::JobAccepted(contract));
+            None
+        }
+        event => event,
+    };
+    match rounds.model_len(&answer.job) {
+        Some(len) if event.is_none() => lock(model_lens).insert(answer.job, len),
+        _ => lock(model_lens).remove(&answer.job),
+    };
+    let answer = SiteToCoordinator::JobAnswer(answer);
+    stream::send(send, &answer).await.map_err(ConnectError::from_stream)?;
+    Ok(event)
 }
 
 /// Receives one whole model, whose job must be known and whose length must be its contract's. Pieces

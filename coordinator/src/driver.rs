@@ -280,7 +280,7 @@ impl Driver {
             Input::Answer(site, JobAnswer { job, decision }) => {
                 let name = self.site_name(site);
                 if let Some(found) = self.jobs.get_mut(&job)
-                    && !found.machine.answers().contains_key(&site)
+                    && found.machine.answers().get(&site) != Some(&decision)
                 {
                     tell(&mut found.watchers, JobEvent::Answered { site: name, decision });
                 }
@@ -353,7 +353,7 @@ impl Driver {
         let finished = job.machine.status().is_final();
         if let (true, Event::SiteOnline(site)) = (finished, &event) {
             let (site, status) = (*site, job.machine.status().clone());
-            if job.machine.answers().get(&site) == Some(&Decision::Accepted) {
+            if job.machine.answers().get(&site).is_some_and(awaits_the_end) {
                 self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
             }
             return Ok(());
@@ -484,7 +484,7 @@ impl Driver {
         let mut watchers = std::mem::take(&mut job.watchers);
         tell(&mut watchers, JobEvent::Status(status.clone()));
         for (site, decision) in job.machine.answers() {
-            if decision == Decision::Accepted {
+            if awaits_the_end(&decision) {
                 let status = status.clone();
                 self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
             }
@@ -592,9 +592,12 @@ impl Driver {
     }
 
     fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {
+        let Some(job) = self.jobs.get(&id) else { return Ok(None) };
+        let answers = job.machine.answers().into_iter();
+        let answered = |(site, decision)| JobEvent::Answered { site: self.site_name(site), decision };
+        let mut past: Vec<JobEvent> = answers.map(answered).collect();
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
-        let mut past: Vec<JobEvent> =
-            self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed).collect();
+        past.extend(self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed));
         past.push(JobEvent::Status(job.machine.status().clone()));
         let (sender, receiver) = mpsc::channel(WATCH_LEN);
         if !job.machine.status().is_final() {
@@ -602,6 +605,11 @@ impl Driver {
         }
         Ok(Some((past, receiver)))
     }
+}
+
+/// Whether a site that answered so wants to know when the job is over.
+fn awaits_the_end(decision: &Decision) -> bool {
+    matches!(decision, Decision::Accepted | Decision::Waiting)
 }
 
 /// Quality from summed histograms: label 1 first, then label 0.

@@ -1,7 +1,9 @@
 //! A job's life as a pure state machine: events and the time in, actions out. The driver carries them
 //! out, saving before it sends.
 //!
-//! A job waits until all sites that are there have answered and enough have agreed. Then come its rounds:
+//! A job waits until all sites that are there have answered and enough have agreed. A site that says it
+//! waits for its own people has answered: nobody waits for it, and it comes in with the next round once it
+//! agrees. Then come the rounds:
 //! a round starts for every agreed site that is connected, and closes when each has contributed, has said
 //! it will not, or has been gone for [`GRACE_MS`]; at the latest after the contract's `max_time_s`. A
 //! round that closes with fewer than `min_sites` contributions after that time ends the job with a reason.
@@ -108,6 +110,8 @@ pub struct JobMachine {
     model: ContentHash,
     members: BTreeMap<SiteId, Member>,
     phase: Phase,
+    /// When something was last handled: what was due by then has been seen to.
+    seen: u64,
 }
 
 impl JobMachine {
@@ -128,7 +132,7 @@ impl JobMachine {
         };
         let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
         let phase = if status.is_final() { Phase::Over } else { Phase::Waiting(now) };
-        Self { contract, status, round, model, members, phase }
+        Self { contract, status, round, model, members, phase, seen: now }
     }
 
     /// Where the job stands.
@@ -201,14 +205,18 @@ impl JobMachine {
         if matches!(self.phase, Phase::Over) {
             return Vec::new();
         }
+        self.seen = now;
         let mut actions = Vec::new();
         match event {
             Event::SiteOnline(site) => {
                 let member = self.members.entry(site).or_default();
                 (member.online, member.ready) = (true, false);
                 match member.answer {
-                    // An agreed site gets the offer again: it may have lost its memory, not its ledger.
-                    None | Some(Decision::Accepted) => actions.push(Action::Offer(site)),
+                    // An agreed site gets the offer again: it may have lost its memory, not its ledger. A
+                    // waiting one may have been told what to answer.
+                    None | Some(Decision::Accepted | Decision::Waiting) => {
+                        actions.push(Action::Offer(site));
+                    }
                     Some(_) => {}
                 }
             }
@@ -221,13 +229,19 @@ impl JobMachine {
                 let full = self.accepted() >= self.contract.federation.max_sites;
                 let member = self.members.entry(site).or_default();
                 let known = member.answer;
-                if known.is_none() && decision == Decision::Accepted && full {
+                if known != Some(Decision::Accepted) && decision == Decision::Accepted && full {
                     return actions;
                 }
                 member.answer = Some(decision);
                 member.ready = decision == Decision::Accepted;
                 if known != Some(decision) {
                     actions.push(Action::Save);
+                }
+                // One that leaves is not waited for.
+                if let (Phase::Open(open), true) = (&mut self.phase, decision != Decision::Accepted)
+                    && let Some(progress) = open.sites.get_mut(&site)
+                {
+                    progress.skipped = true;
                 }
                 // Back in the middle of a round: it may send what it has.
                 if let (Phase::Open(open), Decision::Accepted) = (&self.phase, decision)
@@ -274,14 +288,12 @@ impl JobMachine {
     pub fn next_timeout(&self) -> Option<u64> {
         let gone =
             self.members.values().filter(|member| !member.online).map(|member| member.gone_since + GRACE_MS);
-        match &self.phase {
-            Phase::Waiting(since) => Some(since + GRACE_MS).into_iter().chain(gone).min(),
-            Phase::Open(open) => {
-                let last = open.opened + 1000 * u64::from(self.contract.federation.max_time_s);
-                Some(last).into_iter().chain(gone.filter(|due| *due > open.opened)).min()
-            }
-            Phase::Committing | Phase::Over => None,
-        }
+        let last = match &self.phase {
+            Phase::Waiting(since) => since + GRACE_MS,
+            Phase::Open(open) => open.opened + 1000 * u64::from(self.contract.federation.max_time_s),
+            Phase::Committing | Phase::Over => return None,
+        };
+        gone.chain([last]).filter(|due| *due > self.seen).min()
     }
 
     fn end(&mut self, status: JobStatus, actions: &mut Vec<Action>) {
@@ -360,6 +372,7 @@ fn count_in(open: &OpenRound) -> u32 {
 mod tests {
     use super::*;
     use weighhouse_shared::job::JobFile;
+    use weighhouse_shared::policy::PolicyRule;
 
     fn site(number: u8) -> SiteId {
         SiteId::from_bytes([number; 32])
@@ -459,6 +472,62 @@ mod tests {
         assert!(contribute(&mut machine, 1, Part::Update, 9).is_empty());
         assert_eq!(machine.next_timeout(), Some(8 + GRACE_MS));
         assert_eq!(machine.handle(Event::Tick, 8 + GRACE_MS), [Action::Commit(RoundId(0))]);
+    }
+
+    #[test]
+    fn a_site_that_waits_for_its_people_is_not_waited_for_and_comes_in_once_it_agrees() {
+        let mut machine = machine(1);
+        for number in [1, 2] {
+            machine.handle(Event::SiteOnline(site(number)), 0);
+        }
+        machine.handle(Event::Answered(site(2), Decision::Waiting), 1);
+        let first = machine.handle(Event::Answered(site(1), Decision::Accepted), 2);
+        assert_eq!(started(&first), [site(1)]);
+        assert_eq!(contribute(&mut machine, 1, Part::Update, 3), [Action::Commit(RoundId(0))]);
+        let agreed = machine.handle(Event::Answered(site(2), Decision::Accepted), 4);
+        assert_eq!(agreed, [Action::Save]);
+        assert_eq!(started(&machine.handle(Event::Committed(model(1)), 5)), [site(1), site(2)]);
+    }
+
+    #[test]
+    fn a_job_short_of_sites_waits_for_approvals_without_a_timer_over_restarts() {
+        let mut machine = machine(1);
+        machine.handle(Event::SiteOnline(site(1)), 0);
+        assert_eq!(machine.handle(Event::Answered(site(1), Decision::Waiting), 1), [Action::Save]);
+        assert!(machine.handle(Event::Tick, GRACE_MS).is_empty());
+        assert_eq!(machine.next_timeout(), None, "nothing is due by itself");
+        let (contract, answers) = (machine.contract().clone(), machine.answers());
+        let mut machine =
+            JobMachine::restore(contract, JobStatus::Waiting, RoundId(0), model(0), &answers, 0);
+        assert_eq!(machine.handle(Event::SiteOnline(site(1)), 1), [Action::Offer(site(1))]);
+        assert!(machine.handle(Event::Answered(site(1), Decision::Waiting), 2).is_empty());
+        assert_eq!(started(&machine.handle(Event::Answered(site(1), Decision::Accepted), 3)), [site(1)]);
+    }
+
+    #[test]
+    fn a_site_that_leaves_in_the_middle_of_a_round_is_not_waited_for() {
+        let mut machine = machine(1);
+        for number in [1, 2] {
+            machine.handle(Event::SiteOnline(site(number)), 0);
+        }
+        machine.handle(Event::Answered(site(1), Decision::Accepted), 0);
+        machine.handle(Event::Answered(site(2), Decision::Accepted), 0);
+        assert!(contribute(&mut machine, 1, Part::Update, 1).is_empty());
+        let left = machine.handle(Event::Answered(site(2), Decision::RefusedPolicy(PolicyRule::Approval)), 2);
+        assert_eq!(left, [Action::Save, Action::Commit(RoundId(0))]);
+        assert_eq!(started(&machine.handle(Event::Committed(model(1)), 3)), [site(1)]);
+    }
+
+    #[test]
+    fn a_job_that_is_full_takes_no_site_that_waited() {
+        let mut machine = running();
+        let mut contract = (**machine.contract()).clone();
+        contract.federation.max_sites = 2;
+        machine.contract = contract.into();
+        machine.handle(Event::SiteOnline(site(3)), 5);
+        machine.handle(Event::Answered(site(3), Decision::Waiting), 6);
+        assert!(machine.handle(Event::Answered(site(3), Decision::Accepted), 7).is_empty());
+        assert_eq!(machine.accepted(), 2);
     }
 
     #[test]

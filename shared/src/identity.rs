@@ -18,7 +18,7 @@ pub enum Purpose {
     LedgerEntry,
     /// A job contract, by an operator.
     JobContract,
-    /// A site's policy, by its data-protection officer: over the hash of the file.
+    /// A site's policy, by its data-protection officer: over the file's text.
     Policy,
     /// How far a site's ledger has come, by the site.
     LedgerHead,

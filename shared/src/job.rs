@@ -220,6 +220,9 @@ pub enum JobError {
         /// What the model builder said.
         reason: String,
     },
+    /// The name is empty, too long, or could draw on the terminals of those who decide about the job.
+    #[error("the job's name must be 1 to 128 bytes of text on one line, without control characters")]
+    Name,
     /// A number out of its range.
     #[error("{field} must be {range}, got {got}")]
     Range {
@@ -359,8 +362,10 @@ impl JobContract {
         if self.format != CONTRACT_FORMAT {
             return Err(JobError::Format { got: self.format });
         }
-        let name_holds = !self.name.is_empty() && self.name.len() <= crate::schema::MAX_NAME_LEN;
-        range("name", "1 to 128 bytes long", self.name.len() as f64, name_holds)?;
+        let len_holds = (1..=crate::schema::MAX_NAME_LEN).contains(&self.name.len());
+        if !len_holds || self.name.chars().any(char::is_control) {
+            return Err(JobError::Name);
+        }
         self.schema.validate()?;
         self.network()?;
         check_training(&self.training)?;
@@ -435,5 +440,27 @@ impl JobContract {
         let evaluate =
             every.is_some_and(|every| round.0 == rounds || (train && round.0.is_multiple_of(every)));
         (train || evaluate).then_some(RoundTask { train, evaluate })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_could_forge_a_line_at_the_site_is_refused() {
+        let schema: Schema = toml::from_str(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+             features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+        )
+        .unwrap();
+        let mut file: JobFile =
+            toml::from_str("name = \"\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4").unwrap();
+        for name in ["", "churn\n3f2a  safe", "\u{1b}[2Kchurn", &"n".repeat(129)] {
+            file.name = name.into();
+            assert_eq!(file.contract(schema.clone(), [0; 16]), Err(JobError::Name), "{name:?}");
+        }
+        file.name = "Kündigung, Frühjahr".into();
+        assert!(file.contract(schema, [0; 16]).is_ok());
     }
 }

@@ -2,9 +2,12 @@
 //! the ledger from the moment it holds, with the officer's signature if it has one.
 
 use crate::identity::{Identity, Purpose, is_signed_by};
+use crate::model::ModelSpec;
 use crate::privacy::{Delta, Epsilon};
+use crate::schema::LabelKind;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// The longest policy file, in bytes.
 pub const MAX_POLICY_LEN: usize = 1 << 16;
@@ -82,6 +85,78 @@ pub enum ModelKind {
     Mlp,
 }
 
+impl From<LabelKind> for Task {
+    fn from(label: LabelKind) -> Self {
+        match label {
+            LabelKind::Binary => Self::Binary,
+        }
+    }
+}
+
+impl From<&ModelSpec> for ModelKind {
+    fn from(model: &ModelSpec) -> Self {
+        match model {
+            ModelSpec::Logistic {} => Self::Logistic,
+            ModelSpec::Mlp { .. } => Self::Mlp,
+        }
+    }
+}
+
+// As policy.toml writes them.
+impl fmt::Display for Approval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Ask => "ask",
+        })
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Binary => "binary",
+        })
+    }
+}
+
+impl fmt::Display for ModelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Logistic => "logistic",
+            Self::Mlp => "mlp",
+        })
+    }
+}
+
+/// A rule that a job can break, by its key in policy.toml: all that a refusal tells the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PolicyRule {
+    /// The job asks for more epsilon than one job may.
+    #[serde(rename = "jobs.max_epsilon")]
+    MaxEpsilon,
+    /// It learns what may not be learned.
+    #[serde(rename = "jobs.tasks")]
+    Tasks,
+    /// It trains a model that may not be trained.
+    #[serde(rename = "jobs.models")]
+    Models,
+    /// Someone at the site refused it.
+    #[serde(rename = "jobs.approval")]
+    Approval,
+}
+
+impl fmt::Display for PolicyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MaxEpsilon => "jobs.max_epsilon",
+            Self::Tasks => "jobs.tasks",
+            Self::Models => "jobs.models",
+            Self::Approval => "jobs.approval",
+        })
+    }
+}
+
 /// `[customers]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -147,6 +222,16 @@ impl Policy {
 }
 
 impl Officer {
+    /// The holder of `key`.
+    pub fn of(key: &Identity) -> Self {
+        Self { public_key: HEXLOWER.encode(&key.public_key()) }
+    }
+
+    /// The first eight digits: enough for people.
+    pub fn short(&self) -> String {
+        self.public_key.chars().take(8).collect()
+    }
+
     /// The key's bytes.
     pub fn key(&self) -> Option<[u8; 32]> {
         HEXLOWER.decode(self.public_key.as_bytes()).ok()?.try_into().ok()
@@ -240,6 +325,17 @@ mod tests {
         let policy = Policy::parse(&sample()).unwrap();
         assert_eq!((policy.cap.epsilon.value(), policy.cap.period_days), (8.0, None));
         assert_eq!((policy.jobs.approval, policy.officer), (Approval::Auto, None));
+    }
+
+    #[test]
+    fn a_rule_is_told_by_its_key() {
+        for rule in [PolicyRule::MaxEpsilon, PolicyRule::Tasks, PolicyRule::Models, PolicyRule::Approval] {
+            assert_eq!(serde_json::to_value(rule).unwrap(), rule.to_string());
+            let key = rule.to_string();
+            let (section, key) = key.split_once('.').unwrap();
+            let policy: toml::Table = toml::from_str(&sample()).unwrap();
+            assert!(policy[section].get(key).is_some(), "{rule}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod demo;
 mod federation;
 mod intruders;
 mod plan;
+mod policy;
 mod privacy;
 mod restart;
 mod walkthrough;

@@ -41,3 +41,8 @@
 //! **OpenDP without its OpenSSL feature.** Its generator is then `rand`'s ChaCha20, seeded and reseeded by the system: a
 //! cryptographic one too. OpenSSL, built from source, was a quarter of the whole build and a second crypto
 //! library in the binary.
+//!
+//! **A decision about a job is a file, and a ring.** `client approve` must work with the daemon down, survive any kill and
+//! take effect at once. So the file is the decision, and a Unix datagram beside it, with nothing in it, tells
+//! a running daemon to look. It costs no dependency (a folder watcher would), no port, and follows the
+//! folder into a container.

@@ -5,12 +5,37 @@
 //! when one has one customer more. A site's cap is an (epsilon, delta) pair; whatever leaves the site over
 //! all jobs, rounds and evaluations together is (epsilon, delta)-differentially private for that relation.
 //!
+//! **Period.** With `cap.period_days` = N the same holds for what leaves in any N consecutive days (UTC), not for
+//! the life of the ledger: a customer who stays for ten such periods may be charged ten caps, and whoever keeps all
+//! that left has it all. The lifetime figure is reported beside the cap's. What a customer did in one period does
+//! not become harmless in the next; a period bounds the rate of loss, not its sum.
+//!
+//! **Several sites.** A customer known to m sites of a federation is protected at each by that site's cap, and
+//! by the sum of the m epsilons and of the m deltas against someone who sees all of them (basic composition;
+//! Dwork and Roth 2014, theorem 3.16). `customers.max_sites` is the m that reports assume; no site can check
+//! it, since sites never compare customers.
+//!
 //! # Threat model
 //! The coordinator is curious and may ask for anything, also for more than a job's contract says; other
 //! sites and everyone who sees a model may be in league with it. The site's own machine is trusted, and so
 //! is its system's random generator. Not promised: anything against someone who can read the site's
 //! memory or disk; timing; a customer known to several sites, whose guarantees add up over the sites.
-//! That a site has both labels, has customers, and is there at all is not protected either.
+//! That a site has both labels, has at least `customers.min` customers, and is there at all is not protected
+//! either: with fewer the daemon does not run, whatever the job, so that no job's answer tells the count.
+//!
+//! # Policy
+//! `policy.toml` is what the site's data-protection officer allows ([`policy`](crate::policy)). A job is held
+//! against it before anything is computed: its task, its model, and the epsilon of its charges at the cap's own
+//! delta, worked out by the accountant for training and held-out customers each; what the contract claims is not
+//! read. With `approval = "ask"` a person decides as well. The coordinator hears which rule refused or that the site
+//! waits, no figures: both are constants of policy and contract. When a person approves is not: that, like all
+//! timing, is not protected.
+//!
+//! The text of every policy that held stands in the ledger, from `opened` on. Once one names an officer, the next
+//! must carry that officer's signature over its exact bytes ([`Balance`](crate::ledger::Balance)), also one that
+//! names another officer or none. So who edits `policy.toml` can stop the site, not loosen it. Who can also take
+//! the ledger away begins anew; that the old one existed is what its witnesses know. An approval is not
+//! signed: whoever may write in the site's folder gives it, within the policy and the cap.
 //!
 //! # What leaves, and what pays for it
 //! | value | why it may leave |
@@ -51,10 +76,13 @@
 //! fixed when the ledger begins. A customer pays for one group only, so the site's figure is the larger of
 //! the two (parallel composition; McSherry 2009, "Privacy integrated queries", theorem 4).
 //!
-//! **Composition** ([`accountant`](crate::privacy::accountant)). The enforced figure is the Renyi composition of all
-//! recorded events, converted to epsilon at the cap's delta (Canonne, Kamath, Steinke 2020, proposition
-//! 12). Bounding the sum at each order beforehand stays valid when later releases are chosen after seeing
-//! earlier ones (Feldman and Zrnic 2021, "Individual privacy accounting via a Renyi filter", theorem 4.3).
+//! **Composition** ([`ledger`](crate::ledger), [`accountant`](crate::privacy::accountant)). A later job may be chosen after seeing what
+//! earlier ones released, so what is enforced is a Renyi filter at one fixed order: the order is chosen
+//! before the first release, and again only when the officer sets another cap; the divergences of all charges at
+//! that order, spent or set aside, may add up to no more than the cap allows there (Feldman and Zrnic 2021,
+//! "Individual privacy accounting via a Renyi filter", theorem 4.3). Epsilon at the cap's delta follows at that
+//! order (Canonne, Kamath, Steinke 2020, proposition 12). The best of several orders read afterwards would not be
+//! covered: which is best could depend on the releases. Reported figures are the same sums at their best order.
 //! A reservation sets a job's whole worst case aside before the job begins, so concurrent jobs cannot spend
 //! the same budget.
 //!

@@ -23,7 +23,8 @@
 //!                                <-      Welcome | VersionRefused
 //!                                <-      Witnessed (newest witness; or: set back, and the end)
 //!                                <-      JobOffer (contract, operator's certificate and signature)
-//! JobAnswer (accepted | refused) ->
+//! JobAnswer (accepted | refused
+//!            | waiting)          ->
 //!                                <-      RoundStart, model in pieces
 //! LedgerHead                     ->
 //! Evaluation (noised, paid)      ->
@@ -32,12 +33,15 @@
 //!                                <-      Witnessed (once the round is on disk)
 //!                                <-      JobEnded
 //! ```
+//! A site that says it waits, for its own people to approve the job, may say accepted or refused at any later time
+//! without being asked; the job does not wait for it, unless it has too few sites without it.
+//!
 //! A start and its model travel on different streams and may come in any order. After a lost connection the
 //! coordinator offers again and starts the open round again; the site answers from its ledger and its
 //! outbox.
 //!
 //! # Who may rely on what
-//! - A site believes nothing: signature, contract, schema and budget are its own checks.
+//! - A site believes nothing: signature, contract, schema, policy and budget are its own checks.
 //! - The coordinator admits an update only if it is whole, has the contract's length and range, is for the
 //!   open round and its model, and is the site's first.
 //! - Heads of a site's ledger only grow: a shorter one, or another of the same length, ends the connection, and

@@ -6,6 +6,7 @@ use super::messages::*;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
 use crate::ledger::{Charged, Head, Received, ReleaseKind, SignedWitness, Standing, Witness};
+use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use data_encoding::HEXLOWER;
@@ -54,6 +55,7 @@ fn witness() -> SignedWitness {
 
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
+    let refused_policy = Decision::RefusedPolicy(PolicyRule::Approval);
     vec![
         ("hello", M::Hello(Hello { protocol: 1, release: "0.1.0".into() })),
         ("enrol", M::Enrol(Enrol {})),
@@ -65,6 +67,8 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
             "ledger_head",
             M::LedgerHead(LedgerHead { contribution: Some((JOB, ROUND)), head: HEAD, signature: vec![1, 2] }),
         ),
+        ("job_answer_refused_policy", M::JobAnswer(JobAnswer { job: JOB, decision: refused_policy })),
+        ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
     ]
 }
 

@@ -5,6 +5,7 @@
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
 use crate::ledger::{Head, SignedWitness, Standing};
+use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
 use serde::{Deserialize, Serialize};
 
@@ -139,6 +140,10 @@ pub enum Decision {
     RefusedSchema,
     /// The site's privacy budget does not allow it.
     RefusedBudget,
+    /// It breaks this rule of the site's policy.
+    RefusedPolicy(PolicyRule),
+    /// No answer yet, for good if need be: someone at the site has to approve the job.
+    Waiting,
 }
 
 /// Noised and paid by the debit of (job, round, evaluation): a histogram of scores by label.
