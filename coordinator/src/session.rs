@@ -185,15 +185,13 @@ async fn read_upload(
         }
     };
     loop {
-        let mut left = piece.len as usize;
-        while left > 0 {
-            match stream.read_chunk(left, true).await.map_err(StreamError::from)? {
-                Some(chunk) => {
-                    left -= chunk.bytes.len();
-                    arriving.push(&chunk.bytes)?;
-                }
-                None => return Ok(Err(Outcome::Corrupt)),
+        let read = stream::receive_blocks(&mut stream, piece.len, |block| Ok(arriving.push(block)?)).await;
+        match read {
+            Ok(()) => {}
+            Err(SessionError::Stream(StreamError::ReadExact(quinn::ReadExactError::FinishedEarly(_)))) => {
+                return Ok(Err(Outcome::Corrupt));
             }
+            Err(error) => return Err(error),
         }
         if arriving.is_complete() {
             return Ok(arriving.finish());
