@@ -68,19 +68,18 @@ impl Workplace {
         self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Works out what `start` asks for. `model` is the global model: 32-bit little-endian floats.
+    /// Works out what `start` asks for. `parameters` are the global model's.
     pub fn work(
         &self,
         checked: &CheckedContract,
         start: &RoundStart,
-        model: &[u8],
+        parameters: &[f32],
     ) -> Result<Contribution, WorkError> {
         let contract = &checked.contract;
         let network = contract.network().map_err(|_| WorkError::Model)?;
-        let (values, rest) = model.as_chunks::<4>();
-        let parameters: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let finite = parameters.iter().all(|parameter| parameter.is_finite());
-        if !rest.is_empty() || parameters.len() != network.parameter_count() || !finite {
+        // Without an early end, so that the loop is one pass of wide comparisons.
+        let finite = parameters.iter().fold(true, |all, parameter| all & parameter.is_finite());
+        if parameters.len() != network.parameter_count() || !finite {
             return Err(WorkError::Model);
         }
         self.outbox.forget(checked.job, Some(start.round))?;
@@ -93,7 +92,7 @@ impl Workplace {
                     let max_rows = contract.training.max_rows_per_customer as usize;
                     let table = &self.records.holdout;
                     let bins = plan.bins as usize;
-                    let noised = quality::measure(&network, &parameters, table, max_rows, bins, debit)?;
+                    let noised = quality::measure(&network, parameters, table, max_rows, bins, debit)?;
                     Ok(histogram_bytes(noised))
                 })?
             }

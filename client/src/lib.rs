@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod train;
 pub mod quality;
 pub mod offer;
+pub mod global_model;
 pub mod round;
 pub mod contribute;
 pub mod enrol;
