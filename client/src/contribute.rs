@@ -104,8 +104,10 @@ impl Workplace {
                 self.paid(start, ReleaseKind::Update, charge, |debit| {
                     let mut generator = Generator::from_system()?;
                     let table = &self.records.training;
-                    let update = local_update(contract, &network, &parameters, table, debit, &mut generator)?;
-                    Ok(update.to_bytes())
+                    let memory = self.outbox.memory();
+                    let update =
+                        local_update(contract, &network, parameters, table, debit, &mut generator, memory)?;
+                    Ok(update.into_bytes())
                 })?
             }
             false => None,
@@ -131,14 +133,14 @@ impl Workplace {
             }
         } else {
             let debit = self.budget().debit(job, round, charge)?;
-            let bytes = make(debit)?;
+            let bytes = Bytes::from(make(debit)?);
             let content = ContentHash::of(&bytes);
             self.outbox.store(job, round, kind, start.model, content, &bytes)?;
             (content, bytes)
         };
         let len = bytes.len() as u64;
         self.budget().release(job, round, charge.population, kind, content, len)?;
-        Ok(Some((content, Bytes::from(bytes))))
+        Ok(Some((content, bytes)))
     }
 }
 
@@ -154,6 +156,7 @@ fn local_update(
     _table: &crate::features::FeatureTable,
     _debit: crate::budget::Debit,
     _generator: &mut Generator,
+    memory: Vec<u8>,
 ) -> Result<crate::update::ModelUpdate, TrainError> {
-    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1))
+    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1, memory))
 }
