@@ -1,9 +1,8 @@
 //! One connected site: frames and streams on one side, the driver's events on the other.
 
-use crate::admission::Arriving;
+use crate::admission::{Arriving, Spool};
 use crate::driver::{Inbox, Input, ToSite};
 use quinn::{Connection, RecvStream, SendStream};
-use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use weighhouse_shared::ids::SiteId;
@@ -25,7 +24,7 @@ pub struct Shared {
     /// Permits for reading uploads.
     pub uploads: Semaphore,
     /// Where long updates wait.
-    pub spool: std::path::PathBuf,
+    pub spool: Arc<Spool>,
 }
 
 /// Why a session ended.
@@ -177,7 +176,7 @@ async fn read_upload(
         let _ = stream.stop(0u8.into());
         return Ok(Err(Outcome::WrongRound));
     };
-    let mut arriving = match Arriving::begin(piece, expected, Path::new(&shared.spool))? {
+    let mut arriving = match Arriving::begin(piece, expected, &shared.spool)? {
         Ok(arriving) => arriving,
         Err(outcome) => {
             let _ = stream.stop(0u8.into());
