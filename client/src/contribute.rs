@@ -69,19 +69,18 @@ impl Workplace {
         self.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Works out what `start` asks for. `model` is the global model: 32-bit little-endian floats.
+    /// Works out what `start` asks for. `parameters` are the global model's.
     pub fn work(
         &self,
         checked: &CheckedContract,
         start: &RoundStart,
-        model: &[u8],
+        parameters: &[f32],
     ) -> Result<Contribution, WorkError> {
         let contract = &checked.contract;
         let network = contract.network().map_err(|_| WorkError::Model)?;
-        let (values, rest) = model.as_chunks::<4>();
-        let parameters: Vec<f32> = values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let finite = parameters.iter().all(|parameter| parameter.is_finite());
-        if !rest.is_empty() || parameters.len() != network.parameter_count() || !finite {
+        // Without an early end, so that the loop is one pass of wide comparisons.
+        let finite = parameters.iter().fold(true, |all, parameter| all & parameter.is_finite());
+        if parameters.len() != network.parameter_count() || !finite {
             return Err(WorkError::Model);
         }
         self.outbox.forget(checked.job, Some(start.round))?;
@@ -95,7 +94,7 @@ impl Workplace {
                     let max_rows = contract.training.max_rows_per_customer as usize;
                     let table = &self.records.holdout;
                     let bins = plan.bins as usize;
-                    let noised = quality::measure(&network, &parameters, table, max_rows, bins, debit)?;
+                    let noised = quality::measure(&network, parameters, table, max_rows, bins, debit)?;
                     Ok(histogram_bytes(noised))
                 })?
             }
@@ -109,8 +108,10 @@ impl Workplace {
                 self.paid(start, ReleaseKind::Update, charge, mechanism, |debit| {
                     let mut generator = Generator::from_system()?;
                     let table = &self.records.training;
-                    let update = local_update(contract, &network, &parameters, table, debit, &mut generator)?;
-                    Ok(update.to_bytes())
+                    let memory = self.outbox.memory();
+                    let update =
+                        local_update(contract, &network, parameters, table, debit, &mut generator, memory)?;
+                    Ok(update.into_bytes())
                 })?
             }
             false => None,
@@ -137,14 +138,14 @@ impl Workplace {
             }
         } else {
             let debit = self.budget().debit(job, round, charge, mechanism)?;
-            let bytes = make(debit)?;
+            let bytes = Bytes::from(make(debit)?);
             let content = ContentHash::of(&bytes);
             self.outbox.store(job, round, kind, start.model, content, &bytes)?;
             (content, bytes)
         };
         let len = bytes.len() as u64;
         self.budget().release(job, round, charge.population, kind, content, len)?;
-        Ok(Some((content, Bytes::from(bytes))))
+        Ok(Some((content, bytes)))
     }
 }
 
@@ -160,6 +161,7 @@ fn local_update(
     _table: &crate::features::FeatureTable,
     _debit: crate::budget::Debit,
     _generator: &mut Generator,
+    memory: Vec<u8>,
 ) -> Result<crate::update::ModelUpdate, TrainError> {
-    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1))
+    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1, memory))
 }

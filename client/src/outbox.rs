@@ -3,9 +3,15 @@
 //! One file an item: base model (32 bytes), hash of the bytes (32), the bytes. A file is written aside and
 //! renamed, so it is whole or absent after a kill. It is not synced: should a power cut lose it, the
 //! debit is lost with it, which wastes budget but hides nothing.
+//!
+//! A job's next update is written over the file and into the memory of the one before: fresh pages cost
+//! the processor more than what is put on them.
 
+use bytes::Bytes;
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::ledger::ReleaseKind;
 
@@ -13,7 +19,12 @@ use weighhouse_shared::ledger::ReleaseKind;
 #[derive(Debug)]
 pub struct Outbox {
     folder: PathBuf,
+    /// The update stored last.
+    last: Mutex<Bytes>,
 }
+
+/// A file of an update that is over, under a name that is no item's.
+const SPARE: &str = "spare";
 
 /// An item found in the outbox.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,14 +34,24 @@ pub struct Stored {
     /// Hash of the bytes.
     pub content: ContentHash,
     /// The bytes that leave.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 impl Outbox {
     /// Opens or makes the folder.
     pub fn open(folder: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
-        Ok(Self { folder: folder.into() })
+        Ok(Self { folder: folder.into(), last: Mutex::default() })
+    }
+
+    fn last(&self) -> MutexGuard<'_, Bytes> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The memory of the update stored last, with whatever it holds; empty if that may still be sent.
+    pub fn memory(&self) -> Vec<u8> {
+        let last = std::mem::take(&mut *self.last());
+        if last.is_unique() { last.into() } else { Vec::new() }
     }
 
     fn path(&self, job: JobId, round: RoundId, kind: ReleaseKind) -> PathBuf {
@@ -49,15 +70,21 @@ impl Outbox {
         kind: ReleaseKind,
         base: ContentHash,
         content: ContentHash,
-        bytes: &[u8],
+        bytes: &Bytes,
     ) -> io::Result<()> {
         use io::Write;
         let path = self.path(job, round, kind);
         let draft = path.with_extension("new");
-        let mut file = std::fs::File::create(&draft)?;
+        if kind == ReleaseKind::Update {
+            *self.last() = bytes.clone();
+            // There is none before the second round.
+            let _ = std::fs::rename(self.folder.join(SPARE), &draft);
+        }
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&draft)?;
         file.write_all(base.as_bytes())?;
         file.write_all(content.as_bytes())?;
         file.write_all(bytes)?;
+        file.set_len((base.as_bytes().len() + content.as_bytes().len() + bytes.len()) as u64)?;
         std::fs::rename(&draft, &path)
     }
 
@@ -68,13 +95,14 @@ impl Outbox {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        let file = Bytes::from(file);
         let Some((base, rest)) = file.split_first_chunk::<32>() else { return Ok(None) };
         let Some((hash, bytes)) = rest.split_first_chunk::<32>() else { return Ok(None) };
         let content = ContentHash::of(bytes);
         if content.as_bytes() != hash {
             return Ok(None);
         }
-        Ok(Some(Stored { base: ContentHash::from_bytes(*base), content, bytes: bytes.to_vec() }))
+        Ok(Some(Stored { base: ContentHash::from_bytes(*base), content, bytes: file.slice_ref(bytes) }))
     }
 
     /// Drops the items of `job` before `round`; of all its rounds if None.
@@ -86,7 +114,18 @@ impl Outbox {
             let Some(rest) = name.strip_prefix(&prefix) else { continue };
             let round = rest.split('-').next().and_then(|round| round.parse::<u32>().ok());
             if before.is_none_or(|before| round.is_none_or(|round| round < before.0)) {
-                std::fs::remove_file(item.path())?;
+                if before.is_some() && rest.ends_with("-update") {
+                    std::fs::rename(item.path(), self.folder.join(SPARE))?;
+                } else {
+                    std::fs::remove_file(item.path())?;
+                }
+            }
+        }
+        if before.is_none() {
+            *self.last() = Bytes::new();
+            match std::fs::remove_file(self.folder.join(SPARE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
         }
         Ok(())
@@ -104,9 +143,9 @@ mod tests {
         let (job, base) = (JobId::from_bytes([1; 32]), ContentHash::of(b"model"));
         let kind = ReleaseKind::Update;
         let content = ContentHash::of(b"noised");
-        outbox.store(job, RoundId(3), kind, base, content, b"noised").unwrap();
+        outbox.store(job, RoundId(3), kind, base, content, &Bytes::from_static(b"noised")).unwrap();
         let stored = outbox.find(job, RoundId(3), kind).unwrap().unwrap();
-        assert_eq!(stored, Stored { base, content, bytes: b"noised".to_vec() });
+        assert_eq!(stored, Stored { base, content, bytes: b"noised".as_slice().into() });
         assert_eq!(outbox.find(job, RoundId(3), ReleaseKind::Evaluation).unwrap(), None);
 
         let path = outbox.path(job, RoundId(3), kind);
@@ -123,9 +162,13 @@ mod tests {
         let (job, other) = (JobId::from_bytes([1; 32]), JobId::from_bytes([2; 32]));
         let (base, kind) = (ContentHash::of(b"model"), ReleaseKind::Update);
         for round in 0..3 {
-            outbox.store(job, RoundId(round), kind, base, ContentHash::of(b"a"), b"a").unwrap();
+            outbox
+                .store(job, RoundId(round), kind, base, ContentHash::of(b"a"), &Bytes::from_static(b"a"))
+                .unwrap();
         }
-        outbox.store(other, RoundId(0), kind, base, ContentHash::of(b"b"), b"b").unwrap();
+        outbox
+            .store(other, RoundId(0), kind, base, ContentHash::of(b"b"), &Bytes::from_static(b"b"))
+            .unwrap();
         outbox.forget(job, Some(RoundId(2))).unwrap();
         let there = |job, round| outbox.find(job, RoundId(round), kind).unwrap().is_some();
         assert_eq!(
@@ -134,5 +177,37 @@ mod tests {
         );
         outbox.forget(job, None).unwrap();
         assert!(!there(job, 2) && there(other, 0));
+    }
+    #[test]
+    fn a_shorter_update_written_over_a_longer_one_reads_back_as_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path()).unwrap();
+        let (job, base, kind) = (JobId::from_bytes([1; 32]), ContentHash::of(b"model"), ReleaseKind::Update);
+        for (round, body) in [b"a long update".as_slice(), b"short", b"longer than short"].iter().enumerate()
+        {
+            let (round, bytes) = (RoundId(round as u32), Bytes::from_static(body));
+            outbox.forget(job, Some(round)).unwrap();
+            outbox.store(job, round, kind, base, ContentHash::of(body), &bytes).unwrap();
+            assert_eq!(outbox.find(job, round, kind).unwrap().unwrap().bytes, bytes);
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        }
+        outbox.forget(job, Some(RoundId(9))).unwrap();
+        outbox.forget(job, None).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn memory_is_lent_again_only_when_nobody_holds_the_update() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path()).unwrap();
+        let (job, base, kind) = (JobId::from_bytes([1; 32]), ContentHash::of(b"model"), ReleaseKind::Update);
+        let bytes = Bytes::from(b"noised".to_vec());
+        let store = || outbox.store(job, RoundId(0), kind, base, ContentHash::of(&bytes), &bytes).unwrap();
+        store();
+        assert!(outbox.memory().is_empty());
+        store();
+        drop(bytes);
+        assert_eq!(outbox.memory(), b"noised");
+        assert!(outbox.memory().is_empty());
     }
 }

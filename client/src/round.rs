@@ -3,10 +3,10 @@
 //! One round is worked on at a time; a round that the coordinator starts anew replaces the one before.
 
 use crate::contribute::Contribution;
+use crate::global_model::GlobalModel;
 use crate::offer::CheckedContract;
-use bytes::Bytes;
 use std::collections::BTreeMap;
-use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::ids::{JobId, RoundId};
 use weighhouse_shared::wire::messages::RoundStart;
 
 /// Something that happened.
@@ -17,16 +17,7 @@ pub enum Event {
     /// The coordinator starts a round.
     RoundStarted(RoundStart),
     /// A model has come in whole; its hash was checked.
-    ModelArrived {
-        /// What it was sent for.
-        job: JobId,
-        /// And for which round.
-        round: RoundId,
-        /// Its hash.
-        model: ContentHash,
-        /// The parameters, 32-bit little-endian floats.
-        bytes: Bytes,
-    },
+    ModelArrived(GlobalModel),
     /// A round's work is done; None if it gave nothing.
     Worked {
         /// The job.
@@ -49,8 +40,8 @@ pub enum Action {
         contract: CheckedContract,
         /// The round.
         start: RoundStart,
-        /// The model it starts from.
-        model: Bytes,
+        /// The parameters it starts from.
+        model: Vec<f32>,
     },
     /// Send a contribution.
     Send {
@@ -82,7 +73,7 @@ struct Job {
     current: Option<Current>,
     /// The model that came last, not yet worked with: it may come before its round's start, since the two
     /// travel on different streams.
-    model: Option<(RoundId, ContentHash, Bytes)>,
+    model: Option<GlobalModel>,
 }
 
 impl Job {
@@ -92,9 +83,10 @@ impl Job {
             return Vec::new();
         };
         let wanted = (current.start.round, current.start.model);
-        let Some((_, _, model)) = self.model.take_if(|(round, hash, _)| (*round, *hash) == wanted) else {
+        let Some(model) = self.model.take_if(|model| (model.round, model.hash) == wanted) else {
             return Vec::new();
         };
+        let model = model.parameters;
         current.working = true;
         vec![Action::Work { contract: self.contract.clone(), start: current.start.clone(), model }]
     }
@@ -130,9 +122,9 @@ impl Rounds {
                 job.current = Some(Current { start, working });
                 job.begin()
             }
-            Event::ModelArrived { job, round, model, bytes } => {
-                let Some(job) = self.jobs.get_mut(&job) else { return Vec::new() };
-                job.model = Some((round, model, bytes));
+            Event::ModelArrived(model) => {
+                let Some(job) = self.jobs.get_mut(&model.job) else { return Vec::new() };
+                job.model = Some(model);
                 job.begin()
             }
             Event::Worked { job: id, round, contribution } => {
@@ -166,6 +158,7 @@ mod tests {
     use super::*;
     use crate::contribute::Contribution;
     use std::sync::Arc;
+    use weighhouse_shared::ids::ContentHash;
     use weighhouse_shared::job::{JobContract, RoundTask};
 
     fn accepted() -> (Rounds, CheckedContract) {
@@ -182,8 +175,8 @@ mod tests {
     }
 
     fn arrived(job: JobId, round: u32) -> Event {
-        let model = ContentHash::of(&[round as u8]);
-        Event::ModelArrived { job, round: RoundId(round), model, bytes: Bytes::new() }
+        let hash = ContentHash::of(&[round as u8]);
+        Event::ModelArrived(GlobalModel { job, round: RoundId(round), hash, parameters: Vec::new() })
     }
 
     #[test]

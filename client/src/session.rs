@@ -3,10 +3,10 @@
 
 use crate::approvals::Approvals;
 use crate::contribute::{Contribution, WorkError, Workplace};
+use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::offer;
 use crate::round::{Action, Event, Rounds};
 use crate::witnesses::{Contradiction, Witnesses};
-use bytes::Bytes;
 use quinn::{Connection, ConnectionError, Endpoint, SendStream};
 use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +24,7 @@ use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, RoundSkipped,
     SignedContract, SiteToCoordinator, Witnessed,
 };
-use weighhouse_shared::wire::stream::{self, Piece, StreamError};
+use weighhouse_shared::wire::stream::{self, StreamError};
 use weighhouse_shared::wire::transport;
 
 /// First pause before connecting anew; doubled up to [`MAX_PAUSE`] while the link stays down.
@@ -205,7 +205,8 @@ pub struct Site {
     pub witnesses: Mutex<Witnesses>,
 }
 
-type Worked = (JobId, RoundId, Result<Contribution, WorkError>);
+/// A round's work that is done, and the model it was done with: its memory serves the next.
+type Worked = (JobId, RoundId, Result<Contribution, WorkError>, Vec<f32>);
 
 /// Runs until trying again cannot help. Dropping the future ends it at any point safely: what is
 /// promised is on disk.
@@ -264,6 +265,8 @@ async fn session(
     send_standing(site, &mut send).await?;
 
     let model_lens = Arc::new(Mutex::new(HashMap::new()));
+    // A model's, from one round to the next: fresh pages cost more than what is done with them.
+    let memory = Arc::new(Mutex::new(Vec::new()));
     let (inbox, mut incoming) = mpsc::channel(16);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn({
@@ -295,10 +298,10 @@ async fn session(
         }
     });
     tasks.spawn({
-        let (connection, model_lens) = (connection.clone(), model_lens.clone());
+        let (connection, model_lens, memory) = (connection.clone(), model_lens.clone(), memory.clone());
         async move {
             loop {
-                let model = receive_model(&connection, &model_lens).await;
+                let model = receive_model(&connection, &model_lens, &memory).await;
                 let ended = model.is_err();
                 if inbox.send(Incoming::Model(model)).await.is_err() || ended {
                     return;
@@ -328,6 +331,7 @@ async fn session(
                         if let Err(error) = site.approvals.ended(ended.job) {
                             tracing::warn!(error = %describe(&error), "an ended job stays among those to approve");
                         }
+                        *lock(&memory) = Vec::new();
                         notice(Notice::JobEnded { job: ended.job });
                         Event::JobEnded(ended.job)
                     }
@@ -358,12 +362,13 @@ async fn session(
                 }
                 Incoming::Message(Ok(None)) => return Err(lost(connection.closed().await.into())),
                 Incoming::Message(Err(error)) => return Err(lost(error)),
-                Incoming::Model(Ok(Model { job, round, model, bytes })) => {
-                    Event::ModelArrived { job, round, model, bytes }
-                }
+                Incoming::Model(Ok(model)) => Event::ModelArrived(model),
                 Incoming::Model(Err(error)) => return Err(lost(error)),
             },
-            Some((job, round, result)) = finished.recv() => {
+            Some((job, round, result, model)) = finished.recv() => {
+                if rounds.model_len(&job).is_some() {
+                    *lock(&memory) = model;
+                }
                 let contribution = result
                     .inspect_err(|error| tracing::error!(job = %job.short(), round = round.0, error = %describe(error), "the round's work failed"))
                     .ok();
@@ -379,7 +384,7 @@ async fn session(
                     tokio::task::spawn_blocking(move || {
                         let result = workplace.work(&contract, &start, &model);
                         // The receiver lives as long as the daemon.
-                        let _ = worked.send((start.job, start.round, result));
+                        let _ = worked.send((start.job, start.round, result, model));
                     });
                 }
                 Action::Skip { job, round } => {
@@ -441,14 +446,7 @@ enum Incoming {
     Message(Result<Option<CoordinatorToSite>, StreamError>),
     /// The bell rang, and this job was put before the site's people.
     Rung(JobId, SignedContract),
-    Model(Result<Model, StreamError>),
-}
-
-struct Model {
-    job: JobId,
-    round: RoundId,
-    model: ContentHash,
-    bytes: Bytes,
+    Model(Result<GlobalModel, StreamError>),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -576,41 +574,37 @@ async fn answer(
 }
 
 /// Receives one whole model, whose job must be known and whose length must be its contract's. Pieces
-/// that are not the next of one model are dropped, and with them what was begun.
+/// that are not the next of one model are dropped, and with them what was begun. The model is put into
+/// `memory`'s.
 async fn receive_model(
     connection: &Connection,
     model_lens: &Mutex<HashMap<JobId, u64>>,
-) -> Result<Model, StreamError> {
-    let mut begun: Option<(Piece, Vec<u8>)> = None;
+    memory: &Mutex<Vec<f32>>,
+) -> Result<GlobalModel, StreamError> {
+    let mut begun: Option<ArrivingModel> = None;
     loop {
         let mut stream = connection.accept_uni().await?;
         let piece = stream::receive_piece(&mut stream).await?;
-        if piece.offset == 0 {
-            begun = None;
-        }
         let wanted = lock(model_lens).get(&piece.job) == Some(&piece.total);
-        let (first, bytes) = begun.get_or_insert_with(|| (piece, Vec::new()));
-        let follows = (first.job, first.round, first.content, first.total, bytes.len() as u64)
-            == (piece.job, piece.round, piece.content, piece.total, piece.offset);
-        if !wanted || !follows {
-            begun = None;
+        let arriving = match begun.take() {
+            _ if !wanted => None,
+            Some(arriving) if arriving.continues_with(&piece) => Some(arriving),
+            _ => ArrivingModel::begin(piece, std::mem::take(&mut *lock(memory))),
+        };
+        let Some(mut arriving) = arriving else {
             let _ = stream.stop(0u8.into());
             continue;
-        }
-        if piece.offset == 0 {
-            bytes.reserve_exact(piece.total as usize);
-        }
-        let end = bytes.len() + piece.len as usize;
-        while bytes.len() < end {
-            let chunk = stream.read_chunk(end - bytes.len(), true).await?;
-            bytes.extend_from_slice(&chunk.ok_or(quinn::ReadExactError::FinishedEarly(0))?.bytes);
-        }
-        if bytes.len() as u64 == piece.total {
-            let bytes = Bytes::from(std::mem::take(bytes));
-            begun = None;
-            if ContentHash::of(&bytes) == piece.content {
-                return Ok(Model { job: piece.job, round: piece.round, model: piece.content, bytes });
-            }
+        };
+        stream::receive_blocks(&mut stream, piece.len, |block| -> Result<(), StreamError> {
+            arriving.push(block);
+            Ok(())
+        })
+        .await?;
+        if !arriving.is_complete() {
+            begun = Some(arriving);
+        } else if let Some(model) = arriving.finish() {
+            return Ok(model);
+        } else {
             tracing::warn!(job = %piece.job.short(), "a model did not match its hash");
         }
     }

@@ -26,7 +26,7 @@ pub enum TrainError {
     Diverged,
 }
 
-/// Makes the round's steps and returns the model's change.
+/// Makes the round's steps and returns the model's change, written into `memory`.
 ///
 /// Step: w <- w - learning_rate * noised_sum / (sampling_rate * expected_customers); the denominator is
 /// the contract's, never the batch's size.
@@ -37,6 +37,7 @@ pub fn train_round(
     table: &FeatureTable,
     mut debit: Debit,
     generator: &mut Generator,
+    memory: Vec<u8>,
 ) -> Result<ModelUpdate, TrainError> {
     let training = &contract.training;
     let grid = Grid::new(contract.privacy.clip_norm);
@@ -55,5 +56,5 @@ pub fn train_round(
             return Err(TrainError::Diverged);
         }
     }
-    Ok(model.into_update())
+    Ok(model.into_update(memory))
 }

@@ -36,36 +36,40 @@ impl<'a> LocalModel<'a> {
         self.parameters.iter().all(|parameter| parameter.is_finite())
     }
 
-    /// The change since the start, on the public update grid, saturated at its limit.
-    pub fn into_update(self) -> ModelUpdate {
+    /// The change since the start, on the public update grid, saturated at its limit; written into `memory`.
+    pub fn into_update(self, memory: Vec<u8>) -> ModelUpdate {
         let change = |(local, global): (&f32, &f32)| {
             let steps = (f64::from(*local) - f64::from(*global)) / UPDATE_STEP;
             // A cast from float to integer saturates, and the clamp makes the limit public.
             steps.round().clamp(-f64::from(UPDATE_LIMIT), f64::from(UPDATE_LIMIT)) as i32
         };
-        ModelUpdate { values: self.parameters.iter().zip(self.global).map(change).collect() }
+        ModelUpdate::of(self.parameters.iter().zip(self.global).map(change), memory)
     }
 }
 
 /// The change of a model in units of the public update step: made of noised sums only.
 #[derive(Debug)]
 pub struct ModelUpdate {
-    values: Vec<i32>,
+    bytes: Vec<u8>,
 }
 
 impl ModelUpdate {
+    fn of(values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
+        memory.resize(4 * values.len(), 0);
+        let (cells, _) = memory.as_chunks_mut::<4>();
+        cells.iter_mut().zip(values).for_each(|(cell, value)| *cell = value.to_le_bytes());
+        Self { bytes: memory }
+    }
+
     /// As it travels: 32-bit little-endian integers.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 4 * self.values.len()];
-        let (cells, _) = bytes.as_chunks_mut::<4>();
-        cells.iter_mut().zip(&self.values).for_each(|(cell, value)| *cell = value.to_le_bytes());
-        bytes
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// Adds a constant to the public model, without any record: what a no-training round sends.
     #[cfg(feature = "constant-update")]
-    pub fn constant(parameters: usize, value: i32) -> Self {
-        Self { values: vec![value; parameters] }
+    pub fn constant(parameters: usize, value: i32, memory: Vec<u8>) -> Self {
+        Self::of(std::iter::repeat_n(value, parameters), memory)
     }
 }
 
@@ -89,7 +93,10 @@ mod tests {
         let global = [0.0f32, 0.0, 0.0, 1.0];
         let model = LocalModel { global: &global, parameters: vec![1e30, -1e30, 0.5, 1.0] };
         let limit = UPDATE_LIMIT;
-        assert_eq!(model.into_update().values, [limit, -limit, 1 << 19, 0]);
+        let bytes = model.into_update(vec![7; 30]).into_bytes();
+        let (values, rest) = bytes.as_chunks::<4>();
+        assert!(rest.is_empty());
+        assert!(values.iter().map(|value| i32::from_le_bytes(*value)).eq([limit, -limit, 1 << 19, 0]));
     }
 
     #[test]

@@ -3,21 +3,101 @@
 //! long an update is.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId};
 use weighhouse_shared::job::UPDATE_LIMIT;
 use weighhouse_shared::wire::messages::Outcome;
-use weighhouse_shared::wire::stream::Piece;
+use weighhouse_shared::wire::stream::{BLOCK_LEN, Piece};
 
 /// Updates up to this many bytes wait in memory, longer ones in a file.
 const MEMORY_LEN: u64 = 4 << 20;
 
+/// How many files that are free are kept for the next updates.
+const MAX_SPARE_FILES: usize = 8;
+
+/// Nameless files in one folder for what is longer than memory should hold. A file that has served is
+/// written over: fresh pages cost the processor more than what is put on them.
+#[derive(Debug)]
+pub struct Spool {
+    folder: PathBuf,
+    spare: Mutex<Vec<File>>,
+}
+
+impl Spool {
+    /// Files in `folder`; none is made yet.
+    pub fn new(folder: PathBuf) -> Arc<Self> {
+        Arc::new(Self { folder, spare: Mutex::default() })
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<File>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the space of files that are free back to the system.
+    pub fn clear(&self) {
+        self.spare().clear();
+    }
+
+    fn file(self: &Arc<Self>) -> io::Result<SpoolFile> {
+        let spare = self.spare().pop();
+        let file = match spare {
+            Some(mut file) => {
+                file.rewind()?;
+                file
+            }
+            None => tempfile::tempfile_in(&self.folder)?,
+        };
+        Ok(SpoolFile { file: Some(file), written: 0, spool: self.clone() })
+    }
+}
+
+/// A file of the spool, given back to it at the end. What it held before lies behind what was written.
+#[derive(Debug)]
+struct SpoolFile {
+    /// There until it is given back.
+    file: Option<File>,
+    written: u64,
+    spool: Arc<Spool>,
+}
+
+impl SpoolFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written += bytes.len() as u64;
+        self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes))
+    }
+
+    /// What was written, in parts of whole values.
+    fn read(mut self, mut part: impl FnMut(&[u8])) -> io::Result<()> {
+        let Some(file) = self.file.as_mut() else { return Ok(()) };
+        file.rewind()?;
+        let mut left = usize::try_from(self.written).map_err(io::Error::other)?;
+        let mut block = vec![0; left.min(BLOCK_LEN)];
+        while left > 0 {
+            let block = &mut block[..left.min(BLOCK_LEN)];
+            file.read_exact(block)?;
+            part(block);
+            left -= block.len();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SpoolFile {
+    fn drop(&mut self) {
+        let mut spare = self.spool.spare();
+        if spare.len() < MAX_SPARE_FILES {
+            spare.extend(self.file.take());
+        }
+    }
+}
+
 /// Where the body of an arriving update waits for its end.
 #[derive(Debug)]
-enum Spool {
+enum Body {
     Memory(Vec<u8>),
-    File(File),
+    File(SpoolFile),
 }
 
 /// An update that is still arriving.
@@ -27,7 +107,7 @@ pub struct Arriving {
     received: u64,
     hasher: Hashing,
     in_range: bool,
-    spool: Spool,
+    body: Body,
     /// Bytes of a value that was cut by the end of a chunk.
     carry: Vec<u8>,
 }
@@ -54,23 +134,23 @@ pub struct ParsedUpdate {
     pub content: ContentHash,
     /// How many they are.
     pub len: u64,
-    body: Spool,
+    body: Body,
 }
 
 impl Arriving {
     /// Begins with the first piece. `expected_len` is the length of the job's updates; a longer body is
-    /// kept in a nameless file in `folder`.
-    pub fn begin(first: Piece, expected_len: u64, folder: &Path) -> io::Result<Result<Self, Outcome>> {
+    /// kept in a file of `spool`.
+    pub fn begin(first: Piece, expected_len: u64, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
         if first.total != expected_len || first.offset != 0 {
             return Ok(Err(Outcome::WrongShape));
         }
-        let spool = if first.total <= MEMORY_LEN {
-            Spool::Memory(Vec::with_capacity(first.total as usize))
+        let body = if first.total <= MEMORY_LEN {
+            Body::Memory(Vec::with_capacity(first.total as usize))
         } else {
-            Spool::File(tempfile::tempfile_in(folder)?)
+            Body::File(spool.file()?)
         };
         let hasher = Hashing(ContentHasher::default());
-        Ok(Ok(Self { first, received: 0, hasher, in_range: true, spool, carry: Vec::new() }))
+        Ok(Ok(Self { first, received: 0, hasher, in_range: true, body, carry: Vec::new() }))
     }
 
     /// Whether `piece` is the next one.
@@ -86,9 +166,9 @@ impl Arriving {
         self.hasher.0.update(bytes);
         self.received += bytes.len() as u64;
         self.check_range(bytes);
-        match &mut self.spool {
-            Spool::Memory(body) => body.extend_from_slice(bytes),
-            Spool::File(file) => file.write_all(bytes)?,
+        match &mut self.body {
+            Body::Memory(body) => body.extend_from_slice(bytes),
+            Body::File(file) => file.write(bytes)?,
         }
         Ok(())
     }
@@ -116,7 +196,7 @@ impl Arriving {
 
     /// The update, or why it is none.
     pub fn finish(self) -> Result<ParsedUpdate, Outcome> {
-        let Self { first, received, hasher, in_range, spool, carry } = self;
+        let Self { first, received, hasher, in_range, body, carry } = self;
         if received != first.total || !carry.is_empty() || hasher.0.finish() != first.content {
             return Err(Outcome::Corrupt);
         }
@@ -124,14 +204,14 @@ impl Arriving {
             return Err(Outcome::OutOfRange);
         }
         let Piece { job, round, base, content, total: len, .. } = first;
-        Ok(ParsedUpdate { job, round, base, content, len, body: spool })
+        Ok(ParsedUpdate { job, round, base, content, len, body })
     }
 }
 
 /// An update that counts: its round is open, its site is expected and has not contributed yet.
 #[derive(Debug)]
 pub struct AdmittedUpdate {
-    body: Spool,
+    body: Body,
 }
 
 impl ParsedUpdate {
@@ -145,24 +225,8 @@ impl AdmittedUpdate {
     /// Hands the body over in parts of whole values.
     pub fn read(self, mut part: impl FnMut(&[u8])) -> io::Result<()> {
         match self.body {
-            Spool::Memory(body) => part(&body),
-            Spool::File(mut file) => {
-                file.seek(SeekFrom::Start(0))?;
-                let mut buffer = vec![0; 1 << 18];
-                loop {
-                    let mut filled = 0;
-                    while filled < buffer.len() {
-                        match file.read(&mut buffer[filled..])? {
-                            0 => break,
-                            read => filled += read,
-                        }
-                    }
-                    if filled == 0 {
-                        break;
-                    }
-                    part(&buffer[..filled]);
-                }
-            }
+            Body::Memory(body) => part(&body),
+            Body::File(file) => file.read(part)?,
         }
         Ok(())
     }
@@ -191,7 +255,16 @@ mod tests {
 
     fn parse(piece: Piece, body: &[u8], chunk: usize) -> Result<ParsedUpdate, Outcome> {
         let folder = tempfile::tempdir().unwrap();
-        let mut arriving = Arriving::begin(piece, body.len() as u64, folder.path()).unwrap()?;
+        parse_in(&Spool::new(folder.path().into()), piece, body, chunk)
+    }
+
+    fn parse_in(
+        spool: &Arc<Spool>,
+        piece: Piece,
+        body: &[u8],
+        chunk: usize,
+    ) -> Result<ParsedUpdate, Outcome> {
+        let mut arriving = Arriving::begin(piece, body.len() as u64, spool).unwrap()?;
         for part in body.chunks(chunk) {
             arriving.push(part).unwrap();
         }
@@ -205,6 +278,28 @@ mod tests {
         let mut read = Vec::new();
         update.read(|part| read.extend_from_slice(part)).unwrap();
         assert_eq!(read, body);
+    }
+
+    #[test]
+    fn a_spool_file_that_held_a_longer_update_gives_back_the_shorter_one_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path().into());
+        for parameters in [1_500_000, 1_200_000] {
+            let body = bytes(&(0..parameters).map(|value| value + parameters).collect::<Vec<i32>>());
+            let update = parse_in(&spool, piece(&body), &body, 65_000).unwrap().admit(Ok(())).unwrap();
+            assert_eq!(spool.spare().len(), 0);
+            let mut read = Vec::new();
+            update.read(|part| read.extend_from_slice(part)).unwrap();
+            assert_eq!(read, body);
+            assert_eq!(spool.spare().len(), 1);
+        }
+        let body = bytes(&[0; 1_200_000]);
+        let refused =
+            parse_in(&spool, Piece { content: ContentHash::of(b""), ..piece(&body) }, &body, 65_000);
+        assert_eq!(refused.unwrap_err(), Outcome::Corrupt);
+        assert_eq!(spool.spare().len(), 1);
+        spool.clear();
+        assert_eq!(spool.spare().len(), 0);
     }
 
     #[test]

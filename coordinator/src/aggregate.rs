@@ -33,6 +33,14 @@ impl Aggregate {
         Ok(())
     }
 
+    /// Makes it the empty sum again, in the same memory.
+    pub fn clear(&mut self) {
+        if self.updates > 0 {
+            self.sum.fill(0);
+            self.updates = 0;
+        }
+    }
+
     /// How many updates are in it.
     pub fn updates(&self) -> u32 {
         self.updates

@@ -4,7 +4,7 @@
 mod requests;
 mod witnessing;
 
-use crate::admission::ParsedUpdate;
+use crate::admission::{ParsedUpdate, Spool};
 use crate::aggregate::Aggregate;
 use crate::authority;
 use crate::global_model::GlobalModel;
@@ -14,6 +14,7 @@ use crate::store::{Alarm, JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
@@ -165,6 +166,7 @@ struct Job {
     signed: SignedContract,
     machine: JobMachine,
     model: Option<GlobalModel>,
+    /// Kept from round to round: fresh pages cost more than the sum.
     aggregate: Option<Aggregate>,
     /// Counts of this round's histograms, and how many there are.
     histogram: Option<(Vec<i64>, u32)>,
@@ -176,6 +178,8 @@ struct Job {
 pub struct Parts {
     /// The durable state.
     pub store: Store,
+    /// Where long updates wait.
+    pub spool: Arc<Spool>,
     /// Who may come in.
     pub roster: SharedRoster,
     /// Signs certificates.
@@ -435,33 +439,36 @@ impl Driver {
 
     /// Stores what the closed round came to, then goes on.
     fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
-        let old = self.model(id)?;
+        let old = self.model(id)?.hash;
         let now = self.now();
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
-        let aggregate = job.aggregate.take();
         let histogram = job.histogram.take();
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
         let trains = contract.task(round).is_some_and(|task| task.train);
-        let sites = if trains { aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
-        let new = aggregate.map_or_else(|| old.clone(), |aggregate| old.averaged(&aggregate));
+        let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
+        let Some(mut new) = job.model.take() else { return Ok(()) };
+        if let Some(aggregate) = &mut job.aggregate {
+            new = new.averaged(aggregate);
+            aggregate.clear();
+        }
         let quality = histogram.map(|(counts, _)| quality_of(&counts));
         let trained = (round.0 + 1).min(contract.training.rounds);
         let steps = trained * contract.training.local_steps;
         let charge = GaussianEvent { steps, ..contract.training_charge() };
         let epsilon = accountant::renyi_epsilon(&[charge], contract.privacy.delta);
         let summary = RoundSummary { round, sites, model: new.hash, quality, epsilon };
-        if new.hash != old.hash {
+        let changed = new.hash != old;
+        if changed {
             self.parts.store.put_model(new.hash, &new.bytes)?;
         }
         self.parts.store.put_round(id, &summary)?;
-        let changed = new.hash != old.hash;
-        job.model = Some(new.clone());
         let actions = job.machine.handle(Event::Committed(new.hash), now);
+        job.model = Some(new);
         self.save_with_witnesses(id)?;
         if changed {
             // Only now: until the sync, a restart begins from the old model.
-            self.parts.store.forget_model(old.hash)?;
+            self.parts.store.forget_model(old)?;
         }
         if let Some(job) = self.jobs.get_mut(&id) {
             tell(&mut job.watchers, JobEvent::Committed(summary));
@@ -481,6 +488,7 @@ impl Driver {
         job.aggregate = None;
         job.histogram = None;
         job.model = None;
+        self.parts.spool.clear();
         let mut watchers = std::mem::take(&mut job.watchers);
         tell(&mut watchers, JobEvent::Status(status.clone()));
         for (site, decision) in job.machine.answers() {

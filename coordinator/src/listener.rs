@@ -1,5 +1,6 @@
 //! The QUIC accept loop: who the handshake let in gets a session; all sessions share one driver.
 
+use crate::admission::Spool;
 use crate::driver::{Driver, DriverError, Parts};
 use crate::home::{Home, HomeError, split_address};
 use crate::operator;
@@ -78,7 +79,17 @@ impl Coordinator {
         let authority_key = home.authority_key()?;
         let Credentials { chain, identity } = credentials;
         let certificate = chain[0].clone();
-        let parts = Parts { store, roster, authority_key, authority, identity, certificate, public_address };
+        let spool = Spool::new(spool);
+        let parts = Parts {
+            store,
+            spool: spool.clone(),
+            roster,
+            authority_key,
+            authority,
+            identity,
+            certificate,
+            public_address,
+        };
         let (driver, inbox) = Driver::restore(parts)?;
         let shared = Arc::new(Shared { inbox, uploads: Semaphore::new(MAX_UPLOADS), spool });
         Ok(Self { endpoint, driver, shared, address })

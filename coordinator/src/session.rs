@@ -1,9 +1,8 @@
 //! One connected site: frames and streams on one side, the driver's events on the other.
 
-use crate::admission::Arriving;
+use crate::admission::{Arriving, Spool};
 use crate::driver::{Inbox, Input, ToSite};
 use quinn::{Connection, RecvStream, SendStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -29,7 +28,7 @@ pub struct Shared {
     /// Permits for reading uploads.
     pub uploads: Semaphore,
     /// Where long updates wait.
-    pub spool: std::path::PathBuf,
+    pub spool: Arc<Spool>,
 }
 
 /// Why a session ended.
@@ -210,7 +209,7 @@ async fn read_upload(
         let _ = stream.stop(0u8.into());
         return Ok(Err(Outcome::WrongRound));
     };
-    let mut arriving = match Arriving::begin(piece, expected, Path::new(&shared.spool))? {
+    let mut arriving = match Arriving::begin(piece, expected, &shared.spool)? {
         Ok(arriving) => arriving,
         Err(outcome) => {
             let _ = stream.stop(0u8.into());
@@ -218,15 +217,13 @@ async fn read_upload(
         }
     };
     loop {
-        let mut left = piece.len as usize;
-        while left > 0 {
-            match stream.read_chunk(left, true).await.map_err(StreamError::from)? {
-                Some(chunk) => {
-                    left -= chunk.bytes.len();
-                    arriving.push(&chunk.bytes)?;
-                }
-                None => return Ok(Err(Outcome::Corrupt)),
+        let read = stream::receive_blocks(&mut stream, piece.len, |block| Ok(arriving.push(block)?)).await;
+        match read {
+            Ok(()) => {}
+            Err(SessionError::Stream(StreamError::ReadExact(quinn::ReadExactError::FinishedEarly(_)))) => {
+                return Ok(Err(Outcome::Corrupt));
             }
+            Err(error) => return Err(error),
         }
         if arriving.is_complete() {
             return Ok(arriving.finish());

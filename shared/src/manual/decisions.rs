@@ -35,6 +35,18 @@
 //! memory several times over while it writes it; a model of 40 MB would cost hundreds. The file is written
 //! whole, synced and renamed before the round's record is.
 //!
+//! **Large memory and files are written over, not made anew.** What a round's data path costs beside encryption and
+//! hashing is fresh pages: the system clears and accounts each one, in memory and in its file cache. So a site
+//! receives each model into the memory of the one before and writes each update over the one before, and the coordinator
+//! keeps its spool files and its sum for the next round and averages in the place of the old model. All of it is let go
+//! when the job ends. A file or a buffer is used again only once nothing can still ask for what it held: an
+//! outbox item after its round is over, a spool file after its sum, a buffer when the transport holds no part of it.
+//!
+//! **Contents are hashed with SHA-256, four times a round.** The site checks the model and names its update, the coordinator
+//! checks each update and names the new model. Processors have instructions for it, so a content costs about
+//! as much to hash as to encrypt and decrypt; anyone can check a hash in a ledger with the tools at hand, and it is
+//! the same library that does everything else. Of the four none can go without loosening a promise.
+//!
 //! **The coordinator's connection identifiers survive its restart.** They and the reset tokens come from its key, so
 //! a site learns at its next packet that the process it spoke to is gone, not after half a minute of silence.
 //!

@@ -15,6 +15,7 @@
 //! # Contents
 //! Models and updates travel in pieces of at most 4 MiB, each on a unidirectional stream that begins with a
 //! header naming job, round, base model, hash, total length and offset ([`wire::stream`](crate::wire::stream)).
+//! A piece holds whole values; a site drops a model that is cut inside one.
 //!
 //! # A site's conversation
 //! ```text

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 /// The most bytes of a content on one stream.
 pub const PIECE_LEN: usize = 4 << 20;
 
+/// The bytes taken from a stream at a time: one wakeup and one system call serve many packets, and a block
+/// is still in the processor's cache when it is hashed, checked and written. Whole values: a multiple of 8.
+pub const BLOCK_LEN: usize = 128 << 10;
+
 /// The longest encoded [`Piece`] header.
 const MAX_PIECE_HEADER_LEN: usize = 256;
 
@@ -133,4 +137,21 @@ pub async fn receive_piece(stream: &mut RecvStream) -> Result<Piece, StreamError
     let piece: Piece = codec::decode(&header[..len])?;
     piece.check()?;
     Ok(piece)
+}
+
+/// Reads the bytes of a piece of `len` bytes and hands them over in blocks of up to [`BLOCK_LEN`].
+pub async fn receive_blocks<E: From<StreamError>>(
+    stream: &mut RecvStream,
+    len: u32,
+    mut take: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut left = len as usize;
+    let mut block = vec![0; left.min(BLOCK_LEN)];
+    while left > 0 {
+        let part = &mut block[..left.min(BLOCK_LEN)];
+        stream.read_exact(part).await.map_err(StreamError::from)?;
+        left -= part.len();
+        take(part)?;
+    }
+    Ok(())
 }
