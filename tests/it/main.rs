@@ -2,7 +2,13 @@
 
 mod bad_input;
 mod demo;
+mod durability;
 mod federation;
+mod go_between;
 mod intruders;
+mod kill_loop;
+mod known_faults;
+mod ledger_file;
 mod restart;
+mod strace;
 mod walkthrough;
