@@ -40,7 +40,7 @@ pub struct Call {
 impl Call {
     /// Whether it is one of `names`, on an open file whose path ends in `path`.
     pub fn is_on(&self, names: &[&str], path: &str) -> bool {
-        let file = self.arguments.split(&[',', ' '][..]).next().unwrap_or_default();
+        let file = self.arguments.split([',', ' ', ')']).next().unwrap_or_default();
         names.contains(&self.name.as_str()) && file.trim_end_matches('>').ends_with(path)
     }
 
