@@ -63,7 +63,7 @@ mod tests {
     use super::*;
     use weighhouse_shared::job::{JobFile, UPDATE_STEP};
     use weighhouse_shared::ledger::{Charge, Population};
-    use weighhouse_shared::privacy::{Mechanism, SamplingRate};
+    use weighhouse_shared::privacy::Mechanism;
 
     const FEATURES: usize = 400;
 
@@ -122,8 +122,7 @@ mod tests {
     /// about half of 2000, not all, and not the same number each time. Without noise to speak of.
     #[test]
     fn a_step_draws_its_customers_at_the_contracts_rate_anew_each_time() {
-        let mut contract = contract();
-        contract.training.sampling_rate = SamplingRate::new(0.5).unwrap();
+        let contract = contract();
         let intercepts: Vec<f64> =
             (0..20).map(|seed| round(&contract, 2000, seed).unwrap()[FEATURES]).collect();
         // Each customer moves the intercept by at most its clip norm; sigma of the batch's size is 22.4.
