@@ -58,3 +58,91 @@ pub fn train_round(
     }
     Ok(model.into_update(memory))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::job::{JobFile, UPDATE_STEP};
+    use weighhouse_shared::ledger::{Charge, Population};
+    use weighhouse_shared::privacy::Mechanism;
+
+    const FEATURES: usize = 400;
+
+    /// A contract of one step on 400 features, with a batch of 50 customers expected.
+    fn contract() -> JobContract {
+        let features: Vec<String> =
+            (0..FEATURES).map(|at| format!("{{ column = \"f{at}\", min = 0.0, max = 1.0 }}")).collect();
+        let schema = format!(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = {{ column = \"y\", kind = \"binary\" }}\nfeatures = [{}]",
+            features.join(", ")
+        );
+        let file: JobFile = toml::from_str(
+            "name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+             [training]\nrounds = 1\nlocal_steps = 1\nsampling_rate = 0.5\nexpected_customers = 100",
+        )
+        .unwrap();
+        file.contract(toml::from_str(&schema).unwrap(), [0; 16]).unwrap()
+    }
+
+    /// One round of a site with so many customers, whose features are all 0: all but the intercept's
+    /// gradient is noise.
+    fn round(contract: &JobContract, customers: usize, seed: u64) -> Result<Vec<f64>, TrainError> {
+        let customer = [vec![0.0; FEATURES], vec![1.0]].concat();
+        let table = FeatureTable::from_customers(FEATURES, &vec![customer; customers]);
+        let network = contract.network().unwrap();
+        let global = vec![0.0; network.parameter_count()];
+        let charge = Charge { population: Population::Training, event: contract.round_charge() };
+        let grid = Grid::new(contract.privacy.clip_norm);
+        let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
+        let (debit, mut generator) = (Debit::for_test(charge, mechanism), Generator::from_seed(seed));
+        let update = train_round(contract, &network, &global, &table, debit, &mut generator)?;
+        let bytes = update.to_bytes();
+        let (values, _) = bytes.as_chunks::<4>();
+        Ok(values.iter().map(|value| f64::from(i32::from_le_bytes(*value)) * UPDATE_STEP).collect())
+    }
+
+    /// The noise in an update has standard deviation learning_rate x z x clip norm / (rate x expected
+    /// customers), with 10 customers as with 2000: neither the batch's size nor the site's is in it. 400
+    /// samples, seeds 1 and 2; bounds at 5 standard errors (alpha below 1e-6).
+    #[test]
+    fn noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site() {
+        let contract = contract();
+        let (training, noise) = (&contract.training, contract.round_charge().noise_multiplier);
+        let scale = training.learning_rate / (0.5 * 100.0);
+        let expected = scale * noise.value() * contract.privacy.clip_norm.value();
+        for (customers, seed) in [(10, 1), (2000, 2)] {
+            let update = round(&contract, customers, seed).unwrap();
+            let variance =
+                update[..FEATURES].iter().map(|value| value * value).sum::<f64>() / FEATURES as f64;
+            let ratio = variance / (expected * expected);
+            assert!((ratio - 1.0).abs() < 5.0 * (2.0 / FEATURES as f64).sqrt(), "{customers}: {ratio}");
+        }
+    }
+
+    /// The intercept's gradient of each drawn customer is the same, so its sum tells how many were drawn:
+    /// about half of 2000, not all, and not the same number each time. Without noise to speak of.
+    #[test]
+    fn a_step_draws_its_customers_at_the_contracts_rate_anew_each_time() {
+        let contract = contract();
+        let intercepts: Vec<f64> =
+            (0..20).map(|seed| round(&contract, 2000, seed).unwrap()[FEATURES]).collect();
+        // Each customer moves the intercept by at most its clip norm; sigma of the batch's size is 22.4.
+        let scale = contract.training.learning_rate / (0.5 * 100.0);
+        let drawn: Vec<f64> =
+            intercepts.iter().map(|value| value / scale / contract.privacy.clip_norm.value()).collect();
+        let noise = contract.round_charge().noise_multiplier.value();
+        for drawn in &drawn {
+            assert!((drawn - 1000.0).abs() < 5.0 * (22.4 + noise) + 15.0, "{drawn}");
+        }
+        let mean = drawn.iter().sum::<f64>() / 20.0;
+        let spread = (drawn.iter().map(|drawn| (drawn - mean).powi(2)).sum::<f64>() / 19.0).sqrt();
+        assert!(spread > 5.0 * noise.max(2.0), "{spread}");
+    }
+
+    #[test]
+    fn a_model_that_diverges_gives_no_update() {
+        let mut contract = contract();
+        contract.training.learning_rate = 1e300;
+        assert!(matches!(round(&contract, 10, 3), Err(TrainError::Diverged)));
+    }
+}

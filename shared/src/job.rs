@@ -463,4 +463,19 @@ mod tests {
         file.name = "Kündigung, Frühjahr".into();
         assert!(file.contract(schema, [0; 16]).is_ok());
     }
+
+    /// Clip norm and noise multiplier are all there is: what one customer can change follows from the
+    /// clipping.
+    #[test]
+    fn a_job_cannot_state_a_sensitivity_of_its_own() {
+        let file = |more: &str| {
+            toml::from_str::<JobFile>(&format!(
+                "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n{more}"
+            ))
+        };
+        file("clip_norm = 0.5").unwrap();
+        for more in ["sensitivity = 0.1", "sigma = 1.0"] {
+            assert!(file(more).unwrap_err().to_string().contains("unknown field"), "{more}");
+        }
+    }
 }

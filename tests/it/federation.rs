@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 /// The binary under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_weighhouse");
@@ -13,19 +13,34 @@ pub struct Daemon(Child);
 impl Daemon {
     /// Starts `arguments` and waits for a line that contains `ready`.
     pub fn start(arguments: &[&str], ready: &str) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(arguments)
-            .arg("--end-with-stdin")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .env("RUST_LOG", "error")
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut program = Command::new(PROGRAM);
+        program.args(arguments);
+        Self::start_command(program, ready)
+    }
+
+    /// Starts `command`, which runs a daemon, and waits for a line that contains `ready`.
+    pub fn start_command(command: Command, ready: &str) -> Self {
+        let shown = format!("{command:?}");
+        let (daemon, stdout) = Self::spawn(command);
+        let mut lines = BufReader::new(stdout).lines();
         let found = lines.by_ref().map_while(Result::ok).any(|line| line.contains(ready));
-        assert!(found, "{arguments:?} never said {ready}");
+        assert!(found, "{shown} never said {ready}");
         std::thread::spawn(move || lines.for_each(drop));
-        Self(child)
+        daemon
+    }
+
+    /// Starts `command`, which runs a daemon; its standard output ends when it does.
+    pub fn spawn(mut command: Command) -> (Self, ChildStdout) {
+        command.arg("--end-with-stdin").env("RUST_LOG", "error");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        (Self(child), stdout)
+    }
+
+    /// Asks it to end, and waits for that.
+    pub fn end(mut self) {
+        // Waiting closes its standard input first, which asks it to end.
+        self.0.wait().unwrap();
     }
 
     /// SIGKILL: no destructor, no goodbye.
@@ -148,6 +163,17 @@ impl Federation {
             ["client", "join", invite.trim(), "--home", &home_text, "--data", &data, "--schema", &schema];
         output(&[&join, extra].concat());
         home
+    }
+
+    /// Starts the coordinator's daemon under `tracer`, a command that takes the program to run.
+    pub fn serve_under(&mut self, mut tracer: Command) {
+        tracer.arg(PROGRAM).args(["coordinator", "serve", "--home"]).arg(self.home());
+        self.coordinator = Some(Daemon::start_command(tracer, "listening"));
+    }
+
+    /// Asks the coordinator's daemon to end, and waits for that.
+    pub fn end_coordinator(&mut self) {
+        self.coordinator.take().unwrap().end();
     }
 
     /// Starts a site's daemon.

@@ -3,11 +3,17 @@
 mod audit;
 mod bad_input;
 mod demo;
+mod durability;
 mod federation;
+mod go_between;
 mod intruders;
+mod kill_loop;
+mod known_faults;
+mod ledger_file;
 mod plan;
 mod policy;
 mod privacy;
 mod restart;
+mod strace;
 mod walkthrough;
 mod witness;

@@ -128,3 +128,24 @@
 //! - that a ledger longer than its newest witness goes on from it: the coordinator sees only the head. The
 //!   site's own check, `audit verify`, and the next comparison by an auditor do see it;
 //! - that the bytes named as received are all that were: they are what the coordinator admits to.
+//!
+//! # Known faults
+//! Faults with which systems of this field were published, and the tests that fail if one is put in here. Tests
+//! named without a place are in `tests/it`, as files `known_faults`, `kill_loop` and `durability`.
+//!
+//! | fault | test |
+//! | --- | --- |
+//! | pairwise mask keys folded to 28 bits | does not apply yet: there is no secure sum |
+//! | central noise calibrated for uniform weights, applied to row-count weights | client `train`: `noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site`; coordinator `global_model`: `the_model_moves_by_the_mean_whatever_the_order` |
+//! | sensitivity as a free parameter | `job`: `a_job_cannot_state_a_sensitivity_of_its_own`; `privacy::mechanism`: `a_mechanism_that_does_not_follow_from_its_statistic_is_found` |
+//! | the Gaussian formula for an epsilon of at most 1 used for any | `accountant`: `noise_for_a_large_epsilon_is_not_that_of_the_formula_for_small_ones` |
+//! | no composition over rounds; an accountant reset at each job or restart | `fault_no_composition_over_rounds_or_an_accountant_reset_at_each_job_or_restart` |
+//! | floating-point Gaussian noise; a generator that is not cryptographic | `privacy::generator`: `the_keystream_is_that_of_aes_256_ctr`; `privacy::discrete_gaussian`: `samples_pass_chi_square_at_every_sigma`; `fault_noise_from_a_general_purpose_generator_or_in_floating_point` |
+//! | exact row counts, losses and metrics sent in clear | `fault_exact_row_counts_losses_and_metrics_sent_in_clear` |
+//! | values outside the encoding range wrapping in silence | client `update`: `a_change_beyond_the_encoding_is_saturated_never_wrapped`; coordinator `admission`: `values_out_of_range_wrong_hashes_and_wrong_lengths_are_refused` |
+//! | NaN updates reaching the global model | client `train`: `a_model_that_diverges_gives_no_update`; an update's integers have no NaN |
+//! | noise added after unmasking | does not apply yet: there is no secure sum |
+//! | a retried round drawing new noise for free | `a_site_killed_at_every_step_never_spends_less_than_what_left_and_goes_on_by_itself`; client `budget`: `a_round_is_debited_once_and_its_bytes_are_bound_once_also_after_a_restart` |
+//! | shuffled fixed-size batches accounted as Poisson | client `sampling`: `batch_sizes_vary_as_a_binomial_does`, `a_customer_is_drawn_independently_of_others_and_of_earlier_steps`; client `train`: `a_step_draws_its_customers_at_the_contracts_rate_anew_each_time` |
+//! | the actual instead of the expected batch size as denominator | client `train`: `noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site` |
+//! | an entry that is not on disk when what it pays for leaves | `every_ledger_entry_is_synced_before_what_it_pays_for_leaves_and_a_round_costs_two_syncs` |

@@ -191,3 +191,19 @@ proptest! {
         prop_assert!(bounds.lower <= bounds.upper && bounds.upper <= bounds.renyi, "{bounds:?}");
     }
 }
+
+/// sigma = sqrt(2 ln(1.25 / delta)) / epsilon is proved for an epsilon of at most 1 (Dwork and Roth 2014,
+/// theorem A.1). At 16 it gives less privacy than it says; ours is calibrated at any epsilon.
+#[test]
+fn noise_for_a_large_epsilon_is_not_that_of_the_formula_for_small_ones() {
+    let (at, everyone) = (delta(1e-5), SamplingRate::new(1.0).unwrap());
+    let textbook = |asked: f64| (2.0 * (1.25f64 / 1e-5).ln()).sqrt() / asked;
+    assert!(epsilon(&[event(textbook(16.0), 1.0, 1)], at).lower > 16.0);
+    for asked in [0.5, 2.0, 8.0, 16.0] {
+        let asked = Epsilon::new(asked).unwrap();
+        for noise in [noise_for(asked, at, everyone, 1), renyi_noise_for(asked, at, everyone, 1)] {
+            let found = epsilon(&[event(noise.unwrap().value(), 1.0, 1)], at);
+            assert!(found.upper <= asked.value(), "{asked:?}: {found:?}");
+        }
+    }
+}
