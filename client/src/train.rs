@@ -95,8 +95,8 @@ mod tests {
         let grid = Grid::new(contract.privacy.clip_norm);
         let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
         let (debit, mut generator) = (Debit::for_test(charge, mechanism), Generator::from_seed(seed));
-        let update = train_round(contract, &network, &global, &table, debit, &mut generator)?;
-        let bytes = update.to_bytes();
+        let update = train_round(contract, &network, &global, &table, debit, &mut generator, Vec::new())?;
+        let bytes = update.into_bytes();
         let (values, _) = bytes.as_chunks::<4>();
         Ok(values.iter().map(|value| f64::from(i32::from_le_bytes(*value)) * UPDATE_STEP).collect())
     }

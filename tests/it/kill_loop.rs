@@ -144,7 +144,7 @@ fn step_of_death(log: &Path) -> String {
     let entry = |call: &strace::Call| call.ledger_entry().map(str::to_owned);
     let Some(last) = calls.iter().rfind(|call| call.result.is_none()) else { return "none".into() };
     let before = calls.iter().filter(|call| call.lines.0 < last.lines.0);
-    let written = before.filter_map(entry).last().unwrap_or_default();
+    let written = before.filter_map(entry).next_back().unwrap_or_default();
     let outbox = last.arguments.contains("/outbox/");
     match last.name.as_str() {
         "write" if last.ledger_entry().is_some() => format!("write {}", entry(last).unwrap()),

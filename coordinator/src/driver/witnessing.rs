@@ -213,7 +213,7 @@ impl Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::Arriving;
+    use crate::admission::{Arriving, Spool};
     use crate::authority;
     use crate::driver::{Input, Parts};
     use crate::roster::Roster;
@@ -242,7 +242,9 @@ mod tests {
         let roster = Arc::new(Roster::default().into());
         let (certificate, public_address) = (authority.clone(), "localhost:1".to_owned());
         let store = store.unwrap();
-        let parts = Parts { store, roster, authority_key, authority, identity, certificate, public_address };
+        let spool = Spool::new(state.join("spool"));
+        let parts =
+            Parts { store, spool, roster, authority_key, authority, identity, certificate, public_address };
         Driver::restore(parts).unwrap().0
     }
 
@@ -286,7 +288,7 @@ mod tests {
         let (base, body) = (driver.jobs[&job].machine.model(), [1, 0, 0, 0, 2, 0, 0, 0]);
         let (round, content, total) = (RoundId(0), ContentHash::of(&body), body.len() as u64);
         let piece = Piece { job, round, base, content, total, offset: 0, len: body.len() as u32 };
-        let mut arriving = Arriving::begin(piece, total, spool).unwrap().unwrap();
+        let mut arriving = Arriving::begin(piece, total, &Spool::new(spool.into())).unwrap().unwrap();
         arriving.push(&body).unwrap();
         arriving.finish().unwrap()
     }
