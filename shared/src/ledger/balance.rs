@@ -156,7 +156,7 @@ impl Account {
 
     fn pay(&mut self, today: u64, event: GaussianEvent, curves: &StepCurves) {
         if let Some((_, total)) = &mut self.total {
-            total.add(&curves.total([&event]));
+            curves.add_to(total, [&event]);
         }
         let same_day = self.paid.iter_mut().rev().take_while(|(day, _)| *day == today);
         let fits = |known: &&mut GaussianEvent| {
@@ -279,7 +279,7 @@ impl Balance {
             None => RenyiCurve::zero(),
         };
         let held = self.held.values().flatten().filter(|charge| with_held && charge.population == population);
-        total.add(&self.curves.total(held.map(|charge| &charge.event)));
+        self.curves.add_to(&mut total, held.map(|charge| &charge.event));
         total
     }
 
@@ -657,7 +657,7 @@ mod tests {
         balance.apply(2, day(100), &debit(1, 0, 6)).unwrap();
         balance.apply(3, day(110), &debit(1, 1, 6)).unwrap();
         let at = |number| balance.spent_at(day(number), delta());
-        assert_eq!(at(110).spent, at(129).spent);
+        assert!((at(110).spent / at(129).spent - 1.0).abs() < 1e-12);
         assert!(at(130).spent < at(129).spent && at(139).spent > 0.0);
         assert_eq!((at(140).spent, at(140).lifetime), (0.0, at(110).lifetime));
         let more = reserve(2, vec![training(12)]);

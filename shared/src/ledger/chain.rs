@@ -317,7 +317,9 @@ mod tests {
             match how {
                 0 => bad[at] = byte,
                 1 => bad.insert(at, byte),
-                _ => drop(bad.remove(at)),
+                _ => {
+                    bad.remove(at);
+                }
             }
             prop_assume!(bad != file);
             let line = file[..at].iter().filter(|byte| **byte == b'\n').count() + 1;

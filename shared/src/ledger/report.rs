@@ -430,7 +430,7 @@ fn coarsened(events: Vec<GaussianEvent>, most: usize) -> Vec<GaussianEvent> {
     };
     // At the coarsest grid only kinds of very many steps are left in parts, which cost the accountant little.
     let (mut kinds, mut step) = (kinds_of(None), 1.0 / 4096.0);
-    while kinds.len() > most && step <= 64.0 {
+    while kinds.len() > most && step <= 1024.0 {
         kinds = kinds_of(Some(step));
         step *= 2.0;
     }

@@ -209,12 +209,17 @@ impl StepCurves {
     /// The curve of all `events` together; those not learnt are made for the occasion.
     pub fn total<'a>(&self, events: impl IntoIterator<Item = &'a GaussianEvent>) -> RenyiCurve {
         let mut total = RenyiCurve::zero();
+        self.add_to(&mut total, events);
+        total
+    }
+
+    /// Composes `events` with what `total` stands for.
+    pub fn add_to<'a>(&self, total: &mut RenyiCurve, events: impl IntoIterator<Item = &'a GaussianEvent>) {
         for event in events {
             let known = self.0.get(&event.kind());
             let step = known.map_or_else(|| Self::make(event), |curve| (**curve).clone());
             total.add(&step.scaled(event.steps));
         }
-        total
     }
 
     fn make(event: &GaussianEvent) -> RenyiCurve {
