@@ -30,6 +30,14 @@ fn said(records: &str) -> BTreeSet<String> {
         Seen::FromSite(SiteToCoordinator::Evaluation(evaluation)) => {
             Some(format!("evaluation {} of {} counts", evaluation.round, evaluation.histogram.len()))
         }
+        Seen::FromSite(SiteToCoordinator::LedgerHead(told)) => {
+            let round = told.contribution.map(|(_, round)| round);
+            Some(format!(
+                "{} entries, {} bytes signed, for {round:?}",
+                told.head.entries,
+                told.signature.len()
+            ))
+        }
         Seen::FromSite(message) => Some(blot(&format!("{message:?}"))),
         _ => None,
     };
