@@ -25,7 +25,6 @@ fn said(records: &str) -> BTreeSet<String> {
     let between = GoBetween::start(&federation, &home);
     let daemon = federation.serve_site(&home);
     submit(&federation);
-    daemon.end();
     let message = |seen| match seen {
         Seen::FromSite(SiteToCoordinator::Evaluation(evaluation)) => {
             Some(format!("evaluation {} of {} counts", evaluation.round, evaluation.histogram.len()))
@@ -41,7 +40,15 @@ fn said(records: &str) -> BTreeSet<String> {
         Seen::FromSite(message) => Some(blot(&format!("{message:?}"))),
         _ => None,
     };
-    let mut said: BTreeSet<String> = between.seen.try_iter().filter_map(message).collect();
+    let mut said = BTreeSet::new();
+    // The last word is what the job left of the budget; the first of its kind was said on connecting.
+    let mut standings = 0;
+    while standings < 2 {
+        let seen = between.seen.recv().unwrap();
+        standings += u32::from(matches!(seen, Seen::FromSite(SiteToCoordinator::Standing(_))));
+        said.extend(message(seen));
+    }
+    daemon.end();
     for ((_, round, kind), contents) in between.book() {
         let lens: Vec<usize> = contents.values().flatten().map(Vec::len).collect();
         said.insert(format!("{kind:?} {round} of {lens:?} bytes"));
