@@ -23,6 +23,7 @@ use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
+use weighhouse_shared::model::ServerState;
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::tls::Role;
 use weighhouse_shared::wire::codec;
@@ -166,6 +167,8 @@ struct Job {
     signed: SignedContract,
     machine: JobMachine,
     model: Option<GlobalModel>,
+    /// What goes into the round that comes next beside the model; None until it is needed, and if nothing is kept.
+    state: Option<ServerState>,
     /// Kept from round to round: fresh pages cost more than the sum.
     aggregate: Option<Aggregate>,
     /// Counts of this round's histograms, and how many there are.
@@ -224,12 +227,16 @@ impl Driver {
                 &record.answers,
                 0,
             );
+            // What a process that was killed right after a commit did not get to.
+            let awaited = (!machine.status().is_final()).then(|| machine.round());
+            parts.store.forget_server_states(id, awaited)?;
             let JobRecord { signed, number, .. } = record;
             let job = Job {
                 number,
                 signed,
                 machine,
                 model: None,
+                state: None,
                 aggregate: None,
                 histogram: None,
                 watchers: Vec::new(),
@@ -416,6 +423,18 @@ impl Driver {
         }
     }
 
+    /// What the job goes into its next round with beside its model; None if it keeps nothing.
+    fn take_state(&mut self, id: JobId) -> Result<Option<ServerState>, DriverError> {
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
+        if let Some(state) = job.state.take() {
+            return Ok(Some(state));
+        }
+        let contract = job.machine.contract();
+        let network = contract.network().map_err(|error| DriverError::Job { reason: error.to_string() })?;
+        let Some(start) = contract.server_state(network.parameter_count()) else { return Ok(None) };
+        Ok(Some(self.parts.store.server_state(id, job.machine.round(), start)?))
+    }
+
     fn save(&self, id: JobId) -> Result<(), DriverError> {
         let job = &self.jobs[&id];
         let record = JobRecord {
@@ -441,16 +460,23 @@ impl Driver {
     fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
         let old = self.model(id)?.hash;
         let now = self.now();
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
+        let trains = contract.task(round).is_some_and(|task| task.train);
+        let concludes = trains && round.0 + 1 == contract.training.rounds;
+        let mut state = if trains { self.take_state(id)? } else { None };
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let histogram = job.histogram.take();
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
-        let trains = contract.task(round).is_some_and(|task| task.train);
         let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
         let Some(mut new) = job.model.take() else { return Ok(()) };
         if let Some(aggregate) = &mut job.aggregate {
-            new = new.averaged(aggregate);
+            new = new.averaged(aggregate, state.as_mut());
             aggregate.clear();
+        }
+        // From here on the model is what is measured and exported.
+        if concludes {
+            new = new.concluded(state.take().as_ref());
         }
         let quality = histogram.map(|(counts, _)| quality_of(&counts));
         let trained = (round.0 + 1).min(contract.training.rounds);
@@ -462,13 +488,21 @@ impl Driver {
         if changed {
             self.parts.store.put_model(new.hash, &new.bytes)?;
         }
+        if let Some(state) = &state {
+            self.parts.store.put_server_state(id, round.next(), state)?;
+        }
         self.parts.store.put_round(id, &summary)?;
         let actions = job.machine.handle(Event::Committed(new.hash), now);
         job.model = Some(new);
+        let keeps_state = state.is_some();
+        job.state = state;
         self.save_with_witnesses(id)?;
+        // Only now: until the sync, a restart begins from the old model and state.
         if changed {
-            // Only now: until the sync, a restart begins from the old model.
             self.parts.store.forget_model(old)?;
+        }
+        if keeps_state || concludes {
+            self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;
         }
         if let Some(job) = self.jobs.get_mut(&id) {
             tell(&mut job.watchers, JobEvent::Committed(summary));
@@ -488,7 +522,9 @@ impl Driver {
         job.aggregate = None;
         job.histogram = None;
         job.model = None;
+        job.state = None;
         self.parts.spool.clear();
+        self.parts.store.forget_server_states(id, None)?;
         let mut watchers = std::mem::take(&mut job.watchers);
         tell(&mut watchers, JobEvent::Status(status.clone()));
         for (site, decision) in job.machine.answers() {
