@@ -2,6 +2,7 @@
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
 mod requests;
+mod server_state;
 mod witnessing;
 
 use crate::admission::{ParsedUpdate, Spool};
@@ -423,18 +424,6 @@ impl Driver {
         }
     }
 
-    /// What the job goes into its next round with beside its model; None if it keeps nothing.
-    fn take_state(&mut self, id: JobId) -> Result<Option<ServerState>, DriverError> {
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
-        if let Some(state) = job.state.take() {
-            return Ok(Some(state));
-        }
-        let contract = job.machine.contract();
-        let network = contract.network().map_err(|error| DriverError::Job { reason: error.to_string() })?;
-        let Some(start) = contract.server_state(network.parameter_count()) else { return Ok(None) };
-        Ok(Some(self.parts.store.server_state(id, job.machine.round(), start)?))
-    }
-
     fn save(&self, id: JobId) -> Result<(), DriverError> {
         let job = &self.jobs[&id];
         let record = JobRecord {
@@ -464,7 +453,7 @@ impl Driver {
         let contract = job.machine.contract().clone();
         let trains = contract.task(round).is_some_and(|task| task.train);
         let concludes = trains && round.0 + 1 == contract.training.rounds;
-        let mut state = if trains { self.take_state(id)? } else { None };
+        let mut state = if trains { self.take_server_state(id)? } else { None };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let histogram = job.histogram.take();
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
@@ -498,7 +487,9 @@ impl Driver {
         job.state = state;
         self.save_with_witnesses(id)?;
         // Only now: until the sync, a restart begins from the old model and state.
-        if changed {
+        // Jobs of one kind start from one model.
+        let shared = self.jobs.values().any(|job| job.machine.model() == old);
+        if changed && !shared {
             self.parts.store.forget_model(old)?;
         }
         if keeps_state || concludes {

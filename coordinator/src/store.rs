@@ -453,7 +453,9 @@ mod tests {
         let moved = |by: f64| {
             let mut state = start();
             state.begin_round();
-            (0..parameters).for_each(|at| drop(state.moved(at, 0.0, by)));
+            for at in 0..parameters {
+                state.moved(at, 0.0, by);
+            }
             state
         };
         {
