@@ -72,7 +72,8 @@ mod tests {
     use super::*;
     use weighhouse_shared::job::{JobFile, UPDATE_STEP};
     use weighhouse_shared::ledger::{Charge, Population};
-    use weighhouse_shared::privacy::Mechanism;
+    use weighhouse_shared::model::Optimizer;
+    use weighhouse_shared::privacy::{Mechanism, SamplingRate};
 
     const FEATURES: usize = 400;
 
@@ -147,10 +148,40 @@ mod tests {
         assert!(spread > 5.0 * noise.max(2.0), "{spread}");
     }
 
+    /// The first step of each rule, and the state it leaves behind, passes what a model can hold.
     #[test]
-    fn a_model_that_diverges_gives_no_update() {
+    fn a_model_that_diverges_gives_no_update_whatever_the_optimizer() {
+        let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.01);
+        for optimizer in [
+            Optimizer::Sgd { momentum: 0.0, weight_decay },
+            Optimizer::Sgd { momentum: 0.9, weight_decay },
+            Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay },
+        ] {
+            let mut contract = contract();
+            contract.training.optimizer = optimizer;
+            assert!(round(&contract, 10, 3).is_ok(), "{optimizer:?}");
+            contract.training.learning_rate = 1e300;
+            assert!(matches!(round(&contract, 10, 3), Err(TrainError::Diverged)), "{optimizer:?}");
+        }
+        // Squares that overflow would only make the step 0.
         let mut contract = contract();
-        contract.training.learning_rate = 1e300;
+        contract.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay };
+        contract.training.expected_customers = 1;
+        contract.training.sampling_rate = SamplingRate::new(1e-30).unwrap();
         assert!(matches!(round(&contract, 10, 3), Err(TrainError::Diverged)));
+    }
+
+    /// The noise of a step is the same for the same seed, so what is between two runs is the rule alone.
+    #[test]
+    fn the_schedules_factor_and_the_rounds_place_in_it_scale_the_step() {
+        let mut contract = contract();
+        let plain = round(&contract, 10, 4).unwrap();
+        contract.training.rounds = 4;
+        contract.training.warmup_steps = 2;
+        let warming = round(&contract, 10, 4).unwrap();
+        for (plain, warming) in plain.iter().zip(&warming) {
+            assert!((0.5 * plain - warming).abs() <= UPDATE_STEP, "{plain} {warming}");
+        }
     }
 }

@@ -484,6 +484,7 @@ impl JobContract {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Optimizer;
 
     #[test]
     fn a_name_that_could_forge_a_line_at_the_site_is_refused() {
@@ -500,6 +501,111 @@ mod tests {
         }
         file.name = "Kündigung, Frühjahr".into();
         assert!(file.contract(schema, [0; 16]).is_ok());
+    }
+
+    fn contract_of(training: &str, federation: &str) -> Result<JobContract, JobError> {
+        let schema: Schema = toml::from_str(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+             features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+        )
+        .unwrap();
+        let file: JobFile = toml::from_str(&format!(
+            "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+             [training]\n{training}\n[federation]\n{federation}"
+        ))
+        .unwrap();
+        let contract = file.contract(schema, [0; 16])?;
+        // What goes over the wire and into the store is the same contract.
+        assert_eq!(codec::decode::<JobContract>(&codec::encode(&contract)).unwrap(), contract);
+        Ok(contract)
+    }
+
+    #[test]
+    fn a_choice_is_fixed_with_its_usual_numbers_and_those_that_were_given() {
+        let plain = contract_of("", "").unwrap();
+        assert_eq!(plain.training.optimizer, Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 });
+        assert_eq!(plain.federation.server_optimizer, ServerOptimizer::Plain);
+        assert_eq!(plain.server_state(2), None);
+        let contract = contract_of(
+            "optimizer = \"adamw\"\nbeta1 = 0.5\nschedule = \"cosine\"\nwarmup_steps = 10\nproximal = 0.1",
+            "server_optimizer = \"yogi\"\nserver_beta2 = 0.9",
+        )
+        .unwrap();
+        let (beta1, beta2, epsilon, weight_decay) = (0.5, 0.999, 1e-8, 0.01);
+        assert_eq!(contract.training.optimizer, Optimizer::AdamW { beta1, beta2, epsilon, weight_decay });
+        assert!(contract.training.learning_rate < plain.training.learning_rate);
+        let yogi = ServerOptimizer::Yogi { learning_rate: 0.05, beta1: 0.9, beta2: 0.9, epsilon: 1e-3 };
+        assert_eq!(contract.federation.server_optimizer, yogi);
+        assert!(contract.server_state(2).is_some());
+        assert!(contract_of("average_weights = 0.9", "").unwrap().server_state(2).is_some());
+    }
+
+    #[test]
+    fn a_key_that_does_nothing_beside_the_choice_is_refused() {
+        for (training, federation, says) in [
+            (
+                "beta1 = 0.9",
+                "",
+                "training.beta1 goes with optimizer = \"adam\" or \"adamw\" only; leave it out",
+            ),
+            (
+                "optimizer = \"adam\"\nmomentum = 0.9",
+                "",
+                "training.momentum goes with optimizer = \"sgd\" only",
+            ),
+            ("", "server_learning_rate = 1.0", "a server_optimizer other than \"none\""),
+            (
+                "",
+                "server_optimizer = \"adam\"\nserver_momentum = 0.9",
+                "server_optimizer = \"momentum\" only; leave it out",
+            ),
+            (
+                "",
+                "server_optimizer = \"momentum\"\nserver_epsilon = 0.1",
+                "federation.server_epsilon goes with",
+            ),
+        ] {
+            let error = contract_of(training, federation).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_optimizers_out_of_their_range_are_refused_by_name() {
+        let adam = |key: &str| format!("optimizer = \"adam\"\n{key}");
+        let server = |key: &str| format!("server_optimizer = \"adam\"\n{key}");
+        for (training, federation) in [
+            ("momentum = 1.0".to_owned(), String::new()),
+            ("weight_decay = -0.1".into(), String::new()),
+            ("proximal = inf".into(), String::new()),
+            ("average_weights = 1.0".into(), String::new()),
+            ("warmup_steps = 90".into(), String::new()),
+            (adam("beta1 = -0.5"), String::new()),
+            (adam("beta2 = 1.0"), String::new()),
+            (adam("epsilon = 0.0"), String::new()),
+            (String::new(), server("server_learning_rate = 0.0")),
+            (String::new(), server("server_beta1 = 1.5")),
+            (String::new(), server("server_beta2 = nan")),
+            (String::new(), server("server_epsilon = 2.0")),
+            (String::new(), "server_optimizer = \"momentum\"\nserver_momentum = 1.0".into()),
+        ] {
+            let error = contract_of(&training, &federation).unwrap_err();
+            let JobError::Range { field, .. } = error else { panic!("{error}") };
+            let (table, key) = field.split_once('.').unwrap();
+            assert!(
+                if table == "training" { training.contains(key) } else { federation.contains(key) },
+                "{field}"
+            );
+        }
+        assert!(contract_of("warmup_steps = 89", "").is_ok());
+        // A contract from the network is checked by the same rules.
+        let mut contract = contract_of("", "").unwrap();
+        contract.training.optimizer = Optimizer::Sgd { momentum: f64::NAN, weight_decay: 0.0 };
+        assert!(matches!(contract.validate(), Err(JobError::Range { field: "training.momentum", .. })));
+        let mut contract = contract_of("", "").unwrap();
+        contract.federation.server_optimizer =
+            ServerOptimizer::Momentum { learning_rate: 1e3, momentum: 0.9 };
+        assert!(contract.validate().is_err());
     }
 
     /// Clip norm and noise multiplier are all there is: what one customer can change follows from the

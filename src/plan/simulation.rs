@@ -210,6 +210,8 @@ impl Rows {
 mod tests {
     use super::*;
     use weighhouse_shared::job::JobFile;
+    use weighhouse_shared::model::{Optimizer, Schedule, ServerOptimizer};
+    use weighhouse_shared::privacy::grid::Clipping;
     use weighhouse_shared::schema::Schema;
 
     fn contract(epsilon: f64) -> (JobContract, Network) {
@@ -243,5 +245,35 @@ mod tests {
         assert!(faint.auc.unwrap() < 0.65, "{faint:?}");
         let ratio = loud.first_signal_to_noise / faint.first_signal_to_noise;
         assert!(ratio > 100.0 && faint.first_signal_to_noise < 0.1, "{loud:?} {faint:?}");
+    }
+
+    /// Seed 6 for each run, so only the rules differ.
+    #[test]
+    fn the_simulation_follows_the_contracts_rules() {
+        let customers = Customers::generate(8, 3, 100, &mut Generator::from_seed(6));
+        let (plain, network) = contract(8.0);
+        let run = |change: &dyn Fn(&mut JobContract)| {
+            let mut changed = plain.clone();
+            change(&mut changed);
+            customers.run(&changed, &network, &mut Generator::from_seed(6), |_| ()).unwrap().auc.unwrap()
+        };
+        let (same, rate) = (run(&|_| ()), 1.0);
+        // Rules that come to plain averaging.
+        let server = |momentum| ServerOptimizer::Momentum { learning_rate: rate, momentum };
+        assert_eq!(run(&|job| job.federation.server_optimizer = server(0.0)), same);
+        assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
+        // Rules that do not.
+        let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
+        let changes: [&dyn Fn(&mut JobContract); 6] = [
+            &|job| job.federation.server_optimizer = server(0.9),
+            &|job| job.training.average_weights = 0.9,
+            &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
+            &|job| job.training.schedule = Schedule::Linear,
+            &|job| job.training.proximal = 0.5,
+            &|job| job.training.clipping = Clipping::Automatic,
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert_ne!(run(change), same, "change {index} made none");
+        }
     }
 }
