@@ -230,3 +230,30 @@ fn job_table(jobs: &[JobSummary]) -> String {
     let header = ["job", "name", "status", "rounds", "sites", "epsilon at delta"];
     table(&header, &jobs.iter().map(row).collect::<Vec<_>>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::job::{EvaluationAsked, FederationAsked, TrainingAsked};
+    use weighhouse_shared::model::ModelSpec;
+
+    #[test]
+    fn the_shipped_job_files_say_the_defaults() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let names = std::fs::read_dir(folder).unwrap().map(|item| item.unwrap().path());
+        let jobs: Vec<_> = names.filter(|path| path.to_string_lossy().ends_with(".job.toml")).collect();
+        assert!(!jobs.is_empty());
+        for path in jobs {
+            let (written, schema) = read_job_file(&path).unwrap();
+            let short = JobFile {
+                model: ModelSpec::Logistic {},
+                training: TrainingAsked::default(),
+                evaluation: EvaluationAsked::default(),
+                federation: FederationAsked::default(),
+                ..written.clone()
+            };
+            let contract = |file: JobFile| file.contract(schema.clone(), [0; 16]).unwrap();
+            assert_eq!(contract(written), contract(short), "{}", path.display());
+        }
+    }
+}

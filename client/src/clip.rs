@@ -39,3 +39,27 @@ pub fn clip_and_sum(
     }
     Ok(ClippedSum { sum, grid: *grid })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::model::ModelSpec;
+    use weighhouse_shared::privacy::ClipNorm;
+
+    #[test]
+    fn however_large_the_batch_memory_is_that_of_a_micro_batch() {
+        let customers: Vec<Vec<f32>> = (0..2 * MICRO_BATCH + 3).map(|at| vec![at as f32, 1.0]).collect();
+        let table = FeatureTable::from_customers(1, &customers);
+        let network = Network::new(&ModelSpec::Logistic {}, 1).unwrap();
+        let grid = Grid::new(ClipNorm::new(1.0).unwrap());
+        let mut workspace = SumWorkspace::new();
+        let chosen: Vec<usize> = (0..customers.len()).collect();
+        let parameters = [0.0; 2];
+        let whole = clip_and_sum(&network, &parameters, &table, &chosen, 25, &grid, &mut workspace).unwrap();
+        assert!(format!("{workspace:?}").contains("customers: 3"), "the last part: {workspace:?}");
+        let mut sum = vec![0; 2];
+        let batch = table.gather(&chosen, 25);
+        clipped_sum(&network, &parameters, &batch.as_batch(), &grid, &mut workspace, &mut sum).unwrap();
+        assert_eq!(whole.sum, sum);
+    }
+}

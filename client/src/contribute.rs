@@ -9,14 +9,13 @@ use crate::offer::CheckedContract;
 use crate::outbox::Outbox;
 use crate::quality::{self, QualityError};
 use crate::records::Records;
-use crate::train::TrainError;
+use crate::train::{RoundBase, TrainError};
 use crate::update::{histogram_bytes, histogram_counts};
 use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
 use weighhouse_shared::privacy::accountant::GaussianEvent;
-use weighhouse_shared::privacy::grid::Grid;
 use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
 use weighhouse_shared::wire::messages::RoundStart;
 
@@ -103,14 +102,15 @@ impl Workplace {
         let update = match start.task.train {
             true => {
                 let charge = Charge { population: Population::Training, event: contract.round_charge() };
-                let grid = Grid::new(contract.privacy.clip_norm);
-                let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
+                let mechanism =
+                    Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
                 self.paid(start, ReleaseKind::Update, charge, mechanism, |debit| {
                     let mut generator = Generator::from_system()?;
                     let table = &self.records.training;
                     let memory = self.outbox.memory();
+                    let base = RoundBase { round: start.round, parameters };
                     let update =
-                        local_update(contract, &network, parameters, table, debit, &mut generator, memory)?;
+                        local_update(contract, &network, base, table, debit, &mut generator, memory)?;
                     Ok(update.into_bytes())
                 })?
             }
@@ -157,7 +157,7 @@ use crate::train::train_round as local_update;
 fn local_update(
     _contract: &weighhouse_shared::job::JobContract,
     network: &weighhouse_shared::model::Network,
-    _global: &[f32],
+    _base: RoundBase<'_>,
     _table: &crate::features::FeatureTable,
     _debit: crate::budget::Debit,
     _generator: &mut Generator,

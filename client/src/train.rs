@@ -7,10 +7,11 @@ use crate::features::FeatureTable;
 use crate::noise::{NoiseError, noise_sum};
 use crate::sampling::poisson_sample;
 use crate::update::{LocalModel, ModelUpdate};
+use weighhouse_shared::ids::RoundId;
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::{ModelError, Network};
 use weighhouse_shared::privacy::Generator;
-use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
+use weighhouse_shared::privacy::grid::SumWorkspace;
 
 /// Why a round's training gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -26,32 +27,39 @@ pub enum TrainError {
     Diverged,
 }
 
+/// Where a round starts.
+#[derive(Debug, Clone, Copy)]
+pub struct RoundBase<'a> {
+    /// Which round: the schedule's place.
+    pub round: RoundId,
+    /// The global model.
+    pub parameters: &'a [f32],
+}
+
 /// Makes the round's steps and returns the model's change, written into `memory`.
 ///
-/// Step: w <- w - learning_rate * noised_sum / (sampling_rate * expected_customers); the denominator is
-/// the contract's, never the batch's size.
+/// Step: the contract's optimiser and schedule, along noised_sum / (sampling_rate * expected_customers); the
+/// denominator is the contract's, never the batch's size. The optimiser starts anew with each round.
 pub fn train_round(
     contract: &JobContract,
     network: &Network,
-    global: &[f32],
+    base: RoundBase<'_>,
     table: &FeatureTable,
     mut debit: Debit,
     generator: &mut Generator,
     memory: Vec<u8>,
 ) -> Result<ModelUpdate, TrainError> {
     let training = &contract.training;
-    let grid = Grid::new(contract.privacy.clip_norm);
-    let denominator = training.sampling_rate.value() * f64::from(training.expected_customers);
-    let step = training.learning_rate / denominator;
+    let grid = contract.grid();
     let max_rows = training.max_rows_per_customer as usize;
     let mut workspace = SumWorkspace::new();
-    let mut model = LocalModel::start(global);
-    for _ in 0..training.local_steps {
+    let mut model = LocalModel::start(base.parameters, training);
+    for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
         let parameters = model.parameters();
         let clipped = clip_and_sum(network, parameters, table, &chosen, max_rows, &grid, &mut workspace)?;
         let noised = noise_sum(clipped, &mut debit, generator)?;
-        model.descend(&noised, step);
+        model.step(&noised, training.rate(base.round.0, step));
         if !model.is_finite() {
             return Err(TrainError::Diverged);
         }
@@ -64,7 +72,8 @@ mod tests {
     use super::*;
     use weighhouse_shared::job::{JobFile, UPDATE_STEP};
     use weighhouse_shared::ledger::{Charge, Population};
-    use weighhouse_shared::privacy::Mechanism;
+    use weighhouse_shared::model::Optimizer;
+    use weighhouse_shared::privacy::{Mechanism, SamplingRate};
 
     const FEATURES: usize = 400;
 
@@ -92,10 +101,10 @@ mod tests {
         let network = contract.network().unwrap();
         let global = vec![0.0; network.parameter_count()];
         let charge = Charge { population: Population::Training, event: contract.round_charge() };
-        let grid = Grid::new(contract.privacy.clip_norm);
-        let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
+        let mechanism = Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
         let (debit, mut generator) = (Debit::for_test(charge, mechanism), Generator::from_seed(seed));
-        let update = train_round(contract, &network, &global, &table, debit, &mut generator, Vec::new())?;
+        let base = RoundBase { round: RoundId(0), parameters: &global };
+        let update = train_round(contract, &network, base, &table, debit, &mut generator, Vec::new())?;
         let bytes = update.into_bytes();
         let (values, _) = bytes.as_chunks::<4>();
         Ok(values.iter().map(|value| f64::from(i32::from_le_bytes(*value)) * UPDATE_STEP).collect())
@@ -139,10 +148,40 @@ mod tests {
         assert!(spread > 5.0 * noise.max(2.0), "{spread}");
     }
 
+    /// The first step of each rule, and the state it leaves behind, passes what a model can hold.
     #[test]
-    fn a_model_that_diverges_gives_no_update() {
+    fn a_model_that_diverges_gives_no_update_whatever_the_optimizer() {
+        let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.01);
+        for optimizer in [
+            Optimizer::Sgd { momentum: 0.0, weight_decay },
+            Optimizer::Sgd { momentum: 0.9, weight_decay },
+            Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay },
+        ] {
+            let mut contract = contract();
+            contract.training.optimizer = optimizer;
+            assert!(round(&contract, 10, 3).is_ok(), "{optimizer:?}");
+            contract.training.learning_rate = 1e300;
+            assert!(matches!(round(&contract, 10, 3), Err(TrainError::Diverged)), "{optimizer:?}");
+        }
+        // Squares that overflow would only make the step 0.
         let mut contract = contract();
-        contract.training.learning_rate = 1e300;
+        contract.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay };
+        contract.training.expected_customers = 1;
+        contract.training.sampling_rate = SamplingRate::new(1e-30).unwrap();
         assert!(matches!(round(&contract, 10, 3), Err(TrainError::Diverged)));
+    }
+
+    /// The noise of a step is the same for the same seed, so what is between two runs is the rule alone.
+    #[test]
+    fn the_schedules_factor_and_the_rounds_place_in_it_scale_the_step() {
+        let mut contract = contract();
+        let plain = round(&contract, 10, 4).unwrap();
+        contract.training.rounds = 4;
+        contract.training.warmup_steps = 2;
+        let warming = round(&contract, 10, 4).unwrap();
+        for (plain, warming) in plain.iter().zip(&warming) {
+            assert!((0.5 * plain - warming).abs() <= UPDATE_STEP, "{plain} {warming}");
+        }
     }
 }

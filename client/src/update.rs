@@ -2,21 +2,25 @@
 //! both kinds of release as bytes.
 
 use crate::noise::{NoisedHistogram, NoisedSum};
-use weighhouse_shared::job::{UPDATE_LIMIT, UPDATE_STEP};
+use weighhouse_shared::job::{Training, UPDATE_LIMIT, UPDATE_STEP};
+use weighhouse_shared::model::LocalOptimizer;
 use weighhouse_shared::wire::messages::Evaluation;
 
 /// A model on its way through a site's local steps. It starts at the public global model and can move
-/// only by noised sums, so it is itself safe to leave.
+/// only by noised sums, and the optimiser's state sees nothing else either, so it is itself safe to leave.
 #[derive(Debug)]
 pub struct LocalModel<'a> {
     global: &'a [f32],
     parameters: Vec<f32>,
+    optimizer: LocalOptimizer,
+    batch: f64,
 }
 
 impl<'a> LocalModel<'a> {
-    /// Starts at `global`.
-    pub fn start(global: &'a [f32]) -> Self {
-        Self { global, parameters: global.to_vec() }
+    /// Starts a round at `global`, with the optimiser of `training` at its start as well.
+    pub fn start(global: &'a [f32], training: &Training) -> Self {
+        let optimizer = LocalOptimizer::start(training.optimizer, training.proximal, global.len());
+        Self { global, parameters: global.to_vec(), optimizer, batch: training.expected_batch() }
     }
 
     /// Where it stands.
@@ -24,16 +28,16 @@ impl<'a> LocalModel<'a> {
         &self.parameters
     }
 
-    /// One step of gradient descent: minus `step` times `gradient`.
-    pub fn descend(&mut self, gradient: &NoisedSum, step: f64) {
-        for (parameter, gradient) in self.parameters.iter_mut().zip(gradient.values()) {
-            *parameter = (f64::from(*parameter) - step * gradient) as f32;
-        }
+    /// One step of size `rate` along the mean gradient: `sum` over the contract's expected batch, never over the
+    /// batch's own size.
+    pub fn step(&mut self, sum: &NoisedSum, rate: f64) {
+        let gradient = sum.values().map(|value| value / self.batch);
+        self.optimizer.step(&mut self.parameters, self.global, gradient, rate);
     }
 
     /// Whether every parameter is a number; a step size that is too large ends in infinity.
     pub fn is_finite(&self) -> bool {
-        self.parameters.iter().all(|parameter| parameter.is_finite())
+        self.parameters.iter().all(|parameter| parameter.is_finite()) && self.optimizer.is_finite()
     }
 
     /// The change since the start, on the public update grid, saturated at its limit; written into `memory`.
@@ -87,11 +91,15 @@ pub fn histogram_counts(bytes: &[u8]) -> Vec<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weighhouse_shared::model::Optimizer;
 
     #[test]
     fn a_change_beyond_the_encoding_is_saturated_never_wrapped() {
         let global = [0.0f32, 0.0, 0.0, 1.0];
-        let model = LocalModel { global: &global, parameters: vec![1e30, -1e30, 0.5, 1.0] };
+        let optimizer = Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 };
+        let optimizer = LocalOptimizer::start(optimizer, 0.0, 4);
+        let parameters = vec![1e30, -1e30, 0.5, 1.0];
+        let model = LocalModel { global: &global, parameters, optimizer, batch: 1.0 };
         let limit = UPDATE_LIMIT;
         let bytes = model.into_update(vec![7; 30]).into_bytes();
         let (values, rest) = bytes.as_chunks::<4>();

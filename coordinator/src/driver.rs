@@ -2,6 +2,7 @@
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
 mod requests;
+mod server_state;
 mod witnessing;
 
 use crate::admission::{ParsedUpdate, Spool};
@@ -23,6 +24,7 @@ use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
+use weighhouse_shared::model::ServerState;
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::tls::Role;
 use weighhouse_shared::wire::codec;
@@ -166,6 +168,8 @@ struct Job {
     signed: SignedContract,
     machine: JobMachine,
     model: Option<GlobalModel>,
+    /// What goes into the round that comes next beside the model; None until it is needed, and if nothing is kept.
+    state: Option<ServerState>,
     /// Kept from round to round: fresh pages cost more than the sum.
     aggregate: Option<Aggregate>,
     /// Counts of this round's histograms, and how many there are.
@@ -224,12 +228,16 @@ impl Driver {
                 &record.answers,
                 0,
             );
+            // What a process that was killed right after a commit did not get to.
+            let awaited = (!machine.status().is_final()).then(|| machine.round());
+            parts.store.forget_server_states(id, awaited)?;
             let JobRecord { signed, number, .. } = record;
             let job = Job {
                 number,
                 signed,
                 machine,
                 model: None,
+                state: None,
                 aggregate: None,
                 histogram: None,
                 watchers: Vec::new(),
@@ -446,16 +454,23 @@ impl Driver {
     fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
         let old = self.model(id)?.hash;
         let now = self.now();
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
+        let trains = contract.task(round).is_some_and(|task| task.train);
+        let concludes = trains && round.0 + 1 == contract.training.rounds;
+        let mut state = if trains { self.take_server_state(id)? } else { None };
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let histogram = job.histogram.take();
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
-        let trains = contract.task(round).is_some_and(|task| task.train);
         let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
         let Some(mut new) = job.model.take() else { return Ok(()) };
         if let Some(aggregate) = &mut job.aggregate {
-            new = new.averaged(aggregate);
+            new = new.averaged(aggregate, state.as_mut());
             aggregate.clear();
+        }
+        // From here on the model is what is measured and exported.
+        if concludes {
+            new = new.concluded(state.take().as_ref());
         }
         let quality = histogram.map(|(counts, _)| quality_of(&counts));
         let trained = (round.0 + 1).min(contract.training.rounds);
@@ -467,13 +482,23 @@ impl Driver {
         if changed {
             self.parts.store.put_model(new.hash, &new.bytes)?;
         }
+        if let Some(state) = &state {
+            self.parts.store.put_server_state(id, round.next(), state)?;
+        }
         self.parts.store.put_round(id, &summary)?;
         let actions = job.machine.handle(Event::Committed(new.hash), now);
         job.model = Some(new);
+        let keeps_state = state.is_some();
+        job.state = state;
         self.save_with_witnesses(id)?;
-        if changed {
-            // Only now: until the sync, a restart begins from the old model.
+        // Only now: until the sync, a restart begins from the old model and state.
+        // Jobs of one kind start from one model.
+        let shared = self.jobs.values().any(|job| job.machine.model() == old);
+        if changed && !shared {
             self.parts.store.forget_model(old)?;
+        }
+        if keeps_state || concludes {
+            self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;
         }
         if let Some(job) = self.jobs.get_mut(&id) {
             tell(&mut job.watchers, JobEvent::Committed(summary));
@@ -493,7 +518,9 @@ impl Driver {
         job.aggregate = None;
         job.histogram = None;
         job.model = None;
+        job.state = None;
         self.parts.spool.clear();
+        self.parts.store.forget_server_states(id, None)?;
         let mut watchers = std::mem::take(&mut job.watchers);
         tell(&mut watchers, JobEvent::Status(status.clone()));
         for (site, decision) in job.machine.answers() {

@@ -8,10 +8,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Head, SignedWitness, Standing};
+use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{Decision, HeadVerdict, JobStatus, RoundSummary, SignedContract};
 
@@ -131,6 +133,8 @@ pub struct Store {
     jobs: sled::Tree,
     rounds: sled::Tree,
     models: sled::Tree,
+    /// Job, then the round that comes next (4 bytes, big-endian): the hash under which its server state is kept.
+    server_states: sled::Tree,
     standings: sled::Tree,
     /// Site, then the head's entries (8 bytes, big-endian).
     witnesses: sled::Tree,
@@ -149,7 +153,7 @@ impl Store {
         let tree = |name| database.open_tree(name).map_err(failed);
         let (sites, jobs, rounds, models) =
             (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
-        let standings = tree("standings-1")?;
+        let (server_states, standings) = (tree("server-states-1")?, tree("standings-1")?);
         let (witnesses, alarms) = (tree("witnesses-1")?, tree("ledger-alarms-1")?);
         let file_path = path.join("db");
         let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
@@ -157,7 +161,20 @@ impl Store {
         std::fs::create_dir_all(&folder)
             .map_err(|source| StoreError::Sync { path: folder.clone(), source })?;
         let path = path.to_owned();
-        Ok(Self { path, database, file, sites, jobs, rounds, models, standings, witnesses, alarms, folder })
+        Ok(Self {
+            path,
+            database,
+            file,
+            sites,
+            jobs,
+            rounds,
+            models,
+            server_states,
+            standings,
+            witnesses,
+            alarms,
+            folder,
+        })
     }
 
     fn failed(&self, source: sled::Error) -> StoreError {
@@ -229,8 +246,7 @@ impl Store {
 
     /// Keeps what a committed round came to.
     pub fn put_round(&self, job: JobId, round: &RoundSummary) -> Result<(), StoreError> {
-        let key = [job.as_bytes().as_slice(), &round.round.0.to_be_bytes()].concat();
-        self.put(&self.rounds, &key, round)
+        self.put(&self.rounds, &round_key(job, round.round), round)
     }
 
     /// The committed rounds of `job`, in order.
@@ -309,6 +325,64 @@ impl Store {
         Ok(bytes.into())
     }
 
+    /// Keeps what `job` goes into `round` with beside its model. It counts only once the job's record with that round
+    /// is on disk: until then, the state of the round before is there as well.
+    pub fn put_server_state(
+        &self,
+        job: JobId,
+        round: RoundId,
+        state: &ServerState,
+    ) -> Result<(), StoreError> {
+        let key = round_key(job, round);
+        // With the key in front, no two states have one hash, and one job cannot drop another's.
+        let mut bytes = key.clone();
+        state.append_to(&mut bytes);
+        let hash = ContentHash::of(&bytes);
+        self.put_model(hash, &bytes)?;
+        let inserted = self.server_states.insert(key, hash.as_bytes().as_slice());
+        inserted.map(|_| ()).map_err(|source| self.failed(source))
+    }
+
+    /// What `job` goes into `round` with, checked; `start` before its first round. A state that is not there is an
+    /// error: to go on from the start would be another training.
+    pub fn server_state(
+        &self,
+        job: JobId,
+        round: RoundId,
+        start: ServerState,
+    ) -> Result<ServerState, StoreError> {
+        let key = round_key(job, round);
+        let damaged = || StoreError::Damaged { path: self.path.clone(), what: "server-states-1" };
+        let hash = match self.server_states.get(&key).map_err(|source| self.failed(source))? {
+            None if round == RoundId(0) => return Ok(start),
+            None => return Err(damaged()),
+            Some(hash) => ContentHash::from_bytes(hash.as_ref().try_into().map_err(|_| damaged())?),
+        };
+        let bytes = self.model(hash)?;
+        let state = bytes.strip_prefix(key.as_slice()).and_then(|state| start.with_bytes(state));
+        state.ok_or_else(damaged)
+    }
+
+    /// Drops the server states of `job`, but for that of the round `keep`.
+    pub fn forget_server_states(&self, job: JobId, keep: Option<RoundId>) -> Result<(), StoreError> {
+        let kept = keep.map(|round| round_key(job, round));
+        for entry in self.server_states.scan_prefix(job.as_bytes()) {
+            let (key, hash) = entry.map_err(|source| self.failed(source))?;
+            if kept.as_deref() == Some(key.as_ref()) {
+                continue;
+            }
+            let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "server-states-1" };
+            let hash = ContentHash::from_bytes(hash.as_ref().try_into().map_err(damaged)?);
+            match self.forget_model(hash) {
+                // Its key was to go right after it, and the process was killed between the two.
+                Err(StoreError::Sync { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                other => other?,
+            }
+            self.server_states.remove(key).map_err(|source| self.failed(source))?;
+        }
+        Ok(())
+    }
+
     /// Drops a model.
     pub fn forget_model(&self, hash: ContentHash) -> Result<(), StoreError> {
         let value = self.models.remove(hash.as_bytes()).map_err(|source| self.failed(source))?;
@@ -320,6 +394,10 @@ impl Store {
     }
 }
 
+fn round_key(job: JobId, round: RoundId) -> Vec<u8> {
+    [job.as_bytes().as_slice(), &round.0.to_be_bytes()].concat()
+}
+
 fn witness_key(site: SiteId, entries: u64) -> Vec<u8> {
     [site.as_bytes().as_slice(), &entries.to_be_bytes()].concat()
 }
@@ -328,6 +406,7 @@ fn witness_key(site: SiteId, entries: u64) -> Vec<u8> {
 mod tests {
     use super::*;
     use weighhouse_shared::ledger::Witness;
+    use weighhouse_shared::model::ServerOptimizer;
 
     #[test]
     fn witnesses_of_a_site_are_found_in_order_and_the_newest_first_hand() {
@@ -356,6 +435,52 @@ mod tests {
         for parameters in [1_000, 16_384, 200_000] {
             survives(parameters, &folder.path().join(parameters.to_string()));
         }
+    }
+
+    #[test]
+    fn a_server_state_counts_from_its_round_and_is_there_after_a_restart_until_it_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        // A short one is kept in the database, a long one in a file.
+        for parameters in [100, 100_000] {
+            server_state_survives(parameters, &folder.path().join(parameters.to_string()));
+        }
+    }
+
+    fn server_state_survives(parameters: usize, path: &Path) {
+        let rule = ServerOptimizer::Momentum { learning_rate: 1.0, momentum: 0.9 };
+        let start = || ServerState::start(rule, 0.0, parameters).unwrap();
+        let [first, other] = [1, 2].map(|byte| JobId::from_bytes([byte; 32]));
+        let moved = |by: f64| {
+            let mut state = start();
+            state.begin_round();
+            for at in 0..parameters {
+                state.moved(at, 0.0, by);
+            }
+            state
+        };
+        {
+            let store = Store::open(path).unwrap();
+            assert_eq!(store.server_state(first, RoundId(0), start()).unwrap(), start());
+            assert!(store.server_state(first, RoundId(1), start()).is_err(), "it would start anew");
+            store.put_server_state(first, RoundId(1), &moved(1.0)).unwrap();
+            store.put_server_state(first, RoundId(2), &moved(2.0)).unwrap();
+            store.put_server_state(other, RoundId(1), &moved(1.0)).unwrap();
+            store.sync().unwrap();
+        }
+        let store = std::iter::repeat_with(|| Store::open(path)).take(100_000).find_map(Result::ok).unwrap();
+        assert_eq!(store.server_state(first, RoundId(1), start()).unwrap(), moved(1.0));
+        assert_eq!(store.server_state(first, RoundId(2), start()).unwrap(), moved(2.0));
+        let kept_files = || std::fs::read_dir(path.join("models")).unwrap().count() + store.models.len();
+        assert_eq!(kept_files(), 3);
+        store.forget_server_states(first, Some(RoundId(2))).unwrap();
+        assert!(store.server_state(first, RoundId(1), start()).is_err());
+        assert_eq!(store.server_state(first, RoundId(2), start()).unwrap(), moved(2.0));
+        store.forget_server_states(first, None).unwrap();
+        assert!(store.server_state(first, RoundId(2), start()).is_err());
+        assert_eq!(store.server_state(other, RoundId(1), start()).unwrap(), moved(1.0));
+        assert_eq!(kept_files(), 1);
+        let wider = ServerState::start(rule, 0.0, parameters + 1).unwrap();
+        assert!(store.server_state(other, RoundId(1), wider).is_err());
     }
 
     fn survives(parameters: u32, path: &Path) {

@@ -2,13 +2,19 @@
 //! and at what cost in privacy. A person writes a [`JobFile`]; [`JobFile::contract`] fixes every
 //! number in it; the operator signs the result. No code travels.
 
+mod training;
+
+pub use training::{OptimizerName, ServerOptimizerName, Training, TrainingAsked};
+
 use crate::ids::JobId;
-use crate::model::{ModelSpec, Network};
+use crate::model::{ModelSpec, Network, ServerOptimizer, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
+use crate::privacy::grid::Grid;
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{Schema, SchemaError};
 use crate::wire::codec;
 use serde::{Deserialize, Serialize};
+use training::ServerOptimizerAsked;
 
 /// One unit of an update's integers, in units of the model's parameters.
 ///
@@ -36,7 +42,7 @@ pub struct JobFile {
     pub model: ModelSpec,
     /// How it is trained.
     #[serde(default)]
-    pub training: Training,
+    pub training: TrainingAsked,
     /// What it may cost.
     pub privacy: PrivacyAsked,
     /// How its quality is measured at the sites.
@@ -44,43 +50,11 @@ pub struct JobFile {
     pub evaluation: EvaluationAsked,
     /// Who takes part, and how long a round waits.
     #[serde(default)]
-    pub federation: Federation,
+    pub federation: FederationAsked,
 }
 
 fn default_model() -> ModelSpec {
     ModelSpec::Logistic {}
-}
-
-/// How the model is trained at each site.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Training {
-    /// Rounds of the job; each ends with one new global model.
-    pub rounds: u32,
-    /// Private gradient steps a site makes in one round.
-    pub local_steps: u32,
-    /// Step size of the site's gradient descent.
-    pub learning_rate: f64,
-    /// Probability with which a customer is in a step's batch.
-    pub sampling_rate: SamplingRate,
-    /// The denominator of every site's gradient, in customers: a public constant, the same at every
-    /// site, so that no store's size shows and none is under-noised.
-    pub expected_customers: u32,
-    /// Rows of one customer that count; a customer's later rows are left out.
-    pub max_rows_per_customer: u32,
-}
-
-impl Default for Training {
-    fn default() -> Self {
-        Self {
-            rounds: 30,
-            local_steps: 3,
-            learning_rate: 1.5,
-            sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
-            expected_customers: 100,
-            max_rows_per_customer: 25,
-        }
-    }
 }
 
 /// The privacy an operator asks for, for each customer of each site, over the whole job: either the
@@ -121,9 +95,73 @@ impl Default for EvaluationAsked {
     }
 }
 
-/// Who takes part in a round, and when it closes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The `[federation]` of a job file. A key that its `server_optimizer` does not know is refused, not ignored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub struct FederationAsked {
+    /// How a site's contribution is protected.
+    pub mode: ProtectionMode,
+    /// A round with fewer contributions is not committed.
+    pub min_sites: u32,
+    /// A job takes the first this many sites that accept it.
+    pub max_sites: u32,
+    /// Seconds a round waits for contributions once enough sites take part.
+    pub max_time_s: u32,
+    /// How the mean update moves the global model.
+    pub server_optimizer: ServerOptimizerName,
+    /// For any but none; left out: 0.1 for momentum, 0.05 for adam and yogi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_learning_rate: Option<f64>,
+    /// For momentum; left out: 0.9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_momentum: Option<f64>,
+    /// For adam and yogi; left out: 0.9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_beta1: Option<f64>,
+    /// For adam and yogi; left out: 0.99.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_beta2: Option<f64>,
+    /// For adam and yogi; left out: 1e-3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_epsilon: Option<f64>,
+}
+
+impl Default for FederationAsked {
+    fn default() -> Self {
+        Self {
+            mode: ProtectionMode::Site,
+            min_sites: 2,
+            max_sites: 10_000,
+            max_time_s: 600,
+            server_optimizer: ServerOptimizerName::None,
+            server_learning_rate: None,
+            server_momentum: None,
+            server_beta1: None,
+            server_beta2: None,
+            server_epsilon: None,
+        }
+    }
+}
+
+impl FederationAsked {
+    fn fixed(&self) -> Result<Federation, JobError> {
+        let Self { mode, min_sites, max_sites, max_time_s, .. } = *self;
+        let server_optimizer = ServerOptimizerAsked {
+            name: self.server_optimizer,
+            learning_rate: self.server_learning_rate,
+            momentum: self.server_momentum,
+            beta1: self.server_beta1,
+            beta2: self.server_beta2,
+            epsilon: self.server_epsilon,
+        }
+        .fixed()?;
+        Ok(Federation { mode, min_sites, max_sites, max_time_s, server_optimizer })
+    }
+}
+
+/// Who takes part in a round, when it closes, and what is made of it: every number fixed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Federation {
     /// How a site's contribution is protected.
     pub mode: ProtectionMode,
@@ -133,12 +171,8 @@ pub struct Federation {
     pub max_sites: u32,
     /// Seconds a round waits for contributions once enough sites take part.
     pub max_time_s: u32,
-}
-
-impl Default for Federation {
-    fn default() -> Self {
-        Self { mode: ProtectionMode::Site, min_sites: 2, max_sites: 10_000, max_time_s: 600 }
-    }
+    /// How the mean update moves the global model.
+    pub server_optimizer: ServerOptimizer,
 }
 
 /// How a site's contribution is protected before it leaves.
@@ -233,6 +267,14 @@ pub enum JobError {
         /// What it is.
         got: f64,
     },
+    /// A key that does nothing with what was chosen beside it.
+    #[error("{field} goes with {belongs_to} only; leave it out")]
+    Stray {
+        /// Where it stands in the job file.
+        field: &'static str,
+        /// What it goes with.
+        belongs_to: &'static str,
+    },
     /// Neither or both of epsilon and noise are asked for.
     #[error("[privacy] needs either `epsilon` or `noise_multiplier`, and not both")]
     Asked,
@@ -280,7 +322,8 @@ impl JobFile {
     /// Fixes every number: solves for the noise that the asked epsilon needs. `nonce` makes this
     /// submission a job of its own; draw it at random.
     pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
-        check_training(&self.training)?;
+        let (training, federation) = (self.training.fixed()?, self.federation.fixed()?);
+        training.check()?;
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
         let training_steps = self.training.rounds * self.training.local_steps;
         let sampling_rate = self.training.sampling_rate;
@@ -319,10 +362,10 @@ impl JobFile {
             nonce,
             schema,
             model: self.model.clone(),
-            training: self.training.clone(),
+            training,
             privacy: Privacy { epsilon, delta, clip_norm, noise_multiplier },
             evaluation,
-            federation: self.federation.clone(),
+            federation,
         };
         contract.validate()?;
         Ok(contract)
@@ -331,23 +374,6 @@ impl JobFile {
 
 fn range(field: &'static str, range: &'static str, value: f64, holds: bool) -> Result<(), JobError> {
     if holds { Ok(()) } else { Err(JobError::Range { field, range, got: value }) }
-}
-
-fn check_training(training: &Training) -> Result<(), JobError> {
-    let Training { rounds, local_steps, learning_rate, expected_customers, .. } = *training;
-    range("training.rounds", "from 1 to 100000", rounds.into(), (1..=100_000).contains(&rounds))?;
-    range(
-        "training.local_steps",
-        "from 1 to 10000",
-        local_steps.into(),
-        (1..=10_000).contains(&local_steps),
-    )?;
-    let rate_holds = learning_rate > 0.0 && learning_rate <= 1e6;
-    range("training.learning_rate", "above 0 and at most 1e6", learning_rate, rate_holds)?;
-    let customers_hold = (1..=1_000_000_000).contains(&expected_customers);
-    range("training.expected_customers", "from 1 to 1e9", expected_customers.into(), customers_hold)?;
-    let rows = training.max_rows_per_customer;
-    range("training.max_rows_per_customer", "from 1 to 1024", rows.into(), (1..=1024).contains(&rows))
 }
 
 /// Evaluations in a job of `rounds` rounds: before rounds 0, every, 2 every …, and of the final model.
@@ -368,8 +394,9 @@ impl JobContract {
         }
         self.schema.validate()?;
         self.network()?;
-        check_training(&self.training)?;
-        let Federation { min_sites, max_sites, max_time_s, .. } = self.federation;
+        self.training.check()?;
+        let Federation { min_sites, max_sites, max_time_s, server_optimizer, .. } = self.federation;
+        training::check_server(server_optimizer)?;
         range(
             "federation.min_sites",
             "from 1 to 100000",
@@ -409,6 +436,17 @@ impl JobContract {
             .map_err(|error| JobError::Model { reason: error.to_string() })
     }
 
+    /// The grid on which the contract's gradients are clipped and summed.
+    pub fn grid(&self) -> Grid {
+        Grid::new(self.privacy.clip_norm).with_clipping(self.training.clipping)
+    }
+
+    /// What the coordinator keeps over the rounds of the contract beside a model of `parameters` parameters, before
+    /// the first; None if nothing.
+    pub fn server_state(&self, parameters: usize) -> Option<ServerState> {
+        ServerState::start(self.federation.server_optimizer, self.training.average_weights, parameters)
+    }
+
     /// What all training of the job costs a training customer.
     pub fn training_charge(&self) -> GaussianEvent {
         GaussianEvent {
@@ -446,6 +484,7 @@ impl JobContract {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Optimizer;
 
     #[test]
     fn a_name_that_could_forge_a_line_at_the_site_is_refused() {
@@ -462,6 +501,111 @@ mod tests {
         }
         file.name = "Kündigung, Frühjahr".into();
         assert!(file.contract(schema, [0; 16]).is_ok());
+    }
+
+    fn contract_of(training: &str, federation: &str) -> Result<JobContract, JobError> {
+        let schema: Schema = toml::from_str(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+             features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+        )
+        .unwrap();
+        let file: JobFile = toml::from_str(&format!(
+            "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+             [training]\n{training}\n[federation]\n{federation}"
+        ))
+        .unwrap();
+        let contract = file.contract(schema, [0; 16])?;
+        // What goes over the wire and into the store is the same contract.
+        assert_eq!(codec::decode::<JobContract>(&codec::encode(&contract)).unwrap(), contract);
+        Ok(contract)
+    }
+
+    #[test]
+    fn a_choice_is_fixed_with_its_usual_numbers_and_those_that_were_given() {
+        let plain = contract_of("", "").unwrap();
+        assert_eq!(plain.training.optimizer, Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 });
+        assert_eq!(plain.federation.server_optimizer, ServerOptimizer::Plain);
+        assert_eq!(plain.server_state(2), None);
+        let contract = contract_of(
+            "optimizer = \"adamw\"\nbeta1 = 0.5\nschedule = \"cosine\"\nwarmup_steps = 10\nproximal = 0.1",
+            "server_optimizer = \"yogi\"\nserver_beta2 = 0.9",
+        )
+        .unwrap();
+        let (beta1, beta2, epsilon, weight_decay) = (0.5, 0.999, 1e-8, 0.01);
+        assert_eq!(contract.training.optimizer, Optimizer::AdamW { beta1, beta2, epsilon, weight_decay });
+        assert!(contract.training.learning_rate < plain.training.learning_rate);
+        let yogi = ServerOptimizer::Yogi { learning_rate: 0.05, beta1: 0.9, beta2: 0.9, epsilon: 1e-3 };
+        assert_eq!(contract.federation.server_optimizer, yogi);
+        assert!(contract.server_state(2).is_some());
+        assert!(contract_of("average_weights = 0.9", "").unwrap().server_state(2).is_some());
+    }
+
+    #[test]
+    fn a_key_that_does_nothing_beside_the_choice_is_refused() {
+        for (training, federation, says) in [
+            (
+                "beta1 = 0.9",
+                "",
+                "training.beta1 goes with optimizer = \"adam\" or \"adamw\" only; leave it out",
+            ),
+            (
+                "optimizer = \"adam\"\nmomentum = 0.9",
+                "",
+                "training.momentum goes with optimizer = \"sgd\" only",
+            ),
+            ("", "server_learning_rate = 1.0", "a server_optimizer other than \"none\""),
+            (
+                "",
+                "server_optimizer = \"adam\"\nserver_momentum = 0.9",
+                "server_optimizer = \"momentum\" only; leave it out",
+            ),
+            (
+                "",
+                "server_optimizer = \"momentum\"\nserver_epsilon = 0.1",
+                "federation.server_epsilon goes with",
+            ),
+        ] {
+            let error = contract_of(training, federation).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_optimizers_out_of_their_range_are_refused_by_name() {
+        let adam = |key: &str| format!("optimizer = \"adam\"\n{key}");
+        let server = |key: &str| format!("server_optimizer = \"adam\"\n{key}");
+        for (training, federation) in [
+            ("momentum = 1.0".to_owned(), String::new()),
+            ("weight_decay = -0.1".into(), String::new()),
+            ("proximal = inf".into(), String::new()),
+            ("average_weights = 1.0".into(), String::new()),
+            ("warmup_steps = 90".into(), String::new()),
+            (adam("beta1 = -0.5"), String::new()),
+            (adam("beta2 = 1.0"), String::new()),
+            (adam("epsilon = 0.0"), String::new()),
+            (String::new(), server("server_learning_rate = 0.0")),
+            (String::new(), server("server_beta1 = 1.5")),
+            (String::new(), server("server_beta2 = nan")),
+            (String::new(), server("server_epsilon = 2.0")),
+            (String::new(), "server_optimizer = \"momentum\"\nserver_momentum = 1.0".into()),
+        ] {
+            let error = contract_of(&training, &federation).unwrap_err();
+            let JobError::Range { field, .. } = error else { panic!("{error}") };
+            let (table, key) = field.split_once('.').unwrap();
+            assert!(
+                if table == "training" { training.contains(key) } else { federation.contains(key) },
+                "{field}"
+            );
+        }
+        assert!(contract_of("warmup_steps = 89", "").is_ok());
+        // A contract from the network is checked by the same rules.
+        let mut contract = contract_of("", "").unwrap();
+        contract.training.optimizer = Optimizer::Sgd { momentum: f64::NAN, weight_decay: 0.0 };
+        assert!(matches!(contract.validate(), Err(JobError::Range { field: "training.momentum", .. })));
+        let mut contract = contract_of("", "").unwrap();
+        contract.federation.server_optimizer =
+            ServerOptimizer::Momentum { learning_rate: 1e3, momentum: 0.9 };
+        assert!(contract.validate().is_err());
     }
 
     /// Clip norm and noise multiplier are all there is: what one customer can change follows from the

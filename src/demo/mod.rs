@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use weighhouse_coordinator::home::Home;
 use weighhouse_shared::config::write_whole;
-use weighhouse_shared::job::{EvaluationAsked, Federation, JobFile, PrivacyAsked, Training};
+use weighhouse_shared::job::{EvaluationAsked, FederationAsked, JobFile, PrivacyAsked, TrainingAsked};
 use weighhouse_shared::model::ModelSpec;
 use weighhouse_shared::privacy::{ClipNorm, Delta, Epsilon};
 use weighhouse_shared::wire::messages::{JobEvent, JobStatus, RoundSummary};
@@ -327,10 +327,10 @@ async fn federate(
         name: dataset.name.clone(),
         schema: "schema.toml".into(),
         model: spec.clone(),
-        training: Training {
+        training: TrainingAsked {
             rounds: arguments.rounds,
             expected_customers: dataset.expected_customers,
-            ..Training::default()
+            ..TrainingAsked::default()
         },
         privacy: PrivacyAsked {
             epsilon: Some(arguments.epsilon),
@@ -339,7 +339,10 @@ async fn federate(
             clip_norm: ClipNorm::new(0.5)?,
         },
         evaluation: EvaluationAsked::default(),
-        federation: Federation { min_sites: 2.max(dataset.sites.len() as u32 / 2), ..Federation::default() },
+        federation: FederationAsked {
+            min_sites: 2.max(dataset.sites.len() as u32 / 2),
+            ..FederationAsked::default()
+        },
     };
     let mut nonce = [0; 16];
     weighhouse_shared::privacy::Generator::from_system()?.fill(&mut nonce);

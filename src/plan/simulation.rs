@@ -6,8 +6,8 @@ use candle_core::Device;
 use std::time::{Duration, Instant};
 use weighhouse_shared::evaluation::auc;
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::model::{Batch, Network, score};
-use weighhouse_shared::privacy::grid::{Grid, SumWorkspace, clipped_sum};
+use weighhouse_shared::model::{Batch, LocalOptimizer, Network, ServerState, score};
+use weighhouse_shared::privacy::grid::{SumWorkspace, clipped_sum};
 use weighhouse_shared::privacy::{DiscreteGaussian, Generator, SamplingRate};
 
 /// Customers whose scores are compared with their labels in the end.
@@ -107,9 +107,10 @@ impl Customers {
         for repeat in 0..REPEATS {
             generator.fill(&mut seed);
             let mut model = network.initial_parameters(seed);
+            let mut state = contract.server_state(model.len());
             let begun = Instant::now();
             for round in 0..contract.training.rounds {
-                let heard = self.round(contract, network, &mut model, generator)?;
+                let heard = self.round(contract, network, round, &mut model, state.as_mut(), generator)?;
                 if round == 0 {
                     sum.first_signal_to_noise += share * heard;
                 }
@@ -118,6 +119,9 @@ impl Customers {
                 }
                 let done = f64::from(round + 1) / f64::from(contract.training.rounds);
                 progress(share * (f64::from(repeat) + done));
+            }
+            if let Some(average) = state.as_ref().and_then(ServerState::average) {
+                model.copy_from_slice(average);
             }
             let site_rounds = contract.training.rounds as usize * self.sites.len().max(1);
             sum.site_round += begun.elapsed().div_f64(site_rounds as f64).mul_f64(share);
@@ -128,25 +132,27 @@ impl Customers {
         Ok(sum)
     }
 
-    /// One round of all sites; returns the first step's signal to noise.
+    /// Round `round` of all sites; returns the first step's signal to noise.
     fn round(
         &self,
         contract: &JobContract,
         network: &Network,
+        round: u32,
         model: &mut [f32],
+        state: Option<&mut ServerState>,
         generator: &mut Generator,
     ) -> Result<f64> {
         let training = &contract.training;
-        let grid = Grid::new(contract.privacy.clip_norm);
+        let grid = contract.grid();
         let sigma = contract.privacy.noise_multiplier.value() * grid.sensitivity() as f64;
         let noise = DiscreteGaussian::new(sigma)?;
-        let rate = training.sampling_rate.value();
-        let step = grid.unit() * training.learning_rate / (rate * f64::from(training.expected_customers));
+        let scale = grid.unit() / training.expected_batch();
         let mut workspace = SumWorkspace::new();
         let mut signal = vec![0i64; model.len()];
         let mut change = vec![0.0f64; model.len()];
         for site in &self.sites {
             let mut local = model.to_vec();
+            let mut optimizer = LocalOptimizer::start(training.optimizer, training.proximal, model.len());
             for index in 0..training.local_steps {
                 let batch = site.sample(self.width, training.sampling_rate, generator);
                 let starts: Vec<u32> = (0..=batch.labels.len() as u32).collect();
@@ -157,20 +163,32 @@ impl Customers {
                     signal.iter_mut().zip(&sum).for_each(|(total, value)| *total += value);
                 }
                 noise.add_to(&mut sum, generator);
-                for (parameter, value) in local.iter_mut().zip(&sum) {
-                    *parameter = (f64::from(*parameter) - step * *value as f64) as f32;
-                }
+                let gradient = sum.iter().map(|value| *value as f64 * scale);
+                optimizer.step(&mut local, model, gradient, training.rate(round, index));
             }
             for ((change, local), global) in change.iter_mut().zip(&local).zip(model.iter()) {
                 *change += f64::from(*local) - f64::from(*global);
             }
         }
         let sites = self.sites.len() as f64;
-        for (parameter, change) in model.iter_mut().zip(&change) {
-            *parameter = (f64::from(*parameter) + change / sites) as f32;
-        }
+        change.iter_mut().for_each(|change| *change /= sites);
+        move_model(model, &change, state);
         let norm = signal.iter().map(|value| (*value as f64).powi(2)).sum::<f64>().sqrt();
         Ok(norm / (sigma * (sites * model.len() as f64).sqrt()))
+    }
+}
+
+/// The coordinator's step by the mean update `change`.
+fn move_model(model: &mut [f32], change: &[f64], state: Option<&mut ServerState>) {
+    if let Some(state) = state {
+        state.begin_round();
+        for (at, (parameter, change)) in model.iter_mut().zip(change).enumerate() {
+            *parameter = state.moved(at, *parameter, *change);
+        }
+    } else {
+        for (parameter, change) in model.iter_mut().zip(change) {
+            *parameter = (f64::from(*parameter) + change) as f32;
+        }
     }
 }
 
@@ -192,6 +210,8 @@ impl Rows {
 mod tests {
     use super::*;
     use weighhouse_shared::job::JobFile;
+    use weighhouse_shared::model::{Optimizer, Schedule, ServerOptimizer};
+    use weighhouse_shared::privacy::grid::Clipping;
     use weighhouse_shared::schema::Schema;
 
     fn contract(epsilon: f64) -> (JobContract, Network) {
@@ -225,5 +245,35 @@ mod tests {
         assert!(faint.auc.unwrap() < 0.65, "{faint:?}");
         let ratio = loud.first_signal_to_noise / faint.first_signal_to_noise;
         assert!(ratio > 100.0 && faint.first_signal_to_noise < 0.1, "{loud:?} {faint:?}");
+    }
+
+    /// Seed 6 for each run, so only the rules differ.
+    #[test]
+    fn the_simulation_follows_the_contracts_rules() {
+        let customers = Customers::generate(8, 3, 100, &mut Generator::from_seed(6));
+        let (plain, network) = contract(8.0);
+        let run = |change: &dyn Fn(&mut JobContract)| {
+            let mut changed = plain.clone();
+            change(&mut changed);
+            customers.run(&changed, &network, &mut Generator::from_seed(6), |_| ()).unwrap().auc.unwrap()
+        };
+        let (same, rate) = (run(&|_| ()), 1.0);
+        // Rules that come to plain averaging.
+        let server = |momentum| ServerOptimizer::Momentum { learning_rate: rate, momentum };
+        assert_eq!(run(&|job| job.federation.server_optimizer = server(0.0)), same);
+        assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
+        // Rules that do not.
+        let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
+        let changes: [&dyn Fn(&mut JobContract); 6] = [
+            &|job| job.federation.server_optimizer = server(0.9),
+            &|job| job.training.average_weights = 0.9,
+            &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
+            &|job| job.training.schedule = Schedule::Linear,
+            &|job| job.training.proximal = 0.5,
+            &|job| job.training.clipping = Clipping::Automatic,
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            assert_ne!(run(change), same, "change {index} made none");
+        }
     }
 }

@@ -12,7 +12,8 @@ fn a_coordinator_killed_between_rounds_carries_the_job_on() {
         federation.join("bonn", &records(60), &["--cap-delta", "1e-4"]),
     ];
     let _sites = homes.each_ref().map(|home| federation.serve_site(home));
-    let job = federation.job(200, 8.0, "");
+    // With state over rounds, which has to be there for the next one.
+    let job = federation.job(200, 8.0, "[federation]\nserver_optimizer = \"adam\"");
     federation.operator(&["job", "submit", &job]);
     let home = federation.home();
     for _ in 0..3 {

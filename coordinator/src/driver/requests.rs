@@ -200,6 +200,7 @@ impl Driver {
             signed,
             machine,
             model: Some(model),
+            state: None,
             aggregate: None,
             histogram: None,
             watchers: Vec::new(),

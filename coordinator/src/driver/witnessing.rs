@@ -211,7 +211,7 @@ impl Driver {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::admission::{Arriving, Spool};
     use crate::authority;
@@ -232,9 +232,9 @@ mod tests {
     };
     use weighhouse_shared::wire::stream::Piece;
 
-    const SITE: SiteId = SiteId::from_bytes([1; 32]);
+    pub const SITE: SiteId = SiteId::from_bytes([1; 32]);
 
-    fn driver(state: &Path) -> Driver {
+    pub fn driver(state: &Path) -> Driver {
         // Within one process the database lets go of its lock a moment after it is dropped.
         let store = std::iter::repeat_with(|| Store::open(state)).take(100_000).find_map(Result::ok);
         let (authority_key, identity) = (Identity::generate().unwrap(), Identity::generate().unwrap());
@@ -248,28 +248,33 @@ mod tests {
         Driver::restore(parts).unwrap().0
     }
 
-    fn head(entries: u64, contribution: Option<(JobId, RoundId)>) -> LedgerHead {
+    pub fn head(entries: u64, contribution: Option<(JobId, RoundId)>) -> LedgerHead {
         let head = Head { entries, hash: ContentHash::of(&entries.to_le_bytes()) };
         LedgerHead { contribution, head, signature: vec![7] }
     }
 
     /// Connects; what the coordinator sends comes out.
-    fn connect(driver: &mut Driver, session: u64, entries: u64) -> mpsc::UnboundedReceiver<ToSite> {
+    pub fn connect(driver: &mut Driver, session: u64, entries: u64) -> mpsc::UnboundedReceiver<ToSite> {
         let (outbox, sent) = mpsc::unbounded_channel();
         driver.take(Input::Connected { site: SITE, session, head: head(entries, None), outbox }).unwrap();
         sent
     }
 
-    /// Runs a job of one site and one round without evaluation; the site has accepted it.
+    /// Runs a job of one site and two rounds without evaluation; the site has accepted it.
     fn run_job(driver: &mut Driver) -> JobId {
+        submit(driver, "[training]\nrounds = 2")
+    }
+
+    /// Runs a job of one site without evaluation, with `more` after its federation's first key; the site has accepted it.
+    pub fn submit(driver: &mut Driver, more: &str) -> JobId {
         let schema = toml::from_str(
             "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
              features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
         );
-        let file: JobFile = toml::from_str(
-            "name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n[training]\nrounds = 2\n\
-             [evaluation]\nevery = 0\n[federation]\nmin_sites = 1",
-        )
+        let file: JobFile = toml::from_str(&format!(
+            "name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+             [evaluation]\nevery = 0\n[federation]\nmin_sites = 1\n{more}"
+        ))
         .unwrap();
         let contract = codec::encode(&file.contract(schema.unwrap(), [0; 16]).unwrap());
         let operator = Identity::generate().unwrap();
@@ -280,13 +285,24 @@ mod tests {
         let signed = SignedContract { contract, certificate: issued.unwrap().to_vec(), signature };
         let answer = driver.request(OperatorToCoordinator::SubmitJob(signed));
         let Ok((CoordinatorToOperator::Submitted(job), _)) = answer else { panic!("the job is a good one") };
-        driver.take(Input::Answer(SITE, JobAnswer { job, decision: Decision::Accepted })).unwrap();
+        accept(driver, job);
         job
     }
 
-    fn update(driver: &Driver, job: JobId, spool: &Path) -> ParsedUpdate {
-        let (base, body) = (driver.jobs[&job].machine.model(), [1, 0, 0, 0, 2, 0, 0, 0]);
-        let (round, content, total) = (RoundId(0), ContentHash::of(&body), body.len() as u64);
+    pub fn accept(driver: &mut Driver, job: JobId) {
+        driver.take(Input::Answer(SITE, JobAnswer { job, decision: Decision::Accepted })).unwrap();
+    }
+
+    pub fn update(
+        driver: &Driver,
+        job: JobId,
+        round: RoundId,
+        values: [i32; 2],
+        spool: &Path,
+    ) -> ParsedUpdate {
+        let body = values.map(i32::to_le_bytes).concat();
+        let base = driver.jobs[&job].machine.model();
+        let (content, total) = (ContentHash::of(&body), body.len() as u64);
         let piece = Piece { job, round, base, content, total, offset: 0, len: body.len() as u32 };
         let mut arriving = Arriving::begin(piece, total, &Spool::new(spool.into())).unwrap().unwrap();
         arriving.push(&body).unwrap();
@@ -357,7 +373,7 @@ mod tests {
         let mut sent = connect(&mut driver, 1, 3);
         let job = run_job(&mut driver);
         drain(&mut sent);
-        let update = update(&driver, job, folder.path());
+        let update = update(&driver, job, RoundId(0), [1, 2], folder.path());
         let content = update.content;
         driver.take(Input::Update(SITE, update)).unwrap();
         assert!(drain(&mut sent).is_empty(), "no head of the ledger that released it came yet");
@@ -381,7 +397,7 @@ mod tests {
         let job = run_job(&mut driver);
         let (_, mut events) = driver.watch(job).unwrap().unwrap();
         driver.take(Input::Head { site: SITE, session: 1, head: head(2, Some((job, RoundId(0)))) }).unwrap();
-        let update = update(&driver, job, folder.path());
+        let update = update(&driver, job, RoundId(0), [1, 2], folder.path());
         driver.take(Input::Update(SITE, update)).unwrap();
         driver.take(Input::Head { site: SITE, session: 1, head: head(6, Some((job, RoundId(0)))) }).unwrap();
         assert!(receipts(&drain(&mut sent)).is_empty());

@@ -58,3 +58,24 @@
 //! take effect at once. So the file is the decision, and a Unix datagram beside it, with nothing in it, tells
 //! a running daemon to look. It costs no dependency (a folder watcher would), no port, and follows the
 //! folder into a container.
+//!
+//! **An optimiser's state at a site lives for one round.** Each round starts from the global model, which the site's last
+//! steps are but a small part of; kept state would be of other parameters, would differ between sites that
+//! took part and sites that were away, and would have to survive every kill. State over rounds belongs where every
+//! round passes: `[federation] server_optimizer`, at the coordinator. Adam at a site with the usual three local steps is
+//! therefore close to descent by signs, and plain descent stays the default.
+//!
+//! **The server's state is stored by the round that it goes into.** State and model are written before the job's
+//! record, one sync makes all three count, and what the round started from is dropped after that. So a
+//! coordinator that is killed anywhere repeats a round from the state that belongs to its model, or has both
+//! of the next one. State that is missing is an error, never a fresh start.
+//!
+//! **The average of the rounds' models is the final model, not a second one.** With `average_weights` the commit of the
+//! last training round puts the average in the model's place: what is measured last and exported is the average. Rounds
+//! go on from the model itself, as the average lags behind; a job that is stopped early has the model.
+//!
+//! **Clipping is fixed unless asked otherwise.** Automatic clipping (Bu et al. 2023) saves the choice of a norm, and costs what
+//! scores mean: where one label is rare, equal weight for every customer drives the scores of all towards the
+//! frequent label's. On the demo's made-up branches (12 branches, default settings, epsilon 8 and 1, means of 8
+//! runs) the log loss is 0.41 and 0.44 with automatic clipping against 0.24 and 0.28 with fixed; the AUC is 0.800 and
+//! 0.775 against 0.818 and 0.771.

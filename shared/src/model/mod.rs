@@ -9,17 +9,21 @@ mod artifact;
 mod error;
 mod linear;
 mod network;
+mod optimizer;
 mod product;
 #[cfg(test)]
 pub(crate) mod reference;
 mod score;
+mod server_optimizer;
 mod spec;
 mod workspace;
 
 pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
 pub use error::ModelError;
 pub use network::{Batch, MAX_INPUTS, MAX_PARAMETERS, Network, TensorSpec, binary_cross_entropy};
+pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
 pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows, dot};
 pub use score::score;
+pub use server_optimizer::{ServerOptimizer, ServerState};
 pub use spec::{MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, ModelSpec};
 pub use workspace::{LayerFactors, Workspace};

@@ -31,7 +31,7 @@
 //! partial sum reaches 2^53, so the order of summing does not matter.
 //!
 //! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
-//! `c = min(1, (1 - 2^-10) C / n)`. Rounding `g` moves the norm a little; the margin `2^-10` makes it rare that it ends
+//! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves the norm a little; the margin `2^-10` makes it rare that it ends
 //! past `S`. **Check.** `|v_i|^2 = sum over layers and rows r, s of (a_r . a_s + 2^20)(g_r . g_s)` in integers. If that is
 //! more than `S^2`, `c` shrinks by `S / |v_i|` and the margin, and `g` is rounded again; after four times it is rounded
 //! towards zero; if that does not do either, the customer counts as zero. A customer whose gradient is
@@ -46,6 +46,7 @@
 //! call and may differ between processors, where the promise holds on each.
 
 use pulp::{Arch, Simd, WithSimd};
+use serde::{Deserialize, Serialize};
 
 use super::ClipNorm;
 use crate::model::{
@@ -75,16 +76,55 @@ const BLOCK_ROWS: usize = 1 << 20;
 const _: () = assert!(SENSITIVITY as f64 == ACTIVATION_STEPS as f64 * GRADIENT_STEPS);
 const _: () = assert!(BLOCK_ROWS as f64 * FACTOR_LIMIT as f64 * FACTOR_LIMIT as f64 <= INTEGER_LIMIT);
 
+/// How a customer's gradient of norm `n` is scaled to the clip norm `C`. The check in integers follows whichever it
+/// is, so the sensitivity is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Clipping {
+    /// By `min(1, C / n)` (Abadi et al. 2016): what is below the norm stays as it is.
+    Fixed,
+    /// By `C / (n + gamma)`, [`AUTOMATIC_GAMMA`] (Bu et al. 2023, "Automatic clipping"): every customer
+    /// counts about alike, and `C` is but a part of the step size.
+    Automatic,
+}
+
+/// `gamma` of [`Clipping::Automatic`], in units of the loss gradient: the paper's default. Gradients well below it
+/// fade out, those above have about the clip norm.
+pub const AUTOMATIC_GAMMA: f64 = 0.01;
+
+impl Clipping {
+    /// The clip factor of a gradient of norm `norm`, for a bound `clip`.
+    #[inline(always)]
+    fn factor(self, norm: f64, clip: f64) -> f64 {
+        match self {
+            Self::Fixed => {
+                if norm > clip {
+                    clip / norm
+                } else {
+                    1.0
+                }
+            }
+            Self::Automatic => clip / (norm + AUTOMATIC_GAMMA),
+        }
+    }
+}
+
 /// The grid on which gradients of a clip norm are summed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid {
     clip: ClipNorm,
+    clipping: Clipping,
 }
 
 impl Grid {
-    /// The grid of a clip norm.
+    /// The grid of a clip norm, with [`Clipping::Fixed`].
     pub fn new(clip: ClipNorm) -> Self {
-        Self { clip }
+        Self { clip, clipping: Clipping::Fixed }
+    }
+
+    /// The same grid, gradients scaled to it in this way.
+    pub fn with_clipping(self, clipping: Clipping) -> Self {
+        Self { clipping, ..self }
     }
 
     /// The clip norm, in units of the loss gradient.
@@ -183,6 +223,7 @@ impl SumWorkspace {
         }
         Arch::new().dispatch(Clip {
             clip: grid.clip.value(),
+            clipping: grid.clipping,
             customer_starts,
             floats: self.floats.layers(),
             integers: &mut self.layers,
@@ -248,6 +289,7 @@ fn add_integers(values: &[f64], sum: &mut [i64]) {
 /// The work of [`SumWorkspace::clip`], compiled for each instruction set.
 struct Clip<'a> {
     clip: f64,
+    clipping: Clipping,
     customer_starts: &'a [u32],
     floats: &'a [LayerFactors],
     integers: &'a mut [IntegerFactors],
@@ -265,6 +307,7 @@ impl WithSimd for Clip<'_> {
         for span in self.customer_starts.windows(2) {
             clip_customer(
                 self.clip,
+                self.clipping,
                 [span[0] as usize, span[1] as usize],
                 self.floats,
                 self.integers,
@@ -279,6 +322,7 @@ impl WithSimd for Clip<'_> {
 #[inline(always)]
 fn clip_customer(
     clip: f64,
+    clipping: Clipping,
     span: [usize; 2],
     floats: &[LayerFactors],
     integers: &mut [IntegerFactors],
@@ -289,7 +333,7 @@ fn clip_customer(
     let squared: f64 = scratch.squared_norm(integers, span, |layer| floats[layer].output_gradients());
     let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
-        let factor = if norm > clip * MARGIN { clip * MARGIN / norm } else { 1.0 };
+        let factor = clipping.factor(norm, clip * MARGIN);
         let mut scale = factor * (GRADIENT_STEPS / clip);
         for attempt in 0..=ATTEMPTS {
             for (floats, integers) in floats.iter().zip(integers.iter_mut()) {

@@ -69,11 +69,13 @@ proptest! {
         size in -12i32..40,
         weight in -12i32..40,
         clip in -6i32..=6,
+        automatic in any::<bool>(),
         removed in any::<proptest::sample::Index>(),
     ) {
         let network = network(&hidden, inputs);
         let parameters = drawn_parameters(&network, seed, 2f32.powi(weight));
-        let grid = grid(10f64.powi(clip));
+        let clipping = if automatic { Clipping::Automatic } else { Clipping::Fixed };
+        let grid = grid(10f64.powi(clip)).with_clipping(clipping);
         let batch = OwnedBatch::draw(seed, inputs, &customer_rows, 2f32.powi(size));
         let mut workspace = SumWorkspace::new();
         let mut sum = vec![0; network.parameter_count()];
@@ -170,6 +172,47 @@ fn rounding_moves_a_clipped_gradient_by_less_than_a_half_percent() {
         let (clipped, direction) = errors(&network, &parameters, &batch, 0.1);
         assert!(clipped < 5e-3 && direction < 5e-3, "{hidden:?}: {clipped}, of which rounding {direction}");
     }
+}
+
+/// Against gradients in f64: `C g / (|g| + 0.01)`, whether the norm is far above, near or far below the clip norm. The
+/// margin and the rounding of factors are all that is between.
+#[test]
+fn automatic_clipping_scales_by_the_clip_norm_over_the_norm_and_gamma() {
+    for (hidden, inputs, size) in [(&[][..], 20, 1.7), (&[32], 20, 1.7), (&[], 3, 1e-2)] {
+        let network = network(hidden, inputs);
+        let parameters = drawn_parameters(&network, 11, 0.3);
+        let widened: Vec<f64> = parameters.iter().map(|&parameter| f64::from(parameter)).collect();
+        let batch = OwnedBatch::draw(12, inputs, &[1, 1, 5, 25, 2], size);
+        for clip in [0.05, 1.0, 40.0] {
+            let grid = grid(clip).with_clipping(Clipping::Automatic);
+            for customer in 0..batch.customers() {
+                let one = batch.only(|other| other == customer);
+                let (_, exact) = gradient(&network, &widened, &one.rows, &one.labels);
+                let factor = clip / (norm(&exact) + 0.01);
+                let got = sum_of(&network, &parameters, &one, &grid);
+                let error: Vec<f64> = got
+                    .iter()
+                    .zip(&exact)
+                    .map(|(&got, exact)| got as f64 * grid.unit() - factor * exact)
+                    .collect();
+                let relative = norm(&error) / (factor * norm(&exact));
+                assert!(relative < 5e-3, "{hidden:?} {clip} {customer}: {relative}");
+            }
+        }
+    }
+}
+
+#[test]
+fn automatic_clipping_leaves_a_gradient_of_zero_at_zero() {
+    let network = network(&[], 2);
+    let zero = OwnedBatch {
+        inputs: 2,
+        rows: vec![3.0, -1.0, 3.0, -1.0],
+        labels: vec![1.0, 0.0],
+        customer_starts: vec![0, 2],
+    };
+    let grid = grid(1.0).with_clipping(Clipping::Automatic);
+    assert_eq!(sum_of(&network, &[0.0; 3], &zero, &grid), [0; 3]);
 }
 
 #[test]
