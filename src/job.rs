@@ -230,3 +230,23 @@ fn job_table(jobs: &[JobSummary]) -> String {
     let header = ["job", "name", "status", "rounds", "sites", "epsilon at delta"];
     table(&header, &jobs.iter().map(row).collect::<Vec<_>>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shipped_job_file_makes_a_contract() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+        let files = std::fs::read_dir(configs).unwrap().map(|file| file.unwrap().path());
+        let (jobs, others): (Vec<_>, Vec<_>) =
+            files.partition(|path| path.to_string_lossy().ends_with(".job.toml"));
+        assert!(jobs.len() >= 3, "{jobs:?}");
+        for job in jobs {
+            contract_of(&job).unwrap_or_else(|error| panic!("{}: {error:#}", job.display()));
+        }
+        for schema in others {
+            load_schema(&schema).unwrap_or_else(|error| panic!("{}: {error:#}", schema.display()));
+        }
+    }
+}
