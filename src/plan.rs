@@ -134,7 +134,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     }
     let mut generator = Generator::from_system()?;
     let ground = simulated
-        .then(|| Customers::generate(written.schema.features.len(), count, customers, &mut generator));
+        .then(|| Customers::generate(&written.schema.input_shape(), count, customers, &mut generator));
     let upload_seconds = bytes_up as f64 * 8.0 / (arguments.uplink * 1e6);
     let bar = progress(choices.len());
     let mut planned = Vec::new();

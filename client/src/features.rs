@@ -1,36 +1,59 @@
-//! Customers as the model sees them: feature rows on -1 to 1, labels, and which rows are whose.
+//! Customers as the model sees them: numbers on -1 to 1, ids of categories, labels, and which rows are whose.
 
 use std::fmt;
 use weighhouse_shared::model::Batch;
+use weighhouse_shared::schema::InputShape;
 
 /// Rows of many customers, each customer's adjacent.
 pub struct FeatureTable {
-    width: usize,
-    rows: Vec<f32>,
-    labels: Vec<f32>,
+    shape: InputShape,
+    rows: CustomerRows,
     /// Customer i owns rows `starts[i]..starts[i + 1]`.
     starts: Vec<u32>,
 }
 
+/// Rows of one customer, or of several one after the other.
+#[derive(Clone, Default)]
+pub(crate) struct CustomerRows {
+    /// `[rows, numbers]`.
+    pub numbers: Vec<f32>,
+    /// `[rows, categorical columns]`.
+    pub ids: Vec<u32>,
+    /// `[rows]`.
+    pub labels: Vec<f32>,
+}
+
 /// Rows copied out for one step.
 pub struct FeatureBatch {
-    rows: Vec<f32>,
-    labels: Vec<f32>,
+    rows: CustomerRows,
     starts: Vec<u32>,
 }
 
 impl FeatureTable {
-    /// `customers[i]` holds that customer's rows, each `width` features and then the label.
-    pub(crate) fn from_customers(width: usize, customers: &[Vec<f32>]) -> Self {
-        let mut table = Self { width, rows: Vec::new(), labels: Vec::new(), starts: vec![0] };
-        for customer in customers {
-            for row in customer.chunks_exact(width + 1) {
-                table.rows.extend_from_slice(&row[..width]);
-                table.labels.push(row[width]);
-            }
-            table.starts.push(u32::try_from(table.labels.len()).expect("below the limit on customers"));
+    /// The table of `customers`, each with its rows of `shape`.
+    pub(crate) fn new(shape: InputShape, customers: impl IntoIterator<Item = CustomerRows>) -> Self {
+        let mut table = Self { shape, rows: CustomerRows::default(), starts: vec![0] };
+        for mut customer in customers {
+            table.rows.numbers.append(&mut customer.numbers);
+            table.rows.ids.append(&mut customer.ids);
+            table.rows.labels.append(&mut customer.labels);
+            table.starts.push(u32::try_from(table.rows.labels.len()).expect("below the limit on customers"));
         }
         table
+    }
+
+    /// `customers[i]` holds that customer's rows, each `width` numbers and then the label.
+    #[cfg(test)]
+    pub(crate) fn from_customers(width: usize, customers: &[Vec<f32>]) -> Self {
+        let rows = customers.iter().map(|customer| {
+            let mut rows = CustomerRows::default();
+            for row in customer.chunks_exact(width + 1) {
+                rows.numbers.extend_from_slice(&row[..width]);
+                rows.labels.push(row[width]);
+            }
+            rows
+        });
+        Self::new(width.into(), rows)
     }
 
     /// How many customers there are. Never leaves the site.
@@ -40,13 +63,15 @@ impl FeatureTable {
 
     /// The rows of the customers at `chosen`, the first `max_rows` of each.
     pub fn gather(&self, chosen: &[usize], max_rows: usize) -> FeatureBatch {
-        let mut batch = FeatureBatch { rows: Vec::new(), labels: Vec::new(), starts: vec![0] };
+        let mut batch = FeatureBatch { rows: CustomerRows::default(), starts: vec![0] };
+        let (width, columns) = (self.shape.numbers, self.shape.columns());
         for &customer in chosen {
             let first = self.starts[customer] as usize;
             let end = (self.starts[customer + 1] as usize).min(first + max_rows);
-            batch.rows.extend_from_slice(&self.rows[first * self.width..end * self.width]);
-            batch.labels.extend_from_slice(&self.labels[first..end]);
-            batch.starts.push(batch.labels.len() as u32);
+            batch.rows.numbers.extend_from_slice(&self.rows.numbers[first * width..end * width]);
+            batch.rows.ids.extend_from_slice(&self.rows.ids[first * columns..end * columns]);
+            batch.rows.labels.extend_from_slice(&self.rows.labels[first..end]);
+            batch.starts.push(batch.rows.labels.len() as u32);
         }
         batch
     }
@@ -55,13 +80,14 @@ impl FeatureTable {
 impl FeatureBatch {
     /// As the model takes it.
     pub fn as_batch(&self) -> Batch<'_> {
-        Batch { rows: &self.rows, labels: &self.labels, customer_starts: &self.starts }
+        let CustomerRows { numbers, ids, labels } = &self.rows;
+        Batch { rows: numbers, ids, labels, customer_starts: &self.starts }
     }
 }
 
 impl fmt::Debug for FeatureTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FeatureTable[{} features]", self.width)
+        write!(f, "FeatureTable[{} numbers, {} categories]", self.shape.numbers, self.shape.columns())
     }
 }
 

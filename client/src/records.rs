@@ -1,12 +1,12 @@
 //! The site's own rows: CSV files in, customers with their feature rows out. Rows never leave this
 //! module's types and [`crate::features`]'s; neither shows them in its `Debug`.
 
-use crate::features::FeatureTable;
+use crate::features::{CustomerRows, FeatureTable};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::ids::{ContentHasher, SiteId};
-use weighhouse_shared::schema::Schema;
+use weighhouse_shared::schema::{Cell, CellReader, Feature, Schema};
 
 /// The most customers a site may have.
 const MAX_CUSTOMERS: usize = 100_000_000;
@@ -135,10 +135,11 @@ impl Split {
 #[derive(Default)]
 struct Grouped {
     index: HashMap<Box<[u8]>, usize>,
-    customers: Vec<Vec<f32>>,
+    customers: Vec<CustomerRows>,
 }
 
-/// Reads all `files` into one table, grouped by customer, features brought onto -1 to 1.
+/// Reads all `files` into one table, grouped by customer: numeric features brought onto -1 to 1,
+/// categories as ids.
 pub fn load(files: &[PathBuf], schema: &Schema, split: Split) -> Result<Records, RecordsError> {
     let mut groups = [Grouped::default(), Grouped::default()];
     let mut seen = [false; 2];
@@ -155,8 +156,8 @@ pub fn load(files: &[PathBuf], schema: &Schema, split: Split) -> Result<Records,
         [false, true] => return Err(RecordsError::OneClass { column, value: 1 }),
         [true, true] => {}
     }
-    let width = schema.features.len();
-    let [training, holdout] = groups.map(|group| FeatureTable::from_customers(width, &group.customers));
+    let shape = schema.input_shape();
+    let [training, holdout] = groups.map(|group| FeatureTable::new(shape.clone(), group.customers));
     if training.customers() == 0 {
         return Err(RecordsError::NothingToTrain);
     }
@@ -184,32 +185,32 @@ fn read_file(
     let label_at = position(&schema.label.column)?;
     let features_at =
         schema.features.iter().map(|feature| position(&feature.column)).collect::<Result<Vec<_>, _>>()?;
+    let readers: Vec<CellReader<'_>> = schema.features.iter().map(Feature::reader).collect();
 
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(read_error)? {
         let line = record.position().map_or(0, csv::Position::line);
-        let number = |at: usize, column: &str| {
-            let cell = record.get(at).unwrap_or_default();
-            let value = std::str::from_utf8(cell).ok().and_then(|text| text.parse::<f64>().ok());
-            value.filter(|value| value.is_finite()).ok_or_else(|| RecordsError::NotANumber {
-                path: path.into(),
-                line,
-                column: column.to_owned(),
-                text: beginning(cell),
-            })
+        let cell = |at: usize| record.get(at).unwrap_or_default();
+        let not_a_number = |at: usize, column: &str| RecordsError::NotANumber {
+            path: path.into(),
+            line,
+            column: column.to_owned(),
+            text: beginning(cell(at)),
         };
         let customer = record.get(customer_at).unwrap_or_default();
         if customer.is_empty() {
             let column = schema.customer.clone();
             return Err(RecordsError::NoCustomer { path: path.into(), line, column });
         }
-        let label = number(label_at, &schema.label.column)?;
+        let label = std::str::from_utf8(cell(label_at)).ok().and_then(|text| text.parse::<f64>().ok());
+        let label = label.filter(|label| label.is_finite());
+        let label = label.ok_or_else(|| not_a_number(label_at, &schema.label.column))?;
         if label != 0.0 && label != 1.0 {
             return Err(RecordsError::NotALabel {
                 path: path.into(),
                 line,
                 column: schema.label.column.clone(),
-                text: beginning(record.get(label_at).unwrap_or_default()),
+                text: beginning(cell(label_at)),
             });
         }
         seen[usize::from(label == 1.0)] = true;
@@ -223,13 +224,16 @@ fn read_file(
             if known == MAX_CUSTOMERS {
                 return Err(RecordsError::TooMany);
             }
-            group.customers.push(Vec::new());
+            group.customers.push(CustomerRows::default());
         }
-        let row = &mut group.customers[at];
-        for (feature, at) in schema.features.iter().zip(&features_at) {
-            row.push(feature.scaled(number(*at, &feature.column)?));
+        let rows = &mut group.customers[at];
+        for ((feature, reader), at) in schema.features.iter().zip(&readers).zip(&features_at) {
+            match reader.read(cell(*at)).ok_or_else(|| not_a_number(*at, &feature.column))? {
+                Cell::Number(number) => rows.numbers.push(number),
+                Cell::Id(id) => rows.ids.push(id),
+            }
         }
-        row.push(label as f32);
+        rows.labels.push(label as f32);
     }
     Ok(())
 }
@@ -243,10 +247,11 @@ fn beginning(cell: &[u8]) -> String {
 mod tests {
     use super::*;
     use std::io::Write;
-    use weighhouse_shared::schema::{Feature, Label, LabelKind};
+    use weighhouse_shared::schema::{Label, LabelKind, Values};
 
     fn schema() -> Schema {
-        let feature = |column: &str| Feature { column: column.into(), min: 0.0, max: 2.0 };
+        let feature =
+            |column: &str| Feature { column: column.into(), values: Values::Numeric { min: 0.0, max: 2.0 } };
         Schema {
             name: "test".into(),
             customer: "id".into(),
@@ -256,10 +261,14 @@ mod tests {
     }
 
     fn load_text(text: &str, holdout_permille: u32) -> Result<Records, RecordsError> {
+        load_with(&schema(), text, holdout_permille)
+    }
+
+    fn load_with(schema: &Schema, text: &str, holdout_permille: u32) -> Result<Records, RecordsError> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let split = Split { site: SiteId::from_bytes([1; 32]), holdout_permille };
-        load(&[file.path().to_owned()], &schema(), split)
+        load(&[file.path().to_owned()], schema, split)
     }
 
     #[test]
@@ -269,6 +278,18 @@ mod tests {
         let batch = records.training.gather(&[0], 25);
         assert_eq!(batch.as_batch().rows, [1.0, -1.0, -1.0, 1.0]);
         assert_eq!(batch.as_batch().labels, [1.0, 0.0]);
+    }
+
+    #[test]
+    fn categories_become_ids_and_what_is_unknown_or_empty_the_last_one() {
+        let mut schema = schema();
+        schema.features[0].values = Values::Categories(vec!["north".into(), "south".into()]);
+        let text = "y,id,b,a\n1,u,0,south\n0,v,1,\n0,u,2,mars\n1,w,0, north \n";
+        let records = load_with(&schema, text, 0).unwrap();
+        let batch = records.training.gather(&[0, 2, 1], 25);
+        assert_eq!(batch.as_batch().ids, [1, 2, 0, 2]);
+        assert_eq!(batch.as_batch().rows, [-1.0, 1.0, -1.0, 0.0]);
+        assert_eq!(batch.as_batch().customer_starts, [0, 2, 3, 4]);
     }
 
     #[test]

@@ -83,6 +83,8 @@ pub enum ModelKind {
     Logistic,
     /// Multi-layer perceptron.
     Mlp,
+    /// Both, over numbers and categories.
+    WideAndDeep,
 }
 
 impl From<LabelKind> for Task {
@@ -98,6 +100,7 @@ impl From<&ModelSpec> for ModelKind {
         match model {
             ModelSpec::Logistic {} => Self::Logistic,
             ModelSpec::Mlp { .. } => Self::Mlp,
+            ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
         }
     }
 }
@@ -125,6 +128,7 @@ impl fmt::Display for ModelKind {
         f.write_str(match self {
             Self::Logistic => "logistic",
             Self::Mlp => "mlp",
+            Self::WideAndDeep => "wide_and_deep",
         })
     }
 }
@@ -293,7 +297,7 @@ pub fn first_policy(cap_epsilon: Epsilon, cap_delta: Delta) -> String {
          approval = \"auto\"\n\
          # What may be learned, and with which models.\n\
          tasks = [\"binary\"]\n\
-         models = [\"logistic\", \"mlp\"]\n\
+         models = [\"logistic\", \"mlp\", \"wide_and_deep\"]\n\
          \n\
          [customers]\n\
          # The daemon does not run with fewer customers than this.\n\

@@ -8,7 +8,8 @@ use csv::StringRecord;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use weighhouse_client::home::load_schema;
-use weighhouse_shared::schema::Schema;
+use weighhouse_shared::model::Batch;
+use weighhouse_shared::schema::{Cell, CellReader, Feature, Schema};
 
 /// Regroups all rows into sites by a column's value.
 #[derive(Debug, Clone)]
@@ -22,8 +23,10 @@ pub struct Partition {
 /// Rows as a model takes them, each customer's adjacent.
 #[derive(Debug, Clone, Default)]
 pub struct Rows {
-    /// `[rows, features]`, scaled onto -1 to 1.
-    pub features: Vec<f32>,
+    /// `[rows, numeric features]`, scaled onto -1 to 1.
+    pub numbers: Vec<f32>,
+    /// `[rows, categorical features]`.
+    pub ids: Vec<u32>,
     /// `[rows]`.
     pub labels: Vec<f32>,
     /// Customer i owns rows `starts[i]..starts[i + 1]`.
@@ -253,16 +256,23 @@ fn regroup(
 }
 
 impl Rows {
+    /// As the model takes them.
+    pub fn as_batch(&self) -> Batch<'_> {
+        Batch { rows: &self.numbers, ids: &self.ids, labels: &self.labels, customer_starts: &self.starts }
+    }
+
     fn parse(header: &StringRecord, records: &[StringRecord], schema: &Schema) -> Result<Self> {
         let customer_at = position(header, &schema.customer)?;
         let label_at = position(header, &schema.label.column)?;
         let columns = schema.features.iter().map(|feature| position(header, &feature.column));
         let columns = columns.collect::<Result<Vec<_>>>()?;
-        let number = |record: &StringRecord, at: usize| {
-            let cell = record.get(at).unwrap_or_default();
-            let value = cell.parse::<f64>().ok().filter(|value| value.is_finite());
-            let column = header.get(at).unwrap_or_default();
-            value.with_context(|| format!("column `{column}` holds `{cell}`, which is not a finite number"))
+        let readers: Vec<CellReader<'_>> = schema.features.iter().map(Feature::reader).collect();
+        fn cell(record: &StringRecord, at: usize) -> &str {
+            record.get(at).unwrap_or_default().trim()
+        }
+        let not_a_number = |record: &StringRecord, at: usize| {
+            let (column, cell) = (header.get(at).unwrap_or_default(), cell(record, at));
+            format!("column `{column}` holds `{cell}`, which is not a finite number")
         };
         let mut order = Vec::new();
         let mut customers: HashMap<&str, Vec<&StringRecord>> = HashMap::new();
@@ -279,13 +289,43 @@ impl Rows {
         let mut rows = Self { starts: vec![0], ..Self::default() };
         for who in order {
             for record in &customers[who] {
-                for (feature, at) in schema.features.iter().zip(&columns) {
-                    rows.features.push(feature.scaled(number(record, *at)?));
+                for (reader, at) in readers.iter().zip(&columns) {
+                    let read = reader.read(cell(record, *at).as_bytes());
+                    match read.with_context(|| not_a_number(record, *at))? {
+                        Cell::Number(number) => rows.numbers.push(number),
+                        Cell::Id(id) => rows.ids.push(id),
+                    }
                 }
-                rows.labels.push(number(record, label_at)? as f32);
+                let label = cell(record, label_at).parse().ok().filter(|label: &f32| label.is_finite());
+                rows.labels.push(label.with_context(|| not_a_number(record, label_at))?);
             }
             rows.starts.push(rows.labels.len() as u32);
         }
         Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_judge_reads_categories_as_a_site_does_and_names_the_cell_that_is_no_number() {
+        let schema: Schema = toml::from_str(
+            "name = \"x\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\nfeatures = [\
+             { column = \"tier\", categories = [\"basic\", \"gold\"] }, { column = \"age\", min = 0.0, max = 100.0 }]",
+        )
+        .unwrap();
+        let header = StringRecord::from(vec!["id", "age", "tier", "y"]);
+        let parse = |cells: &[[&str; 4]]| {
+            let records: Vec<_> = cells.iter().map(|cells| StringRecord::from(cells.to_vec())).collect();
+            Rows::parse(&header, &records, &schema)
+        };
+        let rows =
+            parse(&[["a", "50", "gold", "1"], ["b", " 100", "", "0"], ["a", "0", "basic ", "0"]]).unwrap();
+        assert_eq!((&rows.ids[..], &rows.numbers[..]), (&[1, 0, 2][..], &[0.0, -1.0, 1.0][..]));
+        assert_eq!((&rows.labels[..], &rows.starts[..]), (&[1.0, 0.0, 0.0][..], &[0, 2, 3][..]));
+        let refusal = parse(&[["a", "old", "gold", "1"]]).unwrap_err().to_string();
+        assert_eq!(refusal, "column `age` holds `old`, which is not a finite number");
     }
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use weighhouse_coordinator::home::Home;
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::job::{EvaluationAsked, FederationAsked, JobFile, PrivacyAsked, TrainingAsked};
-use weighhouse_shared::model::ModelSpec;
+use weighhouse_shared::model::{DEFAULT_EMBEDDING_DIM, ModelSpec};
 use weighhouse_shared::privacy::{ClipNorm, Delta, Epsilon};
 use weighhouse_shared::wire::messages::{JobEvent, JobStatus, RoundSummary};
 use yardstick::Yardsticks;
@@ -47,7 +47,7 @@ pub struct DemoArguments {
     /// Rounds of training
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     rounds: u32,
-    /// Model to train: logistic, or a multi-layer perceptron's hidden layers, as in 32 or 64,32
+    /// Model to train: logistic; a multi-layer perceptron's hidden layers, as in 64,32; or wide_and_deep:64,32
     #[arg(long, default_value = "logistic", value_name = "MODEL")]
     model: String,
     /// Folder with one folder a site, each with train.csv, perhaps valid.csv, and test.csv
@@ -267,13 +267,18 @@ fn parse_model(text: &str) -> Result<ModelSpec> {
     if text == "logistic" {
         return Ok(ModelSpec::Logistic {});
     }
-    let hidden = text.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>();
+    let widths = text.strip_prefix("wide_and_deep:");
+    let hidden = widths.unwrap_or(text).split(',').map(str::parse).collect::<Result<Vec<u32>, _>>();
     let hidden = hidden.ok().with_context(|| {
         format!(
-            "`{text}` is not a model; write logistic, or the widths of hidden layers, as in --model 64,32"
+            "`{text}` is not a model; write logistic, the widths of hidden layers, as in --model 64,32, or \
+             --model wide_and_deep:64,32"
         )
     })?;
-    Ok(ModelSpec::Mlp { hidden })
+    Ok(match widths {
+        Some(_) => ModelSpec::WideAndDeep { hidden, embedding_dim: DEFAULT_EMBEDDING_DIM },
+        None => ModelSpec::Mlp { hidden },
+    })
 }
 
 /// What the federation left behind.
@@ -530,6 +535,10 @@ mod tests {
     fn a_model_is_named_or_given_by_its_widths() {
         assert_eq!(parse_model("logistic").unwrap(), ModelSpec::Logistic {});
         assert_eq!(parse_model("64,32").unwrap(), ModelSpec::Mlp { hidden: vec![64, 32] });
-        assert!(parse_model("big").is_err());
+        let wide_and_deep = ModelSpec::WideAndDeep { hidden: vec![16], embedding_dim: DEFAULT_EMBEDDING_DIM };
+        assert_eq!(parse_model("wide_and_deep:16").unwrap(), wide_and_deep);
+        for bad in ["big", "wide_and_deep", "wide_and_deep:", "64,"] {
+            assert!(parse_model(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::Device;
 use weighhouse_shared::evaluation::{auc, log_loss};
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::model::{Batch, Network, Workspace, score};
+use weighhouse_shared::model::{Network, Workspace, score};
 
 /// Full-batch steps of the optimiser; enough for the loss to stand still on the demo's data.
 const STEPS: i32 = 300;
@@ -47,7 +47,8 @@ impl Yardsticks {
         let mut pooled = Rows { starts: vec![0], ..Rows::default() };
         for site in &dataset.sites {
             let first = pooled.labels.len() as u32;
-            pooled.features.extend_from_slice(&site.train.features);
+            pooled.numbers.extend_from_slice(&site.train.numbers);
+            pooled.ids.extend_from_slice(&site.train.ids);
             pooled.labels.extend_from_slice(&site.train.labels);
             pooled.starts.extend(site.train.starts[1..].iter().map(|start| first + start));
         }
@@ -58,7 +59,7 @@ impl Yardsticks {
 
 /// Minimises the mean loss over customers plus |w|^2 / (2 customers), by full-batch Adam.
 fn fit(network: &Network, mut parameters: Vec<f32>, rows: &Rows) -> Result<Vec<f32>> {
-    let batch = Batch { rows: &rows.features, labels: &rows.labels, customer_starts: &rows.starts };
+    let batch = rows.as_batch();
     let ridge = 1.0 / batch.customers().max(1) as f64;
     let (mut workspace, mut gradient) = (Workspace::new(), Vec::new());
     let mut mean = vec![0.0f64; parameters.len()];
@@ -81,7 +82,7 @@ fn fit(network: &Network, mut parameters: Vec<f32>, rows: &Rows) -> Result<Vec<f
 fn scores_of(network: &Network, parameters: &[f32], tests: &[&Rows]) -> Result<(Vec<f32>, Vec<f32>)> {
     let (mut scores, mut labels) = (Vec::new(), Vec::new());
     for rows in tests {
-        scores.extend(score(network, parameters, &rows.features, &Device::Cpu)?);
+        scores.extend(score(network, parameters, &rows.numbers, &rows.ids, &Device::Cpu)?);
         labels.extend_from_slice(&rows.labels);
     }
     Ok((scores, labels))

@@ -9,6 +9,7 @@ use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::{Batch, LocalOptimizer, Network, ServerState, score};
 use weighhouse_shared::privacy::grid::{SumWorkspace, clipped_sum};
 use weighhouse_shared::privacy::{DiscreteGaussian, Generator, SamplingRate};
+use weighhouse_shared::schema::InputShape;
 
 /// Customers whose scores are compared with their labels in the end.
 const TEST_CUSTOMERS: usize = 4000;
@@ -19,9 +20,10 @@ const CENTRE: f64 = -0.5;
 /// Fresh noise is drawn so many times, and the figures are means.
 const REPEATS: u32 = 3;
 
-/// Customers that never were: features uniform on -1 to 1, a label that a linear law explains in part.
+/// Customers that never were: numbers uniform on -1 to 1, ids uniform over each vocabulary, a label that a law linear in
+/// the numbers and the categories explains in part.
 pub struct Customers {
-    width: usize,
+    shape: InputShape,
     sites: Vec<Rows>,
     test: Rows,
     /// AUC of the law itself on the test customers: no model does better on average.
@@ -30,7 +32,8 @@ pub struct Customers {
 
 #[derive(Default)]
 struct Rows {
-    features: Vec<f32>,
+    numbers: Vec<f32>,
+    ids: Vec<u32>,
     labels: Vec<f32>,
 }
 
@@ -61,22 +64,54 @@ fn uniform(generator: &mut Generator) -> f64 {
     f64::from(u32::from_le_bytes(bytes)) / 4_294_967_296.0
 }
 
+/// What the label depends on: a weight for each number and each category.
+struct Law {
+    numbers: Vec<f64>,
+    categories: Vec<Vec<f64>>,
+    scale: f64,
+}
+
+impl Law {
+    fn draw(shape: &InputShape, generator: &mut Generator) -> Self {
+        let mut weights =
+            |count: usize| -> Vec<f64> { (0..count).map(|_| 2.0 * uniform(generator) - 1.0).collect() };
+        let numbers = weights(shape.numbers);
+        let mut categories: Vec<Vec<f64>> = shape.vocabularies.iter().map(|&ids| weights(ids)).collect();
+        // A number uniform on -1 to 1 has variance 1/3; a column's weights are centred, its ids uniform.
+        let mut variance = numbers.iter().map(|weight| weight * weight / 3.0).sum::<f64>();
+        for weights in &mut categories {
+            let count = weights.len() as f64;
+            let mean = weights.iter().sum::<f64>() / count;
+            weights.iter_mut().for_each(|weight| *weight -= mean);
+            variance += weights.iter().map(|weight| weight * weight).sum::<f64>() / count;
+        }
+        Self { numbers, categories, scale: SPREAD / variance.sqrt().max(1e-9) }
+    }
+
+    fn log_odds(&self, numbers: &[f64], ids: &[u32]) -> f64 {
+        let of_numbers: f64 = numbers.iter().zip(&self.numbers).map(|(number, weight)| number * weight).sum();
+        let of_ids: f64 = ids.iter().zip(&self.categories).map(|(id, weights)| weights[*id as usize]).sum();
+        CENTRE + self.scale * (of_numbers + of_ids)
+    }
+}
+
 impl Customers {
-    /// Makes `sites` sites of `customers` each, one row a customer, `width` features.
-    pub fn generate(width: usize, sites: usize, customers: usize, generator: &mut Generator) -> Self {
-        let law: Vec<f64> = (0..width).map(|_| 2.0 * uniform(generator) - 1.0).collect();
-        // A feature uniform on -1 to 1 has variance 1/3.
-        let scale = SPREAD / (law.iter().map(|weight| weight * weight / 3.0).sum::<f64>()).sqrt().max(1e-9);
+    /// Makes `sites` sites of `customers` each, one row of `shape` a customer.
+    pub fn generate(shape: &InputShape, sites: usize, customers: usize, generator: &mut Generator) -> Self {
+        let law = Law::draw(shape, generator);
         let mut truth = Vec::new();
         let mut rows = |count: usize, generator: &mut Generator| {
             truth.clear();
             let mut rows = Rows::default();
             for _ in 0..count {
-                let features: Vec<f64> = (0..width).map(|_| 2.0 * uniform(generator) - 1.0).collect();
-                let odds: f64 = features.iter().zip(&law).map(|(feature, weight)| feature * weight).sum();
-                let odds = CENTRE + scale * odds;
+                let numbers: Vec<f64> = (0..shape.numbers).map(|_| 2.0 * uniform(generator) - 1.0).collect();
+                let vocabularies = shape.vocabularies.iter();
+                let ids: Vec<u32> =
+                    vocabularies.map(|&ids| (uniform(generator) * ids as f64) as u32).collect();
+                let odds = law.log_odds(&numbers, &ids);
                 let answered = uniform(generator) < 1.0 / (1.0 + (-odds).exp());
-                rows.features.extend(features.iter().map(|feature| *feature as f32));
+                rows.numbers.extend(numbers.iter().map(|number| *number as f32));
+                rows.ids.extend(ids);
                 rows.labels.push(f32::from(u8::from(answered)));
                 truth.push(odds as f32);
             }
@@ -85,7 +120,7 @@ impl Customers {
         let sites = (0..sites).map(|_| rows(customers, generator)).collect();
         let test = rows(TEST_CUSTOMERS, generator);
         let ceiling = auc(&truth, &test.labels);
-        Self { width, sites, test, ceiling }
+        Self { shape: shape.clone(), sites, test, ceiling }
     }
 
     /// Runs `contract` on them. `progress` is told after each round, with the share done, 0 to 1.
@@ -125,7 +160,7 @@ impl Customers {
             }
             let site_rounds = contract.training.rounds as usize * self.sites.len().max(1);
             sum.site_round += begun.elapsed().div_f64(site_rounds as f64).mul_f64(share);
-            let scores = score(network, &model, &self.test.features, &Device::Cpu)?;
+            let scores = score(network, &model, &self.test.numbers, &self.test.ids, &Device::Cpu)?;
             let found = auc(&scores, &self.test.labels);
             sum.auc = sum.auc.zip(found).map(|(sum, found)| sum + share * found);
         }
@@ -154,10 +189,11 @@ impl Customers {
             let mut local = model.to_vec();
             let mut optimizer = LocalOptimizer::start(training.optimizer, training.proximal, model.len());
             for index in 0..training.local_steps {
-                let batch = site.sample(self.width, training.sampling_rate, generator);
+                let batch = site.sample(&self.shape, training.sampling_rate, generator);
                 let starts: Vec<u32> = (0..=batch.labels.len() as u32).collect();
                 let mut sum = vec![0i64; model.len()];
-                let rows = Batch { rows: &batch.features, labels: &batch.labels, customer_starts: &starts };
+                let Rows { numbers, ids, labels } = &batch;
+                let rows = Batch { rows: numbers, ids, labels, customer_starts: &starts };
                 clipped_sum(network, &local, &rows, &grid, &mut workspace, &mut sum)?;
                 if index == 0 {
                     signal.iter_mut().zip(&sum).for_each(|(total, value)| *total += value);
@@ -194,11 +230,13 @@ fn move_model(model: &mut [f32], change: &[f64], state: Option<&mut ServerState>
 
 impl Rows {
     /// A Poisson sample of customers at `rate`.
-    fn sample(&self, width: usize, rate: SamplingRate, generator: &mut Generator) -> Rows {
+    fn sample(&self, shape: &InputShape, rate: SamplingRate, generator: &mut Generator) -> Rows {
+        let (width, columns) = (shape.numbers, shape.columns());
         let mut batch = Rows::default();
         for (customer, label) in self.labels.iter().enumerate() {
             if generator.bernoulli(rate) {
-                batch.features.extend_from_slice(&self.features[customer * width..(customer + 1) * width]);
+                batch.numbers.extend_from_slice(&self.numbers[customer * width..(customer + 1) * width]);
+                batch.ids.extend_from_slice(&self.ids[customer * columns..(customer + 1) * columns]);
                 batch.labels.push(*label);
             }
         }
@@ -233,7 +271,7 @@ mod tests {
     #[test]
     fn more_privacy_means_less_signal_and_a_worse_model() {
         let mut generator = Generator::from_seed(5);
-        let customers = Customers::generate(8, 6, 300, &mut generator);
+        let customers = Customers::generate(&8.into(), 6, 300, &mut generator);
         let mut run = |epsilon| {
             let (contract, network) = contract(epsilon);
             customers.run(&contract, &network, &mut generator, |_| ()).unwrap()
@@ -275,5 +313,22 @@ mod tests {
         for (index, change) in changes.into_iter().enumerate() {
             assert_ne!(run(change), same, "change {index} made none");
         }
+    }
+
+    /// Seed 6. Two columns of four categories explain all of the label; logistic regression finds them at epsilon 50.
+    #[test]
+    fn categories_that_explain_the_label_are_learned() {
+        let mut generator = Generator::from_seed(6);
+        let schema: Schema = toml::from_str(
+            "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\nfeatures = [\
+             { column = \"tier\", categories = [\"a\", \"b\", \"c\"] }, { column = \"shop\", hash_buckets = 3 }]",
+        )
+        .unwrap();
+        let customers = Customers::generate(&schema.input_shape(), 6, 300, &mut generator);
+        let file = "name = \"test\"\nschema = \"x\"\n[training]\nrounds = 10\n[privacy]\nepsilon = 50.0\ndelta = 1e-4";
+        let contract = toml::from_str::<JobFile>(file).unwrap().contract(schema, [0; 16]).unwrap();
+        let network = contract.network().unwrap();
+        let simulated = customers.run(&contract, &network, &mut generator, |_| ()).unwrap();
+        assert!(simulated.auc.unwrap() > customers.ceiling.unwrap() - 0.03, "{simulated:?}");
     }
 }

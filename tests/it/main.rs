@@ -2,6 +2,7 @@
 
 mod audit;
 mod bad_input;
+mod categories;
 mod demo;
 mod durability;
 mod federation;

@@ -4,6 +4,13 @@
 //! gradient would need it in memory; rounding after a float sum leaves the sum's own error out of the
 //! sensitivity. Rounded factors give both: an exact norm and an exact sum from one matrix product.
 //!
+//! **Every parameterised layer is one of two kinds of tap.** Linear factors (activations and output gradients) or
+//! embedding factors (ids and gradients) are all that clipping knows; the flat parameters are laid out by the taps, and
+//! a sum that the taps do not fill panics. A new layer brings its factors or it cannot be trained.
+//!
+//! **Vocabularies are public and fixed in the schema.** A vocabulary read off a site's records would tell which
+//! values occur there. Every category's weight is noised, whether any customer has it or not.
+//!
 //! **Our own matrix product instead of a library's.** The sensitivity argument needs a customer's integers to
 //! be the same whoever else is in the batch; a library that changes its summation order with the batch size
 //! does not promise that.

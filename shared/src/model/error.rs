@@ -4,7 +4,7 @@
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// Too few or too many hidden layers.
-    #[error("a multi-layer perceptron has 1 to 8 hidden layers, got {got}")]
+    #[error("the model must have 1 to 8 hidden layers, got {got}")]
     HiddenLayers {
         /// Layers in the spec.
         got: usize,
@@ -17,14 +17,32 @@ pub enum ModelError {
         /// Units in the spec.
         got: u32,
     },
+    /// An embedding that is empty or too wide.
+    #[error("embedding_dim must be 1 to 256, got {got}")]
+    EmbeddingDim {
+        /// Entries in the spec.
+        got: u32,
+    },
     /// No inputs, or too many.
     #[error("a model takes 1 to 65536 inputs, got {got}: check the columns of the schema")]
     Inputs {
-        /// Inputs asked for.
+        /// Inputs asked for, those from embeddings among them.
         got: usize,
     },
+    /// A categorical column without ids, or with too many.
+    #[error("categorical column {column} must have 1 to {limit} ids, got {got}")]
+    Vocabulary {
+        /// Position among the categorical columns, from 0.
+        column: usize,
+        /// Ids asked for.
+        got: usize,
+        /// Most ids.
+        limit: usize,
+    },
     /// More parameters than the zoo allows.
-    #[error("a model has at most {limit} parameters, got {got}: choose narrower hidden layers")]
+    #[error(
+        "a model has at most {limit} parameters, got {got}: choose narrower hidden layers, smaller embeddings or fewer categories"
+    )]
     Parameters {
         /// The limit.
         limit: usize,
@@ -58,6 +76,16 @@ pub enum ModelError {
         got: usize,
         /// Most rows.
         limit: usize,
+    },
+    /// An id that is not in its column's vocabulary.
+    #[error("the id of row {row} in categorical column {column} is outside its vocabulary of {vocabulary}")]
+    Id {
+        /// Row of the batch.
+        row: usize,
+        /// Position among the categorical columns, from 0.
+        column: usize,
+        /// Ids of that column.
+        vocabulary: usize,
     },
     /// A label that is not a probability.
     #[error("the label of row {row} is not between 0 and 1")]

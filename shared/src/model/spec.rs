@@ -11,6 +11,10 @@ use super::ModelError;
 pub const MAX_HIDDEN_LAYERS: usize = 8;
 /// Most units of a hidden layer.
 pub const MAX_HIDDEN_UNITS: u32 = 4096;
+/// Most entries of a category's embedding.
+pub const MAX_EMBEDDING_DIM: u32 = 256;
+/// Entries of a category's embedding where the spec does not say.
+pub const DEFAULT_EMBEDDING_DIM: u32 = 8;
 
 /// A model of the zoo for binary labels.
 ///
@@ -24,32 +28,59 @@ pub const MAX_HIDDEN_UNITS: u32 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelSpec {
-    /// Logistic regression: one linear layer to one logit.
+    /// Logistic regression: one weight for each numeric feature and one for each category, added to one logit.
     Logistic {},
-    /// Multi-layer perceptron: linear layers with ReLU between them, the last to one logit.
+    /// Multi-layer perceptron: linear layers with ReLU between them, the last to one logit. Each categorical
+    /// column enters the first as an embedding of [`DEFAULT_EMBEDDING_DIM`].
     Mlp {
         /// Units of each hidden layer, first to last: 1 to 8 layers, each of 1 to 4096 units.
         hidden: Vec<u32>,
     },
+    /// The sum of both logits, learned together (Cheng et al. 2016, "Wide & Deep Learning for Recommender
+    /// Systems"): the wide part remembers single categories, the deep part generalises over them.
+    WideAndDeep {
+        /// Units of each hidden layer of the deep part, as in `mlp`.
+        hidden: Vec<u32>,
+        /// Entries of each category's embedding in the deep part: 1 to 256.
+        #[serde(default = "default_embedding_dim")]
+        embedding_dim: u32,
+    },
+}
+
+fn default_embedding_dim() -> u32 {
+    DEFAULT_EMBEDDING_DIM
+}
+
+/// What a spec is made of.
+pub(super) struct Parts<'a> {
+    /// Whether there is a wide part.
+    pub wide: bool,
+    /// Units of the deep part's hidden layers; empty if there is no deep part.
+    pub hidden: &'a [u32],
+    /// Entries of an embedding in the deep part.
+    pub embedding_dim: usize,
 }
 
 impl ModelSpec {
-    /// The hidden widths; empty for logistic regression. Errors name the layer and the range.
-    pub(super) fn hidden_units(&self) -> Result<&[u32], ModelError> {
-        match self {
-            Self::Logistic {} => Ok(&[]),
-            Self::Mlp { hidden } => {
-                if hidden.is_empty() || hidden.len() > MAX_HIDDEN_LAYERS {
-                    return Err(ModelError::HiddenLayers { got: hidden.len() });
-                }
-                for (layer, &units) in hidden.iter().enumerate() {
-                    if units == 0 || units > MAX_HIDDEN_UNITS {
-                        return Err(ModelError::HiddenUnits { layer, got: units });
-                    }
-                }
-                Ok(hidden)
+    /// The wide and the deep part. Errors name the layer and the range.
+    pub(super) fn parts(&self) -> Result<Parts<'_>, ModelError> {
+        let (wide, hidden, embedding_dim) = match self {
+            Self::Logistic {} => return Ok(Parts { wide: true, hidden: &[], embedding_dim: 0 }),
+            Self::Mlp { hidden } => (false, hidden, DEFAULT_EMBEDDING_DIM),
+            Self::WideAndDeep { hidden, embedding_dim } => (true, hidden, *embedding_dim),
+        };
+        if hidden.is_empty() || hidden.len() > MAX_HIDDEN_LAYERS {
+            return Err(ModelError::HiddenLayers { got: hidden.len() });
+        }
+        for (layer, &units) in hidden.iter().enumerate() {
+            if units == 0 || units > MAX_HIDDEN_UNITS {
+                return Err(ModelError::HiddenUnits { layer, got: units });
             }
         }
+        if embedding_dim == 0 || embedding_dim > MAX_EMBEDDING_DIM {
+            return Err(ModelError::EmbeddingDim { got: embedding_dim });
+        }
+        Ok(Parts { wide, hidden, embedding_dim: embedding_dim as usize })
     }
 }
 
@@ -67,6 +98,14 @@ mod tests {
         for (text, spec) in [
             ("[model.logistic]", ModelSpec::Logistic {}),
             ("[model.mlp]\nhidden = [64, 16]", ModelSpec::Mlp { hidden: vec![64, 16] }),
+            (
+                "[model.wide_and_deep]\nhidden = [32]",
+                ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: DEFAULT_EMBEDDING_DIM },
+            ),
+            (
+                "[model.wide_and_deep]\nhidden = [32]\nembedding_dim = 4",
+                ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: 4 },
+            ),
         ] {
             let job: Job = toml::from_str(text).unwrap();
             assert_eq!(job.model, spec);
@@ -86,6 +125,8 @@ mod tests {
             "[model.mlp]\nhidden = [4]\nlayers = 2",
             "[model.logistic]\nhidden = [4]",
             "[model.mlp]",
+            "[model.mlp]\nhidden = [4]\nembedding_dim = 2",
+            "[model.wide_and_deep]",
         ] {
             assert!(toml::from_str::<Job>(bad).is_err(), "{bad}");
         }
@@ -93,10 +134,14 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused_with_the_layer() {
-        let refusal = |hidden: Vec<u32>| ModelSpec::Mlp { hidden }.hidden_units().unwrap_err().to_string();
-        assert_eq!(refusal(vec![]), "a multi-layer perceptron has 1 to 8 hidden layers, got 0");
-        assert_eq!(refusal(vec![1; 9]), "a multi-layer perceptron has 1 to 8 hidden layers, got 9");
+        let refusal = |hidden: Vec<u32>| ModelSpec::Mlp { hidden }.parts().err().unwrap().to_string();
+        assert_eq!(refusal(vec![]), "the model must have 1 to 8 hidden layers, got 0");
+        assert_eq!(refusal(vec![1; 9]), "the model must have 1 to 8 hidden layers, got 9");
         assert_eq!(refusal(vec![8, 0]), "hidden layer 1 must have 1 to 4096 units, got 0");
         assert_eq!(refusal(vec![4097]), "hidden layer 0 must have 1 to 4096 units, got 4097");
+        for embedding_dim in [0, 257] {
+            let spec = ModelSpec::WideAndDeep { hidden: vec![4], embedding_dim };
+            assert!(matches!(spec.parts(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+        }
     }
 }

@@ -8,7 +8,7 @@
 //! Let `S` be [`SENSITIVITY`]. For any public network, parameters and grid, every customer `i` has an integer
 //! vector `v_i` with
 //!
-//! 1. `|v_i| <= S` in L2 norm, checked in integers, for any finite rows and parameters;
+//! 1. `|v_i| <= S` in L2 norm over all layers together, checked in integers, for any rows and finite parameters;
 //! 2. `v_i` a function of customer `i`'s own rows and labels alone, to the last bit;
 //! 3. [`clipped_sum`] adds exactly the sum of the `v_i` of the batch's customers, whatever their order, and however
 //!    they are split over several calls.
@@ -26,21 +26,30 @@
 //! - the bias as one more input whose activation is the constant 1, that is `2^10`,
 //! - `g_int = round(c g / gamma)`: `gamma = C 2^-14`, `c` the customer's clip factor for clip norm `C`,
 //!
-//! the customer's gradient is an integer matrix in units of `alpha gamma = C 2^-24` ([`Grid::unit`]), and the clip norm
-//! is `S = 2^24` units. The sum over all customers is one product of integer-valued f64 matrices, exact because no
-//! partial sum reaches 2^53, so the order of summing does not matter.
+//! the customer's gradient is an integer matrix in units of `alpha gamma = C 2^-24` ([`Grid::unit`]), and the clip
+//! norm is `S = 2^24` units. An embedding table is a linear layer without bias on the one-hot encoding of an id,
+//! whose one activation is the constant 1, that is `2^10`: row `r` adds `2^10 g_r` to the vector of its id, and a
+//! customer's rows with one id add up to one vector. The sum over all customers is one product of integer-valued
+//! f64 matrices, exact because no partial sum reaches 2^53, so the order of summing does not matter.
 //!
 //! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
-//! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves the norm a little; the margin `2^-10` makes it rare that it ends
-//! past `S`. **Check.** `|v_i|^2 = sum over layers and rows r, s of (a_r . a_s + 2^20)(g_r . g_s)` in integers. If that is
-//! more than `S^2`, `c` shrinks by `S / |v_i|` and the margin, and `g` is rounded again; after four times it is rounded
-//! towards zero; if that does not do either, the customer counts as zero. A customer whose gradient is
-//! not finite (the parameters may be a hostile coordinator's) counts as zero as well: a refusal would tell.
+//! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves
+//! the norm a little; the margin `2^-10` makes it rare that it ends past `S`. **Check.** `|v_i|^2` is a sum in integers: over linear layers and rows r, s of
+//! `(a_r . a_s + 2^20)(g_r . g_s)`, without the `2^20` where there is no bias; and over embedding tables and the
+//! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`. These *taps* ([`Workspace`]) own
+//! every parameter once: what is added to the sum is laid out by the same taps, and [`clipped_sum`] panics before any
+//! noise is drawn if they do not fill it. If the squared norm is more than `S^2`, `c` shrinks by `S / |v_i|` and the
+//! margin, and `g` is rounded again; after four times it is rounded towards zero; if that does not do either, the
+//! customer counts as zero. A customer whose gradient is not finite (the parameters may be a hostile coordinator's)
+//! counts as zero as well: a refusal would tell.
 //!
-//! **No overflow.** A network has at most 2^16 inputs to a layer, 2^12 outputs, 9 layers; a customer at most 2^16 rows.
-//! Dot products: `|a_r . a_s| <= 2^16 2^30 = 2^46` and `|g_r . g_s| <= 2^42`, exact in f64. Squared norm: below
-//! `2^47 2^42 (2^16)^2 9 < 2^125`, in i128. Products over a block of 2^20 rows: `2^20 2^15 2^15 = 2^50 < 2^53`, exact in f64.
-//! The i64 sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
+//! **No overflow.** A network has at most 2^16 inputs to a linear layer, 2^12 outputs, 10 such layers, and 2^17
+//! embedding tables of at most 2^8 entries a vector; a customer at most 2^16 rows. Dot products:
+//! `|a_r . a_s| <= 2^16 2^30 = 2^46` and `|g_r . g_s| <= 2^42`, exact in f64; an entry of a customer's table:
+//! `2^16 2^15 2^10 = 2^41`, exact in f64. Squared norm: below `2^47 2^42 (2^16)^2 10` for the linear layers, and for
+//! each table below `(2^16 2^15 2^10)^2 2^8 = 2^90`, as a sum of `2^16` vectors of entries of at most `2^25`; in all
+//! below 2^125, in i128. Products over a block of 2^20 rows: `2^20 2^15 2^15 = 2^50 < 2^53`, exact in f64. The i64
+//! sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
 //!
 //! Point 2 rests on the row independence of [`Network`] on one machine; a customer's floats are computed anew in each
 //! call and may differ between processors, where the promise holds on each.
@@ -50,8 +59,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ClipNorm;
 use crate::model::{
-    Batch, LayerFactors, ModelError, Network, Packing, View, Workspace, add_product, add_rows,
-    add_weighted_rows, dot,
+    Batch, ModelError, Network, Packing, View, Workspace, add_product, add_rows, add_weighted_rows, dot,
 };
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
@@ -147,7 +155,7 @@ impl Grid {
 #[derive(Clone, Default)]
 pub struct SumWorkspace {
     floats: Workspace,
-    layers: Vec<IntegerFactors>,
+    taps: IntegerTaps,
     products: Vec<f64>,
     biases: Vec<f64>,
     packing: Packing<f64>,
@@ -167,14 +175,35 @@ impl std::fmt::Debug for SumWorkspace {
     }
 }
 
-/// The integer factors of one layer, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly.
+/// The integer factors of every parameter of a network, in the order of the flat parameters: of the linear layers,
+/// then of the embedding tables.
+#[derive(Clone, Default)]
+struct IntegerTaps {
+    linear: Vec<IntegerFactors>,
+    embeddings: Vec<IntegerEmbedding>,
+}
+
+/// The integer factors of one linear layer, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has
+/// exactly.
 #[derive(Clone, Default)]
 struct IntegerFactors {
     inputs: usize,
     outputs: usize,
+    biased: bool,
     /// `[rows, inputs]`, in units of `alpha`.
     activations: Vec<f32>,
     /// `[rows, outputs]`, in units of `gamma`, clipped.
+    gradients: Vec<f32>,
+}
+
+/// The factors of one embedding table, the gradients integers as in [`IntegerFactors`].
+#[derive(Clone, Default)]
+struct IntegerEmbedding {
+    vocabulary: usize,
+    dim: usize,
+    /// `[rows]`.
+    ids: Vec<u32>,
+    /// `[rows, dim]`, in units of `gamma`, clipped.
     gradients: Vec<f32>,
 }
 
@@ -185,8 +214,9 @@ struct IntegerFactors {
 /// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
 /// `16 bytes x rows x (inputs + hidden units)`; the result is the same.
 ///
-/// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, or a
-/// parameter, an input or a label is not finite, naming its row. Customers whose gradient overflows count as zero.
+/// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, an id is
+/// outside its vocabulary, or a parameter, an input or a label is not finite, naming its row. Customers whose gradient
+/// overflows count as zero.
 pub fn clipped_sum(
     network: &Network,
     parameters: &[f32],
@@ -215,30 +245,42 @@ pub fn clipped_sum(
 impl SumWorkspace {
     /// Float factors to integer factors of customers whose norm is at most [`SENSITIVITY`].
     fn clip(&mut self, customer_starts: &[u32], grid: &Grid) {
-        self.layers.resize_with(self.floats.layers().len(), IntegerFactors::default);
-        for (floats, integers) in self.floats.layers().iter().zip(&mut self.layers) {
+        let IntegerTaps { linear, embeddings } = &mut self.taps;
+        linear.resize_with(self.floats.linear().len(), IntegerFactors::default);
+        for (floats, integers) in self.floats.linear().iter().zip(linear) {
             (integers.inputs, integers.outputs) = (floats.inputs(), floats.outputs());
+            integers.biased = floats.biased();
             integers.activations.resize(floats.activations().len(), 0.0);
+            integers.gradients.resize(floats.output_gradients().len(), 0.0);
+        }
+        embeddings.resize_with(self.floats.embeddings().len(), IntegerEmbedding::default);
+        for (floats, integers) in self.floats.embeddings().iter().zip(embeddings) {
+            (integers.vocabulary, integers.dim) = (floats.vocabulary(), floats.dim());
+            integers.ids.clear();
+            integers.ids.extend_from_slice(floats.ids());
             integers.gradients.resize(floats.output_gradients().len(), 0.0);
         }
         Arch::new().dispatch(Clip {
             clip: grid.clip.value(),
             clipping: grid.clipping,
             customer_starts,
-            floats: self.floats.layers(),
-            integers: &mut self.layers,
+            floats: &self.floats,
+            integers: &mut self.taps,
             scratch: &mut self.scratch,
         });
     }
 
-    /// The exact integer products of all layers, added to `sum`.
+    /// The exact integer products of all taps, added to `sum`.
+    ///
+    /// # Panics
+    /// If the taps do not fill `sum`: a parameter that is in none would leave without its norm counted.
     fn add_to(&mut self, sum: &mut [i64]) {
-        let Self { layers, products, biases, packing, .. } = self;
+        let Self { taps, products, biases, packing, .. } = self;
         let mut rest = sum;
-        for layer in layers {
+        for layer in &taps.linear {
             let (inputs, outputs) = (layer.inputs, layer.outputs);
             let (weight, tail) = rest.split_at_mut(outputs * inputs);
-            let (bias, tail) = tail.split_at_mut(outputs);
+            let (bias, tail) = tail.split_at_mut(if layer.biased { outputs } else { 0 });
             rest = tail;
             let blocks = layer.activations.chunks(BLOCK_ROWS * inputs);
             for (activations, gradients) in blocks.zip(layer.gradients.chunks(BLOCK_ROWS * outputs)) {
@@ -257,14 +299,27 @@ impl SumWorkspace {
                         packing,
                     );
                 }
-                biases.clear();
-                biases.resize(outputs, 0.0);
-                add_rows(gradients, biases);
-                biases.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
                 add_integers(products, weight);
-                add_integers(biases, bias);
+                if layer.biased {
+                    biases.clear();
+                    biases.resize(outputs, 0.0);
+                    add_rows(gradients, biases);
+                    biases.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
+                    add_integers(biases, bias);
+                }
             }
         }
+        for embedding in &taps.embeddings {
+            let (table, tail) = rest.split_at_mut(embedding.vocabulary * embedding.dim);
+            rest = tail;
+            for (&id, gradient) in embedding.ids.iter().zip(embedding.gradients.chunks_exact(embedding.dim)) {
+                let vector = &mut table[id as usize * embedding.dim..][..embedding.dim];
+                for (slot, &entry) in vector.iter_mut().zip(gradient) {
+                    *slot += entry as i64 * ACTIVATION_STEPS as i64;
+                }
+            }
+        }
+        assert!(rest.is_empty(), "{} parameters in no tap", rest.len());
     }
 }
 
@@ -291,8 +346,8 @@ struct Clip<'a> {
     clip: f64,
     clipping: Clipping,
     customer_starts: &'a [u32],
-    floats: &'a [LayerFactors],
-    integers: &'a mut [IntegerFactors],
+    floats: &'a Workspace,
+    integers: &'a mut IntegerTaps,
     scratch: &'a mut NormScratch,
 }
 
@@ -301,7 +356,7 @@ impl WithSimd for Clip<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        for (floats, integers) in self.floats.iter().zip(self.integers.iter_mut()) {
+        for (floats, integers) in self.floats.linear().iter().zip(&mut self.integers.linear) {
             round_activations(floats.activations(), &mut integers.activations);
         }
         for span in self.customer_starts.windows(2) {
@@ -324,44 +379,59 @@ fn clip_customer(
     clip: f64,
     clipping: Clipping,
     span: [usize; 2],
-    floats: &[LayerFactors],
-    integers: &mut [IntegerFactors],
+    floats: &Workspace,
+    integers: &mut IntegerTaps,
     scratch: &mut NormScratch,
 ) {
-    scratch.measure_activations(integers, span);
+    scratch.measure_inputs(integers, span);
     // In units of the activation's integers.
-    let squared: f64 = scratch.squared_norm(integers, span, |layer| floats[layer].output_gradients());
+    let squared: f64 = scratch.squared_norm(integers, span, |tap| match tap {
+        Tap::Linear(at) => floats.linear()[at].output_gradients(),
+        Tap::Embedding(at) => floats.embeddings()[at].output_gradients(),
+    });
     let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
         let factor = clipping.factor(norm, clip * MARGIN);
         let mut scale = factor * (GRADIENT_STEPS / clip);
         for attempt in 0..=ATTEMPTS {
-            for (floats, integers) in floats.iter().zip(integers.iter_mut()) {
-                let from = rows_of(floats.output_gradients(), span, floats.outputs());
-                let to = integers.gradients_mut(span);
+            let linear = floats.linear().iter().map(|tap| (tap.output_gradients(), tap.outputs()));
+            let embeddings = floats.embeddings().iter().map(|tap| (tap.output_gradients(), tap.dim()));
+            for ((from, width), to) in linear.chain(embeddings).zip(integers.gradients_mut(span)) {
+                let from = rows_of(from, span, width);
                 if attempt < ATTEMPTS {
                     round_gradients(from, scale as f32, to);
                 } else {
                     truncate_gradients(from, scale as f32, to);
                 }
             }
-            let squared: i128 = scratch.squared_norm(integers, span, |layer| &integers[layer].gradients);
+            let squared: i128 = scratch.squared_norm(integers, span, |tap| match tap {
+                Tap::Linear(at) => &integers.linear[at].gradients,
+                Tap::Embedding(at) => &integers.embeddings[at].gradients,
+            });
             if squared <= (SENSITIVITY as i128).pow(2) {
                 return;
             }
             scale *= MARGIN * SENSITIVITY as f64 / (squared as f64).sqrt();
         }
     }
-    for integers in integers {
-        integers.gradients_mut(span).fill(0.0);
+    integers.gradients_mut(span).for_each(|gradients| gradients.fill(0.0));
+}
+
+impl IntegerTaps {
+    /// The gradients of rows `start .. end` of each tap, the linear ones first.
+    #[inline(always)]
+    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> impl Iterator<Item = &mut [f32]> {
+        let linear = self.linear.iter_mut().map(|tap| (&mut tap.gradients, tap.outputs));
+        let embeddings = self.embeddings.iter_mut().map(|tap| (&mut tap.gradients, tap.dim));
+        linear.chain(embeddings).map(move |(gradients, width)| &mut gradients[start * width..end * width])
     }
 }
 
-impl IntegerFactors {
-    #[inline(always)]
-    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> &mut [f32] {
-        &mut self.gradients[start * self.outputs..end * self.outputs]
-    }
+/// Which layer, by its place among those of its kind.
+#[derive(Clone, Copy)]
+enum Tap {
+    Linear(usize),
+    Embedding(usize),
 }
 
 #[inline(always)]
@@ -398,11 +468,13 @@ fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
     }
 }
 
-/// Buffers for norms: dot products of one customer's activations, and one line of its gradient.
+/// Buffers for norms: dot products of one customer's activations, its ids sorted, and one line of its gradient.
 #[derive(Clone, Default)]
 struct NormScratch {
-    /// For each layer in Gram form, `a_r . a_s + 2^20` for `r <= s`, in the order of the loops.
+    /// For each linear layer in Gram form, `a_r . a_s` (`+ 2^20` if biased) for `r <= s`, in the order of the loops.
     grams: Vec<f64>,
+    /// For each embedding table the customer's ids with the row each is of, counted from its first, sorted.
+    sorted_ids: Vec<(u32, u32)>,
     line: Vec<f64>,
 }
 
@@ -438,40 +510,47 @@ fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
 impl NormScratch {
     /// Prepares [`squared_norm`](Self::squared_norm), which may be asked several times for one customer.
     #[inline(always)]
-    fn measure_activations(&mut self, layers: &[IntegerFactors], span: [usize; 2]) {
+    fn measure_inputs(&mut self, taps: &IntegerTaps, span: [usize; 2]) {
         let rows = span[1] - span[0];
         self.grams.clear();
-        for layer in layers.iter().filter(|layer| gram_is_cheaper(rows, layer.inputs, layer.outputs)) {
+        for layer in taps.linear.iter().filter(|layer| gram_is_cheaper(rows, layer.inputs, layer.outputs)) {
             let activations = rows_of(&layer.activations, span, layer.inputs);
+            let bias = if layer.biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
             for (r, a_r) in activations.chunks_exact(layer.inputs).enumerate() {
                 for a_s in activations[r * layer.inputs..].chunks_exact(layer.inputs) {
-                    self.grams.push(dot::<_, f64>(a_r, a_s) + f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS));
+                    self.grams.push(dot::<_, f64>(a_r, a_s) + bias);
                 }
             }
         }
+        self.sorted_ids.clear();
+        for embedding in &taps.embeddings {
+            let first = self.sorted_ids.len();
+            self.sorted_ids.extend(rows_of(&embedding.ids, span, 1).iter().copied().zip(0u32..));
+            // No two are equal, so the order is one, whatever the algorithm.
+            self.sorted_ids[first..].sort_unstable();
+        }
     }
 
-    /// Squared norm of the gradient, over all layers, of the customer with rows `span`, from the integer activations
-    /// in `layers` and the output gradients, `[rows, outputs]`, that `gradients` has of each layer.
+    /// Squared norm of the gradient, over all taps, of the customer with rows `span`, from the integer activations
+    /// and the ids in `taps` and the output gradients, `[rows, outputs]`, that `gradients` has of each.
     ///
     /// Exact in i128 if the output gradients are integers; else as good as f64 sums are.
     #[inline(always)]
     fn squared_norm<'a, N: Total>(
         &mut self,
-        layers: &[IntegerFactors],
+        taps: &IntegerTaps,
         span: [usize; 2],
-        gradients: impl Fn(usize) -> &'a [f32],
+        gradients: impl Fn(Tap) -> &'a [f32],
     ) -> N {
         let rows = span[1] - span[0];
         let mut total = N::ZERO;
         let mut grams = self.grams.iter();
-        for (index, layer) in layers.iter().enumerate() {
-            let gradients = rows_of(gradients(index), span, layer.outputs);
+        for (index, layer) in taps.linear.iter().enumerate() {
+            let gradients = rows_of(gradients(Tap::Linear(index)), span, layer.outputs);
             if gram_is_cheaper(rows, layer.inputs, layer.outputs) {
                 for (r, g_r) in gradients.chunks_exact(layer.outputs).enumerate() {
                     for (s, g_s) in gradients[r * layer.outputs..].chunks_exact(layer.outputs).enumerate() {
-                        let gram =
-                            grams.next().expect("measure_activations pushed one for each pair of rows");
+                        let gram = grams.next().expect("measure_inputs pushed one for each pair of rows");
                         let term = N::product(*gram, dot(g_r, g_s));
                         total += term;
                         if s > 0 {
@@ -481,6 +560,7 @@ impl NormScratch {
                 }
             } else {
                 let activations = rows_of(&layer.activations, span, layer.inputs);
+                let constant = if layer.biased { f64::from(ACTIVATION_STEPS) } else { 0.0 };
                 for output in 0..layer.outputs {
                     self.line.clear();
                     self.line.resize(layer.inputs, 0.0);
@@ -488,7 +568,7 @@ impl NormScratch {
                     let column = gradients[output..].iter().step_by(layer.outputs);
                     for (&gradient, activations) in column.zip(activations.chunks_exact(layer.inputs)) {
                         let gradient = f64::from(gradient);
-                        bias += gradient * f64::from(ACTIVATION_STEPS);
+                        bias += gradient * constant;
                         for (slot, &activation) in self.line.iter_mut().zip(activations) {
                             *slot += gradient * f64::from(activation);
                         }
@@ -497,6 +577,28 @@ impl NormScratch {
                     for &entry in &self.line {
                         total += N::product(entry, entry);
                     }
+                }
+            }
+        }
+        const CONSTANT: f64 = ACTIVATION_STEPS as f64;
+        for (index, embedding) in taps.embeddings.iter().enumerate() {
+            let gradients = rows_of(gradients(Tap::Embedding(index)), span, embedding.dim);
+            let of_row = |row: u32| &gradients[row as usize * embedding.dim..][..embedding.dim];
+            let sorted = &self.sorted_ids[index * rows..(index + 1) * rows];
+            for same_id in sorted.chunk_by(|one, next| one.0 == next.0) {
+                if let [(_, row)] = same_id {
+                    total += N::product(CONSTANT * CONSTANT, dot(of_row(*row), of_row(*row)));
+                    continue;
+                }
+                self.line.clear();
+                self.line.resize(embedding.dim, 0.0);
+                for &(_, row) in same_id {
+                    for (slot, &gradient) in self.line.iter_mut().zip(of_row(row)) {
+                        *slot += CONSTANT * f64::from(gradient);
+                    }
+                }
+                for &entry in &self.line {
+                    total += N::product(entry, entry);
                 }
             }
         }

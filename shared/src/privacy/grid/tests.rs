@@ -7,8 +7,9 @@ use crate::model::{
     ModelSpec,
     reference::{OwnedBatch, draws, gradient, norm},
 };
+use crate::schema::InputShape;
 
-fn network(hidden: &[u32], inputs: usize) -> Network {
+fn network(hidden: &[u32], inputs: impl Into<InputShape>) -> Network {
     let spec =
         if hidden.is_empty() { ModelSpec::Logistic {} } else { ModelSpec::Mlp { hidden: hidden.to_vec() } };
     Network::new(&spec, inputs).unwrap()
@@ -30,11 +31,11 @@ fn sum_of(network: &Network, parameters: &[f32], batch: &OwnedBatch, grid: &Grid
 }
 
 /// The integer gradient of the customer with rows `span`, from the integer factors, by plain loops.
-fn materialised(layers: &[IntegerFactors], span: [usize; 2]) -> Vec<i128> {
+fn materialised(taps: &IntegerTaps, span: [usize; 2]) -> Vec<i128> {
     let mut gradient = Vec::new();
-    for layer in layers {
+    for layer in &taps.linear {
         let mut weight = vec![0i128; layer.outputs * layer.inputs];
-        let mut bias = vec![0i128; layer.outputs];
+        let mut bias = vec![0i128; if layer.biased { layer.outputs } else { 0 }];
         for row in span[0]..span[1] {
             for output in 0..layer.outputs {
                 let g = layer.gradients[row * layer.outputs + output] as i128;
@@ -42,13 +43,43 @@ fn materialised(layers: &[IntegerFactors], span: [usize; 2]) -> Vec<i128> {
                     weight[output * layer.inputs + input] +=
                         g * layer.activations[row * layer.inputs + input] as i128;
                 }
-                bias[output] += g * 1024;
+                if layer.biased {
+                    bias[output] += g * 1024;
+                }
             }
         }
         gradient.extend(weight);
         gradient.extend(bias);
     }
+    for embedding in &taps.embeddings {
+        let mut table = vec![0i128; embedding.vocabulary * embedding.dim];
+        for row in span[0]..span[1] {
+            for entry in 0..embedding.dim {
+                let g = embedding.gradients[row * embedding.dim + entry] as i128;
+                table[embedding.ids[row] as usize * embedding.dim + entry] += g * 1024;
+            }
+        }
+        gradient.extend(table);
+    }
     gradient
+}
+
+/// A model of any kind.
+fn any_spec() -> impl Strategy<Value = ModelSpec> {
+    let hidden = || proptest::collection::vec(1u32..9, 1..3);
+    prop_oneof![
+        Just(ModelSpec::Logistic {}),
+        hidden().prop_map(|hidden| ModelSpec::Mlp { hidden }),
+        (hidden(), 1u32..6)
+            .prop_map(|(hidden, embedding_dim)| ModelSpec::WideAndDeep { hidden, embedding_dim }),
+    ]
+}
+
+/// Rows with numbers, with ids, or with both.
+fn any_inputs() -> impl Strategy<Value = InputShape> {
+    (0usize..12, proptest::collection::vec(1usize..7, 0..4))
+        .prop_filter("a row holds something", |(numbers, vocabularies)| numbers + vocabularies.len() > 0)
+        .prop_map(|(numbers, vocabularies)| InputShape { numbers, vocabularies })
 }
 
 fn squared(vector: &[i128]) -> i128 {
@@ -58,12 +89,12 @@ fn squared(vector: &[i128]) -> i128 {
 const LIMIT: i128 = (SENSITIVITY as i128) * (SENSITIVITY as i128);
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn every_norm_is_within_the_sensitivity_and_the_sum_is_exactly_that_of_the_customers(
-        hidden in proptest::collection::vec(1u32..9, 0..3),
-        inputs in 1usize..12,
+        spec in any_spec(),
+        inputs in any_inputs(),
         customer_rows in proptest::collection::vec(1usize..6, 0..9),
         seed in any::<u64>(),
         size in -12i32..40,
@@ -72,7 +103,7 @@ proptest! {
         automatic in any::<bool>(),
         removed in any::<proptest::sample::Index>(),
     ) {
-        let network = network(&hidden, inputs);
+        let network = Network::new(&spec, inputs.clone()).unwrap();
         let parameters = drawn_parameters(&network, seed, 2f32.powi(weight));
         let clipping = if automatic { Clipping::Automatic } else { Clipping::Fixed };
         let grid = grid(10f64.powi(clip)).with_clipping(clipping);
@@ -84,7 +115,7 @@ proptest! {
         let mut expected = vec![0i128; sum.len()];
         let mut vectors = Vec::new();
         for span in batch.customer_starts.windows(2) {
-            let vector = materialised(&workspace.layers, [span[0] as usize, span[1] as usize]);
+            let vector = materialised(&workspace.taps, [span[0] as usize, span[1] as usize]);
             prop_assert!(squared(&vector) <= LIMIT, "{} past {LIMIT}", squared(&vector));
             expected.iter_mut().zip(&vector).for_each(|(sum, entry)| *sum += entry);
             vectors.push(vector);
@@ -104,19 +135,28 @@ proptest! {
 
     #[test]
     fn the_norm_from_factors_is_the_norm_of_the_gradient_in_both_forms(
-        outputs in 1usize..7, inputs in 1usize..20, rows in 1usize..26, seed in any::<u64>(),
+        outputs in 1usize..7, inputs in 1usize..20, rows in 1usize..26, vocabulary in 1usize..12,
+        biased in any::<bool>(), seed in any::<u64>(),
     ) {
         let mut draw = draws(seed);
         let mut draw = |count: usize| (0..count).map(|_| (draw() * 32_768.0).round()).collect::<Vec<_>>();
-        let layer = IntegerFactors { inputs, outputs, activations: draw(rows * inputs), gradients: draw(rows * outputs) };
-        let layers = [layer];
+        let (activations, gradients) = (draw(rows * inputs), draw(rows * outputs));
+        let layer = IntegerFactors { inputs, outputs, biased, activations, gradients };
+        let ids = draw(rows).into_iter().map(|id| id.abs() as u32 % vocabulary as u32).collect();
+        let gradients = draw(rows * outputs);
+        let embedding = IntegerEmbedding { vocabulary, dim: outputs, ids, gradients };
+        let taps = IntegerTaps { linear: vec![layer], embeddings: vec![embedding] };
         let span = [0, rows];
-        let expected = squared(&materialised(&layers, span));
+        let expected = squared(&materialised(&taps, span));
         let mut scratch = NormScratch::default();
-        scratch.measure_activations(&layers, span);
-        let exact: i128 = scratch.squared_norm(&layers, span, |layer| &layers[layer].gradients);
+        scratch.measure_inputs(&taps, span);
+        let gradients = |tap| match tap {
+            Tap::Linear(at) => &*taps.linear[at].gradients,
+            Tap::Embedding(at) => &*taps.embeddings[at].gradients,
+        };
+        let exact: i128 = scratch.squared_norm(&taps, span, gradients);
         prop_assert_eq!(exact, expected);
-        let float: f64 = scratch.squared_norm(&layers, span, |layer| &layers[layer].gradients);
+        let float: f64 = scratch.squared_norm(&taps, span, gradients);
         prop_assert!((float - expected as f64).abs() <= 1e-9 * expected as f64);
     }
 }
@@ -150,7 +190,7 @@ fn errors(network: &Network, parameters: &[f32], batch: &OwnedBatch, clip: f64) 
     let (mut worst, mut worst_direction) = (0.0f64, 0.0f64);
     for customer in 0..batch.customers() {
         let one = batch.only(|other| other == customer);
-        let (_, exact) = gradient(network, &widened, &one.rows, &one.labels);
+        let (_, exact) = gradient(network, &widened, &one);
         let factor = (clip / norm(&exact)).min(1.0);
         let clipped: Vec<f64> = exact.iter().map(|entry| entry * factor).collect();
         let got = sum_of(network, parameters, &one, &grid(clip));
@@ -165,12 +205,117 @@ fn errors(network: &Network, parameters: &[f32], batch: &OwnedBatch, clip: f64) 
 
 #[test]
 fn rounding_moves_a_clipped_gradient_by_less_than_a_half_percent() {
-    for (hidden, inputs) in [(&[][..], 20), (&[32], 20), (&[32, 16], 64)] {
-        let network = network(hidden, inputs);
+    let mixed = || InputShape { numbers: 10, vocabularies: vec![4, 30, 7] };
+    let mlp = |hidden: &[u32]| ModelSpec::Mlp { hidden: hidden.into() };
+    let wide_and_deep = ModelSpec::WideAndDeep { hidden: vec![32, 16], embedding_dim: 6 };
+    let cases: [(_, InputShape); 7] = [
+        (ModelSpec::Logistic {}, 20.into()),
+        (mlp(&[32]), 20.into()),
+        (mlp(&[32, 16]), 64.into()),
+        (ModelSpec::Logistic {}, mixed()),
+        (mlp(&[32]), mixed()),
+        (wide_and_deep.clone(), mixed()),
+        (wide_and_deep, InputShape { numbers: 0, ..mixed() }),
+    ];
+    for (spec, inputs) in cases {
+        let network = Network::new(&spec, inputs.clone()).unwrap();
         let parameters = drawn_parameters(&network, 11, 0.3);
         let batch = OwnedBatch::draw(12, inputs, &[1, 1, 1, 1, 5, 25, 2, 1], 1.7);
         let (clipped, direction) = errors(&network, &parameters, &batch, 0.1);
-        assert!(clipped < 5e-3 && direction < 5e-3, "{hidden:?}: {clipped}, of which rounding {direction}");
+        assert!(clipped < 5e-3 && direction < 5e-3, "{spec:?}: {clipped}, of which rounding {direction}");
+    }
+}
+
+/// The float norm that the clip factor is made of, against the norm of the customer's gradient in f64, with
+/// activations that the grid has exactly.
+#[test]
+fn norms_from_factors_equal_those_of_batch_of_one_gradients_to_1e_5() {
+    let inputs = InputShape { numbers: 5, vocabularies: vec![3, 40] };
+    for spec in [
+        ModelSpec::Logistic {},
+        ModelSpec::Mlp { hidden: vec![7] },
+        ModelSpec::WideAndDeep { hidden: vec![8, 4], embedding_dim: 4 },
+    ] {
+        let network = Network::new(&spec, inputs.clone()).unwrap();
+        let parameters = drawn_parameters(&network, 21, 0.4);
+        let widened: Vec<f64> = parameters.iter().map(|&parameter| f64::from(parameter)).collect();
+        let batch = OwnedBatch::draw(22, inputs.clone(), &[1, 2, 9, 1, 30], 1.0);
+        let mut workspace = Workspace::new();
+        network.backward(&parameters, &batch.batch(), &mut workspace).unwrap();
+        let linear = workspace.linear().iter().map(|tap| IntegerFactors {
+            inputs: tap.inputs(),
+            outputs: tap.outputs(),
+            biased: tap.biased(),
+            activations: tap.activations().iter().map(|a| a * ACTIVATION_STEPS).collect(),
+            gradients: vec![],
+        });
+        let embeddings = workspace.embeddings().iter().map(|tap| IntegerEmbedding {
+            vocabulary: tap.vocabulary(),
+            dim: tap.dim(),
+            ids: tap.ids().to_vec(),
+            gradients: vec![],
+        });
+        let taps = IntegerTaps { linear: linear.collect(), embeddings: embeddings.collect() };
+        let mut scratch = NormScratch::default();
+        for customer in 0..batch.customers() {
+            let span = [customer, customer + 1].map(|at| batch.customer_starts[at] as usize);
+            scratch.measure_inputs(&taps, span);
+            let squared: f64 = scratch.squared_norm(&taps, span, |tap| match tap {
+                Tap::Linear(at) => workspace.linear()[at].output_gradients(),
+                Tap::Embedding(at) => workspace.embeddings()[at].output_gradients(),
+            });
+            let got = squared.sqrt() / f64::from(ACTIVATION_STEPS);
+            let (_, exact) = gradient(&network, &widened, &batch.only(|other| other == customer));
+            assert!((got / norm(&exact) - 1.0).abs() < 1e-5, "{spec:?}: {got} for {}", norm(&exact));
+        }
+    }
+}
+
+#[test]
+fn repeated_ids_of_a_customer_are_one_vector_before_clipping() {
+    let shape = InputShape { numbers: 0, vocabularies: vec![3] };
+    let network = network(&[], shape.clone());
+    let batch = |ids: &[u32], labels: &[f32]| OwnedBatch {
+        inputs: shape.clone(),
+        rows: vec![],
+        ids: ids.to_vec(),
+        labels: labels.to_vec(),
+        customer_starts: vec![0, ids.len() as u32],
+    };
+    let sum = |ids: &[u32], labels: &[f32]| sum_of(&network, &[0.0; 3], &batch(ids, labels), &grid(1.0));
+    let half = SENSITIVITY as i64 / 2;
+    // At zero a row's gradient is -1/2 for label 1 and 1/2 for label 0, a quarter each for a customer of two rows.
+    assert_eq!(sum(&[1], &[1.0]), [0, -half, 0]);
+    assert_eq!(sum(&[1, 1], &[1.0, 1.0]), [0, -half, 0]);
+    assert_eq!(sum(&[2, 0], &[1.0, 0.0]), [half / 2, 0, -half / 2]);
+    assert_eq!(sum(&[1, 1], &[1.0, 0.0]), [0, 0, 0]);
+    // Clipped at 1/4: one vector of norm 1/2 is halved, two of 1/4 at different ids are divided by the root of 2.
+    let sum = |ids: &[u32]| sum_of(&network, &[0.0; 3], &batch(ids, &[1.0, 1.0]), &grid(0.25));
+    let share = |entry: i64| entry.abs() as f64 / SENSITIVITY as f64;
+    assert!((share(sum(&[1, 1])[1]) - 1.0).abs() < 2e-3);
+    assert!((share(sum(&[1, 2])[2]) - 0.5f64.sqrt()).abs() < 2e-3);
+}
+
+#[test]
+#[should_panic(expected = "3 parameters in no tap")]
+fn a_parameter_that_is_in_no_tap_is_not_summed() {
+    let network = network(&[4], 3);
+    let batch = OwnedBatch::draw(2, 3, &[1], 1.0);
+    let mut workspace = SumWorkspace::new();
+    let mut sum = vec![0; network.parameter_count()];
+    let parameters = network.initial_parameters([0; 32]);
+    clipped_sum(&network, &parameters, &batch.batch(), &grid(1.0), &mut workspace, &mut sum).unwrap();
+    workspace.add_to(&mut vec![0; network.parameter_count() + 3]);
+}
+
+/// Rows of numbers alone.
+fn numbers(width: usize, rows: &[f32], labels: &[f32], customer_starts: &[u32]) -> OwnedBatch {
+    OwnedBatch {
+        inputs: width.into(),
+        rows: rows.to_vec(),
+        ids: vec![],
+        labels: labels.to_vec(),
+        customer_starts: customer_starts.to_vec(),
     }
 }
 
@@ -218,8 +363,7 @@ fn automatic_clipping_leaves_a_gradient_of_zero_at_zero() {
 #[test]
 fn gradients_below_the_clip_norm_are_not_scaled() {
     let network = network(&[], 3);
-    let batch =
-        OwnedBatch { inputs: 3, rows: vec![1.0, 2.0, -0.5], labels: vec![1.0], customer_starts: vec![0, 1] };
+    let batch = numbers(3, &[1.0, 2.0, -0.5], &[1.0], &[0, 1]);
     // At zero parameters the output gradient is -1/2: norm 1/2 sqrt(1 + 4 + 1/4 + 1) = 1.25, below 2.
     let sum = sum_of(&network, &[0.0; 4], &batch, &grid(2.0));
     let gradient: Vec<f64> = sum.iter().map(|&entry| entry as f64 * grid(2.0).unit()).collect();
@@ -231,17 +375,15 @@ fn several_rows_of_a_customer_are_averaged_before_clipping() {
     let network = network(&[], 2);
     let clip = grid(1.0);
     let row = [3.0, -1.0];
-    let once = OwnedBatch { inputs: 2, rows: row.to_vec(), labels: vec![1.0], customer_starts: vec![0, 1] };
-    let often =
-        OwnedBatch { inputs: 2, rows: row.repeat(4), labels: vec![1.0; 4], customer_starts: vec![0, 4] };
+    let once = numbers(2, &row, &[1.0], &[0, 1]);
+    let often = numbers(2, &row.repeat(4), &[1.0; 4], &[0, 4]);
     let (once, often) =
         (sum_of(&network, &[0.0; 3], &once, &clip), sum_of(&network, &[0.0; 3], &often, &clip));
     for (once, often) in once.into_iter().zip(often) {
         assert!((once - often).abs() <= 4 * 3 * 1024, "{once} against {often}");
     }
     // Opposite rows cancel before the norm is taken, not after.
-    let both =
-        OwnedBatch { inputs: 2, rows: row.repeat(2), labels: vec![1.0, 0.0], customer_starts: vec![0, 2] };
+    let both = numbers(2, &row.repeat(2), &[1.0, 0.0], &[0, 2]);
     assert_eq!(sum_of(&network, &[0.0; 3], &both, &clip), [0; 3]);
 }
 
@@ -303,7 +445,7 @@ fn a_customer_that_no_rounding_fits_counts_as_zero() {
 fn a_batch_of_nobody_adds_nothing_and_a_wrong_sum_is_refused() {
     let network = network(&[3], 2);
     let parameters = network.initial_parameters([0; 32]);
-    let nobody = Batch { rows: &[], labels: &[], customer_starts: &[0] };
+    let nobody = Batch { rows: &[], ids: &[], labels: &[], customer_starts: &[0] };
     let mut sum = vec![5; network.parameter_count()];
     let mut workspace = SumWorkspace::new();
     clipped_sum(&network, &parameters, &nobody, &grid(1.0), &mut workspace, &mut sum).unwrap();
