@@ -332,7 +332,7 @@ fn automatic_clipping_scales_by_the_clip_norm_over_the_norm_and_gamma() {
             let grid = grid(clip).with_clipping(Clipping::Automatic);
             for customer in 0..batch.customers() {
                 let one = batch.only(|other| other == customer);
-                let (_, exact) = gradient(&network, &widened, &one.rows, &one.labels);
+                let (_, exact) = gradient(&network, &widened, &one);
                 let factor = clip / (norm(&exact) + 0.01);
                 let got = sum_of(&network, &parameters, &one, &grid);
                 let error: Vec<f64> = got
@@ -350,12 +350,7 @@ fn automatic_clipping_scales_by_the_clip_norm_over_the_norm_and_gamma() {
 #[test]
 fn automatic_clipping_leaves_a_gradient_of_zero_at_zero() {
     let network = network(&[], 2);
-    let zero = OwnedBatch {
-        inputs: 2,
-        rows: vec![3.0, -1.0, 3.0, -1.0],
-        labels: vec![1.0, 0.0],
-        customer_starts: vec![0, 2],
-    };
+    let zero = numbers(2, &[3.0, -1.0, 3.0, -1.0], &[1.0, 0.0], &[0, 2]);
     let grid = grid(1.0).with_clipping(Clipping::Automatic);
     assert_eq!(sum_of(&network, &[0.0; 3], &zero, &grid), [0; 3]);
 }
