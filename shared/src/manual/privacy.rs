@@ -57,7 +57,8 @@
 //! squared L2 norm over all layers together, with the rows of one category added up first, is computed exactly and
 //! is at most S^2 or the customer is scaled down and checked again. The sum over
 //! customers is exact. One customer more changes it by at most S = 2^24 in L2 norm, with no rounding left
-//! out of the argument. A customer's integers do not depend on who else is in the batch.
+//! out of the argument. A customer's integers do not depend on who else is in the batch. How the scale is first
+//! guessed (fixed or automatic clipping) is no part of the argument: the check comes after either.
 //!
 //! **Noise** ([`privacy::DiscreteGaussian`](crate::privacy::DiscreteGaussian)). Each coordinate gets an exact sample
 //! of the discrete Gaussian with parameter sigma = noise multiplier x S. For one release and neighbours at
@@ -94,8 +95,9 @@
 //! Discrete noise enters it as [its continuous equivalent](crate::privacy::accountant::continuous_equivalent). A customer
 //! known at k sites is charged k times the events.
 //!
-//! **Post-processing.** Local steps, averaging over sites, the server's step and everything done with a
-//! model later cost nothing.
+//! **Post-processing.** Local steps of whatever optimiser and its state, the proximal term, averaging over sites, the
+//! server's step and its state, averaged weights and everything done with a model later cost nothing: they see noised
+//! sums, public constants, and what was made of these.
 //!
 //! # Crashes
 //! The debit is on disk before noise is drawn; the noised bytes are stored before they are released; their
