@@ -288,7 +288,7 @@ mod tests {
     /// Seed 6 for each run, so only the rules differ.
     #[test]
     fn the_simulation_follows_the_contracts_rules() {
-        let customers = Customers::generate(8, 3, 100, &mut Generator::from_seed(6));
+        let customers = Customers::generate(&8.into(), 3, 100, &mut Generator::from_seed(6));
         let (plain, network) = contract(8.0);
         let run = |change: &dyn Fn(&mut JobContract)| {
             let mut changed = plain.clone();
