@@ -231,7 +231,7 @@ impl Budget {
 
     /// Sets `charges` aside for `job`, which its operator calls `name`; nothing changes if it holds a reservation already.
     pub fn reserve(&mut self, job: JobId, name: &str, charges: Vec<Charge>) -> Result<(), BudgetError> {
-        if self.balance().running_jobs().any(|running| running == job) {
+        if self.holds(job) {
             return Ok(());
         }
         self.write(Body::Reserved { job, name: name.into(), charges }).map(|_| ())
@@ -280,9 +280,14 @@ impl Budget {
         }
     }
 
+    /// Whether `job` holds a reservation.
+    pub fn holds(&self, job: JobId) -> bool {
+        self.balance().running_jobs().any(|running| running == job)
+    }
+
     /// Frees what `job` did not spend; nothing changes if it holds no reservation.
     pub fn give_back(&mut self, job: JobId) -> Result<(), BudgetError> {
-        if self.balance().running_jobs().all(|running| running != job) {
+        if !self.holds(job) {
             return Ok(());
         }
         self.write(Body::Returned { job }).map(|_| ())

@@ -332,7 +332,11 @@ async fn session(
                             tracing::warn!(error = %describe(&error), "an ended job stays among those to approve");
                         }
                         *lock(&memory) = Vec::new();
-                        notice(Notice::JobEnded { job: ended.job });
+                        // The coordinator says so of every old job when a site is back.
+                        let held = lock(&site.workplace.budget).holds(ended.job);
+                        if held || rounds.model_len(&ended.job).is_some() {
+                            notice(Notice::JobEnded { job: ended.job });
+                        }
                         Event::JobEnded(ended.job)
                     }
                     CoordinatorToSite::Receipt(receipt) => {

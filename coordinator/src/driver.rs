@@ -385,6 +385,11 @@ impl Driver {
                 }
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::Commit(round) => self.commit(id, round)?,
+                Action::Dismiss(site) => {
+                    let reason = "it has all the sites it takes".to_owned();
+                    let ended = JobEnded { job: id, status: JobStatus::Failed { reason } };
+                    self.send(site, CoordinatorToSite::JobEnded(ended));
+                }
                 Action::End(status) => self.end(id, status)?,
             }
         }
@@ -502,7 +507,7 @@ impl Driver {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::End(status) => self.end(id, status)?,
-                Action::Save | Action::Offer(_) | Action::Commit(_) => {}
+                Action::Save | Action::Offer(_) | Action::Commit(_) | Action::Dismiss(_) => {}
             }
         }
         Ok(())

@@ -58,6 +58,8 @@ pub enum Action {
     Commit(RoundId),
     /// Save the job's state: a site's answer or its status changed.
     Save,
+    /// The job has all the sites it takes: this one, which accepted, is told that it is over for it.
+    Dismiss(SiteId),
     /// The job is over: tell everyone.
     End(JobStatus),
 }
@@ -68,6 +70,8 @@ struct Member {
     online: bool,
     /// It has agreed on this connection: it knows the job and can take its rounds.
     ready: bool,
+    /// It accepted when the job had all the sites it takes.
+    dismissed: bool,
     gone_since: u64,
 }
 
@@ -128,6 +132,7 @@ impl JobMachine {
             answer: Some(*answer),
             online: false,
             ready: false,
+            dismissed: false,
             gone_since: now,
         };
         let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
@@ -212,6 +217,7 @@ impl JobMachine {
                 let member = self.members.entry(site).or_default();
                 (member.online, member.ready) = (true, false);
                 match member.answer {
+                    _ if member.dismissed => {}
                     // An agreed site gets the offer again: it may have lost its memory, not its ledger. A
                     // waiting one may have been told what to answer.
                     None | Some(Decision::Accepted | Decision::Waiting) => {
@@ -230,6 +236,9 @@ impl JobMachine {
                 let member = self.members.entry(site).or_default();
                 let known = member.answer;
                 if known != Some(Decision::Accepted) && decision == Decision::Accepted && full {
+                    member.dismissed = true;
+                    actions.push(Action::Dismiss(site));
+                    self.open_or_close(now, &mut actions);
                     return actions;
                 }
                 member.answer = Some(decision);
@@ -341,10 +350,10 @@ impl JobMachine {
         let agreed = |member: &Member| member.answer == Some(Decision::Accepted);
         let ready: Vec<SiteId> =
             self.members.iter().filter(|(_, member)| member.ready).map(|(site, _)| *site).collect();
-        let undecided = self
-            .members
-            .values()
-            .any(|member| member.online && !member.ready && (member.answer.is_none() || agreed(member)));
+        let undecided = self.members.values().any(|member| {
+            let unanswered = member.answer.is_none() || agreed(member);
+            member.online && !member.ready && !member.dismissed && unanswered
+        });
         let awaited = self
             .members
             .values()
@@ -519,15 +528,17 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_is_full_takes_no_site_that_waited() {
+    fn a_job_that_is_full_dismisses_a_site_that_waited() {
         let mut machine = running();
         let mut contract = (**machine.contract()).clone();
         contract.federation.max_sites = 2;
         machine.contract = contract.into();
         machine.handle(Event::SiteOnline(site(3)), 5);
         machine.handle(Event::Answered(site(3), Decision::Waiting), 6);
-        assert!(machine.handle(Event::Answered(site(3), Decision::Accepted), 7).is_empty());
-        assert_eq!(machine.accepted(), 2);
+        let told = machine.handle(Event::Answered(site(3), Decision::Accepted), 7);
+        assert_eq!((told, machine.accepted()), (vec![Action::Dismiss(site(3))], 2));
+        machine.handle(Event::SiteOffline(site(3)), 8);
+        assert!(machine.handle(Event::SiteOnline(site(3)), 9).is_empty(), "it is not asked again");
     }
 
     #[test]

@@ -502,7 +502,11 @@ fn summary(result: &DemoResult, report: &Path, model: &Path) -> String {
     );
     let next = match &result.kept {
         Some(folder) => {
-            format!("weighhouse client status --home {}", folder.join(&result.branches[0].site).display())
+            let home = folder.join(&result.branches[0].site);
+            let home = home.display();
+            format!(
+                "weighhouse audit verify {home}/ledger.jsonl\n  weighhouse audit report --html privacy.html --home {home}"
+            )
         }
         None => "weighhouse demo --keep demo-run   (keeps homes and ledgers to look into)".to_owned(),
     };

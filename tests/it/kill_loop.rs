@@ -247,7 +247,7 @@ fn a_site_killed_at_every_step_never_spends_less_than_what_left_and_goes_on_by_i
     while site.kills < 200 {
         let pass = if site.kills.is_multiple_of(2) { Pass::NoContributions } else { Pass::Everything };
         site.between.pass(pass);
-        let (mut events, moment) = (random.random_range(1..=20), random.random_range(0..100_000));
+        let (mut events, moment) = (random.random_range(1..=40), random.random_range(0..100_000));
         site.kill_once(moment, |_, seen| {
             events -= 1;
             let contributed = matches!(seen, Seen::Update | Seen::FromSite(SiteToCoordinator::Evaluation(_)));

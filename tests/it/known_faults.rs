@@ -1,12 +1,13 @@
 //! Faults that systems of this field were published with, as far as only whole processes can show them.
 //! The manual's `privacy` module lists all of them, each with the test that would fail.
 
-use crate::federation::{Federation, records};
+use crate::federation::{Federation, failure, records};
 use crate::go_between::{GoBetween, Seen};
 use std::collections::BTreeSet;
 use std::path::Path;
 use weighhouse_client::budget::read_ledger;
 use weighhouse_shared::clock;
+use weighhouse_shared::job::UPDATE_STEP;
 use weighhouse_shared::ledger::{Body, Population};
 use weighhouse_shared::privacy::accountant::{GaussianEvent, renyi_epsilon};
 use weighhouse_shared::wire::messages::SiteToCoordinator;
@@ -25,15 +26,30 @@ fn said(records: &str) -> BTreeSet<String> {
     let between = GoBetween::start(&federation, &home);
     let daemon = federation.serve_site(&home);
     submit(&federation);
-    daemon.end();
     let message = |seen| match seen {
         Seen::FromSite(SiteToCoordinator::Evaluation(evaluation)) => {
             Some(format!("evaluation {} of {} counts", evaluation.round, evaluation.histogram.len()))
         }
+        Seen::FromSite(SiteToCoordinator::LedgerHead(told)) => {
+            let round = told.contribution.map(|(_, round)| round);
+            Some(format!(
+                "{} entries, {} bytes signed, for {round:?}",
+                told.head.entries,
+                told.signature.len()
+            ))
+        }
         Seen::FromSite(message) => Some(blot(&format!("{message:?}"))),
         _ => None,
     };
-    let mut said: BTreeSet<String> = between.seen.try_iter().filter_map(message).collect();
+    let mut said = BTreeSet::new();
+    // The last word is what the job left of the budget; the first of its kind was said on connecting.
+    let mut standings = 0;
+    while standings < 2 {
+        let seen = between.seen.recv().unwrap();
+        standings += u32::from(matches!(seen, Seen::FromSite(SiteToCoordinator::Standing(_))));
+        said.extend(message(seen));
+    }
+    daemon.end();
     for ((_, round, kind), contents) in between.book() {
         let lens: Vec<usize> = contents.values().flatten().map(Vec::len).collect();
         said.insert(format!("{kind:?} {round} of {lens:?} bytes"));
@@ -60,6 +76,36 @@ fn fault_exact_row_counts_losses_and_metrics_sent_in_clear() {
     let (few, many) = (said(&records(40)), said(&many));
     assert!(few.len() > 8, "{few:?}");
     assert_eq!(few, many, "a site's messages differ by more than noise");
+}
+
+#[test]
+fn fault_noise_added_after_unmasking_instead_of_at_the_site() {
+    let federation = Federation::start();
+    let home = federation.join("shop", &records(40), &["--cap-delta", "1e-4"]);
+    let between = GoBetween::start(&federation, &home);
+    let _daemon = federation.serve_site(&home);
+    let more = "[evaluation]\nevery = 0\n[federation]\nmin_sites = 1";
+    let job = federation.job(1, 0.001, more);
+    federation.operator(&["job", "submit", &job, "--watch"]);
+    let book = between.book();
+    let update = book.values().flat_map(|contents| contents.values()).flatten().next().unwrap();
+    let values =
+        update.as_chunks::<4>().0.iter().map(|bytes| f64::from(i32::from_le_bytes(*bytes)) * UPDATE_STEP);
+    // Without noise no update is longer than steps x rate x customers x clip norm / expected customers. With
+    // the noise of epsilon 0.001 one of four values is far above it, but for one time in a million.
+    let longest = 3.0 * 1.5 * 40.0 * 0.5 / 100.0;
+    assert!(values.clone().any(|value| value.abs() > longest), "{:?}", values.collect::<Vec<_>>());
+}
+
+/// There are no masks here whose keys could be folded, and no sum to be unmasked: whoever adds them has to
+/// come by.
+#[test]
+fn fault_pairwise_mask_keys_folded_to_28_bits_cannot_be_without_masks() {
+    let federation = Federation::start();
+    let job = federation.job(1, 1.0, "[federation]\nmode = \"secure_sum\"");
+    let home = federation.home();
+    let said = failure(&["job", "submit", &job, "--home", home.to_str().unwrap()]);
+    assert!(said.contains("unknown variant `secure_sum`"), "{said}");
 }
 
 /// What the training customers paid by the ledger, and by adding up its debits one by one.

@@ -32,7 +32,7 @@ fn jobs(home: &Path) -> Vec<Value> {
     serde_json::from_str(&client(&["jobs", "--format", "json"], home)).unwrap()
 }
 
-/// `job watch` of the newest job, read line by line: what a reader sees next is what the test waits for.
+/// `job watch`, by default of the newest job, read line by line: what a reader sees next is what the test waits for.
 struct Watch {
     process: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -40,8 +40,14 @@ struct Watch {
 
 impl Watch {
     fn start(federation: &Federation) -> Self {
+        Self::of(federation, &[])
+    }
+
+    /// `job watch` of the job that `arguments` name.
+    fn of(federation: &Federation, arguments: &[&str]) -> Self {
         let mut process = Command::new(PROGRAM)
             .args(["job", "watch", "--home", federation.home().to_str().unwrap()])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -160,17 +166,17 @@ fn an_approval_that_the_budget_cannot_pay_is_refused_with_the_figures() {
     amend(&homes[0], "epsilon = 8.0\n", "epsilon = 1.2\n");
     let _sites = homes.each_ref().map(|home| federation.serve_site(home));
     // Both wait for a third site; together they would pass the cap of 1.2.
-    let mut first = submit(&federation, 2, 1.0, 3);
-    first.until("berlin waits for approval");
-    let mut second = submit(&federation, 3, 1.0, 3);
-    second.until("berlin waits for approval");
+    for rounds in [2, 3] {
+        submit(&federation, rounds, 1.0, 3).until("berlin waits for approval");
+    }
+    let waiting = jobs(&homes[0]);
     let home = homes[0].to_str().unwrap();
     let approved = run(&["client", "approve", "--all", "--home", home]);
     let (said, error) =
         (String::from_utf8_lossy(&approved.stdout), String::from_utf8_lossy(&approved.stderr));
     assert_eq!((approved.status.code(), said.lines().count()), (Some(1), 1), "{said}{error}");
     assert!(error.contains("cannot be approved") && error.contains("over the cap of 1.2"), "{error}");
-    first.until("berlin takes part");
+    Watch::of(&federation, &[waiting[0]["job"].as_str().unwrap()]).until("berlin takes part");
     let left = jobs(&homes[0]);
     assert_eq!([&left[0]["state"], &left[1]["state"]], ["running", "waiting"]);
     assert!(client(&["jobs"], &homes[0]).contains("over the cap of 1.2"));

@@ -112,6 +112,8 @@ fn a_site_restored_from_an_older_copy_is_found_out_and_its_newest_ledger_lets_it
     for part in ["older copy", "put back", "never delete", "data-protection officer"] {
         assert!(error.contains(part), "{error}");
     }
+    let audited = failure(&["audit", "verify", ledger.to_str().unwrap()]);
+    assert!(audited.contains("older copy"), "{audited}");
     watch.until("bonn came back with an older", 1);
     assert_eq!(site_status(&federation, "bonn"), "ledger_set_back");
     assert_eq!(site_status(&federation, "berlin"), "online");

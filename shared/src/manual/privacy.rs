@@ -43,6 +43,7 @@
 //! | a model update | made of noised sums only; the debit of (job, round, training customers) |
 //! | a histogram of held-out customers' scores | noised; the debit of (job, round, held-out customers) |
 //! | an answer to a job offer, a skipped round | depends on the contract, the site's settings and its ledger, not on records |
+//! | what the budget still allows | the cap, and the kinds and numbers of steps charged: policy, contracts and ledger |
 //! | how far the ledger has come | entries and a hash: contracts, the site's clock and hashes of what was released |
 //! | versions, certificate requests | constants |
 //!
@@ -137,7 +138,7 @@
 //!
 //! | fault | test |
 //! | --- | --- |
-//! | pairwise mask keys folded to 28 bits | does not apply yet: there is no secure sum |
+//! | pairwise mask keys folded to 28 bits | there are no masks: `fault_pairwise_mask_keys_folded_to_28_bits_cannot_be_without_masks` |
 //! | central noise calibrated for uniform weights, applied to row-count weights | client `train`: `noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site`; coordinator `global_model`: `the_model_moves_by_the_mean_whatever_the_order` |
 //! | sensitivity as a free parameter | `job`: `a_job_cannot_state_a_sensitivity_of_its_own`; `privacy::mechanism`: `a_mechanism_that_does_not_follow_from_its_statistic_is_found` |
 //! | the Gaussian formula for an epsilon of at most 1 used for any | `accountant`: `noise_for_a_large_epsilon_is_not_that_of_the_formula_for_small_ones` |
@@ -146,7 +147,7 @@
 //! | exact row counts, losses and metrics sent in clear | `fault_exact_row_counts_losses_and_metrics_sent_in_clear` |
 //! | values outside the encoding range wrapping in silence | client `update`: `a_change_beyond_the_encoding_is_saturated_never_wrapped`; coordinator `admission`: `values_out_of_range_wrong_hashes_and_wrong_lengths_are_refused` |
 //! | NaN updates reaching the global model | client `train`: `a_model_that_diverges_gives_no_update`; an update's integers have no NaN |
-//! | noise added after unmasking | does not apply yet: there is no secure sum |
+//! | noise added after unmasking | `fault_noise_added_after_unmasking_instead_of_at_the_site` |
 //! | a retried round drawing new noise for free | `a_site_killed_at_every_step_never_spends_less_than_what_left_and_goes_on_by_itself`; client `budget`: `a_round_is_debited_once_and_its_bytes_are_bound_once_also_after_a_restart` |
 //! | shuffled fixed-size batches accounted as Poisson | client `sampling`: `batch_sizes_vary_as_a_binomial_does`, `a_customer_is_drawn_independently_of_others_and_of_earlier_steps`; client `train`: `a_step_draws_its_customers_at_the_contracts_rate_anew_each_time` |
 //! | the actual instead of the expected batch size as denominator | client `train`: `noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site` |

@@ -24,6 +24,8 @@
 //!                                <-      Welcome | VersionRefused
 //!                                <-      Witnessed (newest witness; or: set back, and the end)
 //!                                <-      JobOffer (contract, operator's certificate and signature)
+//! Standing (what the budget
+//!           still allows)        ->
 //! JobAnswer (accepted | refused
 //!            | waiting)          ->
 //!                                <-      RoundStart, model in pieces
@@ -33,6 +35,7 @@
 //!                                <-      Receipt (admitted | why not)
 //!                                <-      Witnessed (once the round is on disk)
 //!                                <-      JobEnded
+//! Standing                       ->
 //! ```
 //! A site that says it waits, for its own people to approve the job, may say accepted or refused at any later time
 //! without being asked; the job does not wait for it, unless it has too few sites without it.
