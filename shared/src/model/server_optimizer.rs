@@ -166,7 +166,7 @@ mod tests {
 
     fn change(round: usize) -> [f64; 3] {
         let at = round as f64;
-        [0.1 * (0.7 * at).sin(), -0.001 * (1.3 * at).cos(), 0.5 / (1.0 + at)]
+        [0.1 * (0.7 * at).sin(), -0.0017 * (1.3 * at).cos(), 0.5 / (1.0 + at)]
     }
 
     fn round(state: &mut ServerState, model: &mut [f32], round: usize) {
