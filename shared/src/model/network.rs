@@ -104,7 +104,6 @@ impl Layout {
         offset
     }
 
-    /// A linear layer; one that is not biased is not rectified either.
     fn linear(&mut self, name: &str, [inputs, outputs]: [usize; 2], biased: bool, rectified: bool) -> Linear {
         let offset = self.add(format!("{name}.weight"), &[outputs, inputs]);
         if biased {
