@@ -118,7 +118,7 @@ impl TryFrom<FeatureEntry> for Feature {
 }
 
 impl Serialize for Feature {
-    /// In text only the keys that are set; in canonical bytes, which carry no keys, all of [`FeatureEntry`].
+    /// In text only the keys that are set; in canonical bytes, which carry no keys, all there are.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (column, values) = (&self.column, &self.values);
         if serializer.is_human_readable() {
