@@ -522,8 +522,15 @@ impl NormScratch {
                 }
             }
         }
+        self.sort_ids(&taps.embeddings, span);
+    }
+
+    /// Not inlined, as [`embedding_norm`](Self::embedding_norm): within the vector loops of the linear layers it would
+    /// slow them down.
+    #[inline(never)]
+    fn sort_ids(&mut self, embeddings: &[IntegerEmbedding], span: [usize; 2]) {
         self.sorted_ids.clear();
-        for embedding in &taps.embeddings {
+        for embedding in embeddings {
             let first = self.sorted_ids.len();
             self.sorted_ids.extend(rows_of(&embedding.ids, span, 1).iter().copied().zip(0u32..));
             // No two are equal, so the order is one, whatever the algorithm.
@@ -580,26 +587,36 @@ impl NormScratch {
                 }
             }
         }
-        const CONSTANT: f64 = ACTIVATION_STEPS as f64;
         for (index, embedding) in taps.embeddings.iter().enumerate() {
             let gradients = rows_of(gradients(Tap::Embedding(index)), span, embedding.dim);
-            let of_row = |row: u32| &gradients[row as usize * embedding.dim..][..embedding.dim];
-            let sorted = &self.sorted_ids[index * rows..(index + 1) * rows];
-            for same_id in sorted.chunk_by(|one, next| one.0 == next.0) {
-                if let [(_, row)] = same_id {
-                    total += N::product(CONSTANT * CONSTANT, dot(of_row(*row), of_row(*row)));
-                    continue;
+            total += self.embedding_norm(index, embedding.dim, gradients);
+        }
+        total
+    }
+
+    /// Squared norm of one customer's gradient of the embedding table `index`, from the output gradients of its rows,
+    /// `[rows, dim]`.
+    #[inline(never)]
+    fn embedding_norm<N: Total>(&mut self, index: usize, dim: usize, gradients: &[f32]) -> N {
+        const CONSTANT: f64 = ACTIVATION_STEPS as f64;
+        let rows = gradients.len() / dim;
+        let of_row = |row: u32| &gradients[row as usize * dim..][..dim];
+        let mut total = N::ZERO;
+        for same_id in self.sorted_ids[index * rows..(index + 1) * rows].chunk_by(|one, next| one.0 == next.0)
+        {
+            if let [(_, row)] = same_id {
+                total += N::product(CONSTANT * CONSTANT, dot(of_row(*row), of_row(*row)));
+                continue;
+            }
+            self.line.clear();
+            self.line.resize(dim, 0.0);
+            for &(_, row) in same_id {
+                for (slot, &gradient) in self.line.iter_mut().zip(of_row(row)) {
+                    *slot += CONSTANT * f64::from(gradient);
                 }
-                self.line.clear();
-                self.line.resize(embedding.dim, 0.0);
-                for &(_, row) in same_id {
-                    for (slot, &gradient) in self.line.iter_mut().zip(of_row(row)) {
-                        *slot += CONSTANT * f64::from(gradient);
-                    }
-                }
-                for &entry in &self.line {
-                    total += N::product(entry, entry);
-                }
+            }
+            for &entry in &self.line {
+                total += N::product(entry, entry);
             }
         }
         total
