@@ -6,8 +6,10 @@
 //! ([`Network`]); evaluation and prediction run the same forward on candle tensors ([`score()`]).
 
 mod artifact;
+mod batch;
 mod embedding;
 mod error;
+mod layout;
 mod linear;
 mod network;
 mod optimizer;
@@ -20,10 +22,10 @@ mod spec;
 mod workspace;
 
 pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
+pub use batch::Batch;
 pub use error::ModelError;
-pub use network::{
-    Batch, MAX_INPUTS, MAX_PARAMETERS, MAX_VOCABULARY, Network, TensorSpec, binary_cross_entropy,
-};
+pub use layout::TensorSpec;
+pub use network::{MAX_INPUTS, MAX_PARAMETERS, MAX_VOCABULARY, Network, binary_cross_entropy};
 pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
 pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows, dot};
 pub use score::score;
