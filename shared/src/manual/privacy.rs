@@ -124,6 +124,8 @@
 //! what its customers have paid so far is then the officer's to take off the new cap.
 //!
 //! What a witness does not prove:
+//! - that the site said so: it carries the coordinator's signature only, over a head whose signature by the site it
+//!   checked. A coordinator that lies can stop a site by it, as by not answering, but not make anything leave;
 //! - anything against a coordinator in league with whoever restored the disk: it can leave witnesses out, or sign what
 //!   it likes. Copies of `witnesses.jsonl` that the site or its data-protection officer carried away then speak against
 //!   both;
