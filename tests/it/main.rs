@@ -17,4 +17,5 @@ mod privacy;
 mod restart;
 mod strace;
 mod walkthrough;
+mod watch;
 mod witness;

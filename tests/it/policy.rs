@@ -1,11 +1,10 @@
 //! A site's policy: a job is held against it before anything is computed, its people decide when it says
 //! so, and only its officer changes it.
 
-use crate::federation::{Daemon, Federation, PROGRAM, failure, output, records, run};
+use crate::federation::{Daemon, Federation, failure, output, records, run};
+use crate::watch::Watch;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Replaces `from` in the policy of the site at `home`.
 fn amend(home: &Path, from: &str, to: &str) {
@@ -30,50 +29,6 @@ fn client(verb: &[&str], home: &Path) -> String {
 /// The jobs offered to a site, oldest first.
 fn jobs(home: &Path) -> Vec<Value> {
     serde_json::from_str(&client(&["jobs", "--format", "json"], home)).unwrap()
-}
-
-/// `job watch`, by default of the newest job, read line by line: what a reader sees next is what the test waits for.
-struct Watch {
-    process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Watch {
-    fn start(federation: &Federation) -> Self {
-        Self::of(federation, &[])
-    }
-
-    /// `job watch` of the job that `arguments` name.
-    fn of(federation: &Federation, arguments: &[&str]) -> Self {
-        let mut process = Command::new(PROGRAM)
-            .args(["job", "watch", "--home", federation.home().to_str().unwrap()])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { process, lines }
-    }
-
-    /// Reads on to a line that contains `text`.
-    fn until(&mut self, text: &str) -> String {
-        let mut seen = Vec::new();
-        for line in self.lines.by_ref().map_while(Result::ok) {
-            if line.contains(text) {
-                return line;
-            }
-            seen.push(line);
-        }
-        panic!("nobody said {text}: {seen:?}")
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// Submits a job of `rounds` rounds at `epsilon` for one site or more, and watches it.

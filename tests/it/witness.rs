@@ -1,49 +1,15 @@
 //! Ledgers that were set back: found out at the next contact, offline, and by an auditor. Honest sites that
 //! crash raise no alarm.
 
-use crate::federation::{Daemon, Federation, PROGRAM, failure, records};
+use crate::federation::{Daemon, Federation, failure, records};
+use crate::watch::Watch;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use weighhouse_shared::clock;
 use weighhouse_shared::ids::SiteId;
 use weighhouse_shared::ledger::{self, Body, Entry, Trail, WitnessFault, check_witnesses, read_witnesses};
 use weighhouse_shared::tls::verified_coordinator_key;
-
-/// A job's progress, line by line.
-struct Watch {
-    process: Child,
-    lines: Box<dyn Iterator<Item = String>>,
-}
-
-impl Watch {
-    fn start(federation: &Federation) -> Self {
-        let home = federation.home();
-        let mut process = Command::new(PROGRAM)
-            .args(["job", "watch", "--home", home.to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { process, lines: Box::new(lines.map_while(Result::ok)) }
-    }
-
-    /// Reads on until `count` more lines contain `text`.
-    fn until(&mut self, text: &str, count: usize) {
-        let found = self.lines.by_ref().filter(|line| line.contains(text)).take(count).count();
-        assert_eq!(found, count, "the watch ended before it said {text}");
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
@@ -97,10 +63,10 @@ fn a_site_restored_from_an_older_copy_is_found_out_and_its_newest_ledger_lets_it
     federation.operator(&["job", "submit", &job]);
     let (home, older, newest) = (homes[1].as_path(), federation.path("older"), federation.path("newest"));
     // A watch tells of contributions from its own beginning on: what it tells of comes after the copy.
-    Watch::start(&federation).until("sites in", 9);
+    Watch::start(&federation).until_times("sites in", 9);
     copy_folder(home, &older);
     let mut watch = Watch::start(&federation);
-    watch.until("sites in", 15);
+    watch.until_times("sites in", 15);
     sites.remove(1).kill();
 
     std::fs::rename(home, &newest).unwrap();
@@ -114,7 +80,7 @@ fn a_site_restored_from_an_older_copy_is_found_out_and_its_newest_ledger_lets_it
     }
     let audited = failure(&["audit", "verify", ledger.to_str().unwrap()]);
     assert!(audited.contains("older copy"), "{audited}");
-    watch.until("bonn came back with an older", 1);
+    watch.until("bonn came back with an older");
     assert_eq!(site_status(&federation, "bonn"), "ledger_set_back");
     assert_eq!(site_status(&federation, "berlin"), "online");
 
@@ -134,7 +100,7 @@ fn a_site_restored_from_an_older_copy_is_found_out_and_its_newest_ledger_lets_it
     std::fs::copy(newest.join("ledger.jsonl"), &ledger).unwrap();
     let _back = federation.serve_site(home);
     assert_eq!(site_status(&federation, "bonn"), "online");
-    Watch::start(&federation).until("3 of 3 sites in", 2);
+    Watch::start(&federation).until_times("3 of 3 sites in", 2);
 }
 
 #[test]
@@ -190,7 +156,7 @@ fn honest_sites_and_coordinators_killed_again_and_again_raise_no_alarm() {
     let job = federation.job(1500, 8.0, "");
     federation.operator(&["job", "submit", &job]);
     for turn in 0..8 {
-        Watch::start(&federation).until("sites in", 2 + turn % 3);
+        Watch::start(&federation).until_times("sites in", 2 + turn % 3);
         let victim = turn % 2;
         sites.remove(victim).kill();
         if turn % 4 == 3 {
