@@ -4,6 +4,7 @@
 use crate::features::FeatureTable;
 use std::fmt;
 use weighhouse_shared::model::{ModelError, Network};
+use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::privacy::grid::{Grid, SumWorkspace, clipped_sum};
 
 /// Customers whose gradients are worked on at a time: bounds memory whatever the batch.
@@ -22,19 +23,32 @@ impl fmt::Debug for ClippedSum {
     }
 }
 
-/// Sums the clipped gradients at `parameters` of the customers of `table` at `chosen`.
+/// What the sum is of.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// The model.
+    pub network: &'a Network,
+    /// Where it is.
+    pub parameters: &'a [f32],
+    /// Rows of one customer that count.
+    pub max_rows: usize,
+    /// The clip norm.
+    pub grid: &'a Grid,
+}
+
+/// Sums the clipped gradients of the customers of `table` at `chosen`. `generator` draws what the model does at random
+/// while it learns, for each customer by itself.
 pub fn clip_and_sum(
-    network: &Network,
-    parameters: &[f32],
+    step: Step<'_>,
     table: &FeatureTable,
     chosen: &[usize],
-    max_rows: usize,
-    grid: &Grid,
     workspace: &mut SumWorkspace,
+    generator: &mut Generator,
 ) -> Result<ClippedSum, ModelError> {
+    let Step { network, parameters, max_rows, grid } = step;
     let mut sum = vec![0; network.parameter_count()];
     for customers in chosen.chunks(MICRO_BATCH) {
-        let batch = table.gather(customers, max_rows);
+        let batch = table.gather(customers, max_rows).with_draws(network, generator);
         clipped_sum(network, parameters, &batch.as_batch(), grid, workspace, &mut sum)?;
     }
     Ok(ClippedSum { sum, grid: *grid })
@@ -55,7 +69,9 @@ mod tests {
         let mut workspace = SumWorkspace::new();
         let chosen: Vec<usize> = (0..customers.len()).collect();
         let parameters = [0.0; 2];
-        let whole = clip_and_sum(&network, &parameters, &table, &chosen, 25, &grid, &mut workspace).unwrap();
+        let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
+        let mut generator = Generator::from_seed(1);
+        let whole = clip_and_sum(step, &table, &chosen, &mut workspace, &mut generator).unwrap();
         assert!(format!("{workspace:?}").contains("customers: 3"), "the last part: {workspace:?}");
         let mut sum = vec![0; 2];
         let batch = table.gather(&chosen, 25);

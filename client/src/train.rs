@@ -2,7 +2,7 @@
 //! the round's debit.
 
 use crate::budget::Debit;
-use crate::clip::clip_and_sum;
+use crate::clip::{Step, clip_and_sum};
 use crate::features::FeatureTable;
 use crate::noise::{NoiseError, noise_sum};
 use crate::sampling::poisson_sample;
@@ -56,8 +56,8 @@ pub fn train_round(
     let mut model = LocalModel::start(base.parameters, training);
     for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
-        let parameters = model.parameters();
-        let clipped = clip_and_sum(network, parameters, table, &chosen, max_rows, &grid, &mut workspace)?;
+        let of = Step { network, parameters: model.parameters(), max_rows, grid: &grid };
+        let clipped = clip_and_sum(of, table, &chosen, &mut workspace, generator)?;
         let noised = noise_sum(clipped, &mut debit, generator)?;
         model.step(&noised, training.rate(base.round.0, step));
         if !model.is_finite() {

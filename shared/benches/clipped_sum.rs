@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use weighhouse_shared::{
-    model::{Batch, ModelSpec, Network, Workspace},
+    model::{Batch, ModelSpec, Network, Rows, Workspace},
     privacy::{
         ClipNorm,
         grid::{Grid, SumWorkspace, clipped_sum},
@@ -18,8 +18,8 @@ use weighhouse_shared::{
 const CUSTOMERS: usize = 256;
 
 fn steps(criterion: &mut Criterion) {
-    let mlp = Network::new(&ModelSpec::Mlp { hidden: vec![128, 64] }, 64).unwrap();
-    let shape = InputShape { numbers: 32, vocabularies: vec![101; 8] };
+    let mlp = Network::new(&ModelSpec::Mlp { hidden: vec![128, 64], dropout: 0.0 }, 64).unwrap();
+    let shape = InputShape { numbers: 32, vocabularies: vec![101; 8], sequence: None };
     let spec = ModelSpec::WideAndDeep { hidden: vec![128, 64], embedding_dim: 8 };
     let wide_and_deep = Network::new(&spec, shape).unwrap();
     for (name, network) in [
@@ -36,13 +36,14 @@ fn compare(criterion: &mut Criterion, name: &str, network: &Network, rows: usize
     let parameters = network.initial_parameters([1; 32]);
     let grid = Grid::new(ClipNorm::new(1.0).unwrap());
     let count = CUSTOMERS * rows;
-    let InputShape { numbers, vocabularies } = network.inputs();
+    let InputShape { numbers, vocabularies, .. } = network.inputs();
     let inputs: Vec<f32> = (0..count * numbers).map(|i| (i as f32 * 0.37).sin() * 1.7).collect();
     let columns = vocabularies.len();
     let ids: Vec<u32> = (0..count * columns).map(|i| (i * 37 % vocabularies[i % columns]) as u32).collect();
     let labels: Vec<f32> = (0..count).map(|i| (i % 3 == 0).into()).collect();
     let customer_starts: Vec<u32> = (0..=CUSTOMERS).map(|i| (i * rows) as u32).collect();
-    let batch = Batch { rows: &inputs, ids: &ids, labels: &labels, customer_starts: &customer_starts };
+    let rows = Rows { numbers: &inputs, ids: &ids, ..Rows::default() };
+    let batch = Batch { rows, labels: &labels, customer_starts: &customer_starts, draws: &[] };
 
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(CUSTOMERS as u64));

@@ -432,7 +432,7 @@ impl JobContract {
 
     /// The network the contract trains.
     pub fn network(&self) -> Result<Network, JobError> {
-        Network::new(&self.model, self.schema.input_shape())
+        Network::new(&self.model, self.schema.shape())
             .map_err(|error| JobError::Model { reason: error.to_string() })
     }
 

@@ -85,6 +85,8 @@ pub enum ModelKind {
     Mlp,
     /// Both, over numbers and categories.
     WideAndDeep,
+    /// A ranking of items.
+    TwoTower,
 }
 
 impl From<LabelKind> for Task {
@@ -101,6 +103,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::Logistic {} => Self::Logistic,
             ModelSpec::Mlp { .. } => Self::Mlp,
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
+            ModelSpec::TwoTower { .. } => Self::TwoTower,
         }
     }
 }
@@ -129,6 +132,7 @@ impl fmt::Display for ModelKind {
             Self::Logistic => "logistic",
             Self::Mlp => "mlp",
             Self::WideAndDeep => "wide_and_deep",
+            Self::TwoTower => "two_tower",
         })
     }
 }

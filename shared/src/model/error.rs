@@ -23,6 +23,60 @@ pub enum ModelError {
         /// Entries in the spec.
         got: u32,
     },
+    /// No items to tell the right one from, or too many.
+    #[error("negatives must be 1 to 1024, got {got}")]
+    Negatives {
+        /// Sampled items in the spec.
+        got: u32,
+    },
+    /// A dropout that leaves too little.
+    #[error("dropout must be 0 to 0.9, got {got}")]
+    Dropout {
+        /// The probability in the spec.
+        got: f64,
+    },
+    /// A layer that is empty or too wide.
+    #[error("a layer has 1 to {limit} outputs, got {got}: choose smaller sizes for the model")]
+    Outputs {
+        /// Most outputs.
+        limit: usize,
+        /// Outputs asked for.
+        got: usize,
+    },
+    /// More layers than a network may have.
+    #[error("a model has at most {limit} linear layers, got {got}: choose fewer layers")]
+    Layers {
+        /// Most layers.
+        limit: usize,
+        /// Layers asked for.
+        got: usize,
+    },
+    /// Sequences that are empty or too long.
+    #[error("a sequence has a length of 1 to 1024 steps, got {got}")]
+    Steps {
+        /// Most steps asked for.
+        got: usize,
+    },
+    /// One class, or too many.
+    #[error("a label has 2 to 4096 classes, got {got}")]
+    Classes {
+        /// Classes asked for.
+        got: usize,
+    },
+    /// One item, or too many.
+    #[error("2 to 1048576 items can be ranked, got {got}")]
+    Items {
+        /// Items asked for.
+        got: usize,
+    },
+    /// A model without vectors to rank by.
+    #[error(
+        "this model cannot rank items: choose two_tower, matrix_factorisation or a model of sequences for a label of kind item"
+    )]
+    CannotRank,
+    /// A model of sequences without any.
+    #[error("this model reads sequences, and the schema has no feature with a `length`")]
+    NoSequence,
     /// No inputs, or too many.
     #[error("a model takes 1 to 65536 inputs, got {got}: check the columns of the schema")]
     Inputs {
@@ -87,8 +141,16 @@ pub enum ModelError {
         /// Ids of that column.
         vocabulary: usize,
     },
-    /// A label that is not a probability.
-    #[error("the label of row {row} is not between 0 and 1")]
+    /// `step_starts` is not 0, ..., steps with at most the sequence's length each.
+    #[error("the steps of row {row} are out of order or more than {limit}")]
+    StepStarts {
+        /// Row of the batch.
+        row: usize,
+        /// Most steps.
+        limit: usize,
+    },
+    /// A label that the target does not have.
+    #[error("the label of row {row} is out of range")]
     Label {
         /// Row of the batch.
         row: usize,

@@ -15,17 +15,23 @@ pub const MAX_HIDDEN_UNITS: u32 = 4096;
 pub const MAX_EMBEDDING_DIM: u32 = 256;
 /// Entries of a category's embedding where the spec does not say.
 pub const DEFAULT_EMBEDDING_DIM: u32 = 8;
+/// Most items that are sampled to learn a ranking from one row.
+pub const MAX_NEGATIVES: u32 = 1024;
+/// Items sampled for each row where the spec does not say.
+pub const DEFAULT_NEGATIVES: u32 = 16;
+/// Most of a layer's entries that dropout zeroes.
+pub const MAX_DROPOUT: f64 = 0.9;
 
-/// A model of the zoo for binary labels.
+/// A model of the zoo.
 ///
 /// ```
 /// # use weighhouse_shared::model::ModelSpec;
 /// #[derive(serde::Deserialize)]
 /// struct Job { model: ModelSpec }
 /// let job: Job = toml::from_str("[model.mlp]\nhidden = [32]").unwrap();
-/// assert_eq!(job.model, ModelSpec::Mlp { hidden: vec![32] });
+/// assert_eq!(job.model, ModelSpec::Mlp { hidden: vec![32], dropout: 0.0 });
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelSpec {
     /// Logistic regression: one weight for each numeric feature and one for each category, added to one logit.
@@ -35,6 +41,10 @@ pub enum ModelSpec {
     Mlp {
         /// Units of each hidden layer, first to last: 1 to 8 layers, each of 1 to 4096 units.
         hidden: Vec<u32>,
+        /// Probability with which an entry of a hidden layer is zeroed while the model learns: 0 to 0.9, in steps of
+        /// 1/256.
+        #[serde(default)]
+        dropout: f64,
     },
     /// The sum of both logits, learned together (Cheng et al. 2016, "Wide & Deep Learning for Recommender
     /// Systems"): the wide part remembers single categories, the deep part generalises over them.
@@ -45,43 +55,75 @@ pub enum ModelSpec {
         #[serde(default = "default_embedding_dim")]
         embedding_dim: u32,
     },
+    /// Ranks items (Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations"): one tower turns a row into
+    /// a vector, the other, an embedding and a bias, an item; their inner product is the item's score. For labels of kind
+    /// item. Learned by the cross-entropy of the right item among itself and items sampled uniformly.
+    TwoTower {
+        /// Units of each hidden layer of the row's tower, as in `mlp`.
+        hidden: Vec<u32>,
+        /// Entries of both vectors: 1 to 256.
+        #[serde(default = "default_dim")]
+        dim: u32,
+        /// Items sampled for each row: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
 }
 
 fn default_embedding_dim() -> u32 {
     DEFAULT_EMBEDDING_DIM
 }
 
-/// What a spec is made of.
-pub(super) struct Parts<'a> {
-    /// Whether there is a wide part.
-    pub wide: bool,
-    /// Units of the deep part's hidden layers; empty if there is no deep part.
-    pub hidden: &'a [u32],
-    /// Entries of an embedding in the deep part.
-    pub embedding_dim: usize,
+fn default_dim() -> u32 {
+    32
+}
+
+fn default_negatives() -> u32 {
+    DEFAULT_NEGATIVES
 }
 
 impl ModelSpec {
-    /// The wide and the deep part. Errors name the layer and the range.
-    pub(super) fn parts(&self) -> Result<Parts<'_>, ModelError> {
-        let (wide, hidden, embedding_dim) = match self {
-            Self::Logistic {} => return Ok(Parts { wide: true, hidden: &[], embedding_dim: 0 }),
-            Self::Mlp { hidden } => (false, hidden, DEFAULT_EMBEDDING_DIM),
-            Self::WideAndDeep { hidden, embedding_dim } => (true, hidden, *embedding_dim),
-        };
-        if hidden.is_empty() || hidden.len() > MAX_HIDDEN_LAYERS {
-            return Err(ModelError::HiddenLayers { got: hidden.len() });
-        }
-        for (layer, &units) in hidden.iter().enumerate() {
-            if units == 0 || units > MAX_HIDDEN_UNITS {
-                return Err(ModelError::HiddenUnits { layer, got: units });
+    /// Checks every size. Errors name the layer and the range.
+    pub(super) fn check(&self) -> Result<(), ModelError> {
+        match self {
+            Self::Logistic {} => Ok(()),
+            Self::Mlp { hidden, dropout } => {
+                check_hidden(hidden)?;
+                check_dropout(*dropout)
+            }
+            Self::WideAndDeep { hidden, embedding_dim } => {
+                check_hidden(hidden)?;
+                check_embedding(*embedding_dim)
+            }
+            Self::TwoTower { hidden, dim, negatives } => {
+                check_hidden(hidden)?;
+                check_embedding(*dim)?;
+                check_negatives(*negatives)
             }
         }
-        if embedding_dim == 0 || embedding_dim > MAX_EMBEDDING_DIM {
-            return Err(ModelError::EmbeddingDim { got: embedding_dim });
-        }
-        Ok(Parts { wide, hidden, embedding_dim: embedding_dim as usize })
     }
+}
+
+fn check_hidden(hidden: &[u32]) -> Result<(), ModelError> {
+    if hidden.is_empty() || hidden.len() > MAX_HIDDEN_LAYERS {
+        return Err(ModelError::HiddenLayers { got: hidden.len() });
+    }
+    match hidden.iter().position(|&units| units == 0 || units > MAX_HIDDEN_UNITS) {
+        Some(layer) => Err(ModelError::HiddenUnits { layer, got: hidden[layer] }),
+        None => Ok(()),
+    }
+}
+
+fn check_embedding(got: u32) -> Result<(), ModelError> {
+    if got == 0 || got > MAX_EMBEDDING_DIM { Err(ModelError::EmbeddingDim { got }) } else { Ok(()) }
+}
+
+fn check_negatives(got: u32) -> Result<(), ModelError> {
+    if got == 0 || got > MAX_NEGATIVES { Err(ModelError::Negatives { got }) } else { Ok(()) }
+}
+
+fn check_dropout(got: f64) -> Result<(), ModelError> {
+    if (0.0..=MAX_DROPOUT).contains(&got) { Ok(()) } else { Err(ModelError::Dropout { got }) }
 }
 
 #[cfg(test)]
@@ -97,7 +139,7 @@ mod tests {
     fn toml_and_bincode_carry_the_same_specs() {
         for (text, spec) in [
             ("[model.logistic]", ModelSpec::Logistic {}),
-            ("[model.mlp]\nhidden = [64, 16]", ModelSpec::Mlp { hidden: vec![64, 16] }),
+            ("[model.mlp]\nhidden = [64, 16]", ModelSpec::Mlp { hidden: vec![64, 16], dropout: 0.0 }),
             (
                 "[model.wide_and_deep]\nhidden = [32]",
                 ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: DEFAULT_EMBEDDING_DIM },
@@ -134,14 +176,15 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused_with_the_layer() {
-        let refusal = |hidden: Vec<u32>| ModelSpec::Mlp { hidden }.parts().err().unwrap().to_string();
+        let refusal =
+            |hidden: Vec<u32>| ModelSpec::Mlp { hidden, dropout: 0.0 }.check().err().unwrap().to_string();
         assert_eq!(refusal(vec![]), "the model must have 1 to 8 hidden layers, got 0");
         assert_eq!(refusal(vec![1; 9]), "the model must have 1 to 8 hidden layers, got 9");
         assert_eq!(refusal(vec![8, 0]), "hidden layer 1 must have 1 to 4096 units, got 0");
         assert_eq!(refusal(vec![4097]), "hidden layer 0 must have 1 to 4096 units, got 4097");
         for embedding_dim in [0, 257] {
             let spec = ModelSpec::WideAndDeep { hidden: vec![4], embedding_dim };
-            assert!(matches!(spec.parts(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+            assert!(matches!(spec.check(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
         }
     }
 }

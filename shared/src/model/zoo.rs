@@ -1,0 +1,205 @@
+//! From a spec to its nodes: the one place that knows what each model of the zoo is made of.
+
+use super::{
+    ModelError, ModelSpec,
+    graph::{Builder, Graph, IdSource, Init, MAX_INPUTS, Slot},
+    layers::{Activation, Pooling},
+    spec::DEFAULT_EMBEDDING_DIM,
+};
+use crate::schema::{DataShape, InputShape, SequenceShape, Target};
+
+/// Most ids of a categorical column, and most items.
+pub const MAX_VOCABULARY: usize = 1 << 20;
+/// Most steps of a sequence.
+pub const MAX_STEPS: usize = 1024;
+
+/// The nodes of `spec` for rows of `shape`. Errors name what is out of range.
+pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelError> {
+    spec.check()?;
+    check(shape)?;
+    let mut zoo = Zoo { builder: Builder::default(), shape };
+    let output = match spec {
+        ModelSpec::Logistic {} => zoo.wide(true)?,
+        ModelSpec::Mlp { hidden, dropout } => {
+            let inputs = zoo.row_vector("", DEFAULT_EMBEDDING_DIM as usize)?;
+            let last = zoo.hidden_layers("layers", inputs, hidden, *dropout);
+            zoo.head(&format!("layers.{}", hidden.len()), last, None)?
+        }
+        ModelSpec::TwoTower { hidden, dim, negatives } => {
+            let inputs = zoo.row_vector("", DEFAULT_EMBEDDING_DIM as usize)?;
+            let last = zoo.hidden_layers("user", inputs, hidden, 0.0);
+            let init = kaiming(zoo.builder.width(last), 1.0);
+            let name = format!("user.{}", hidden.len());
+            let user = zoo.builder.linear(&name, last, *dim as usize, true, Activation::None, init);
+            zoo.head("", user, Some(*negatives))?
+        }
+        ModelSpec::WideAndDeep { hidden, embedding_dim } => {
+            let inputs = zoo.row_vector("", *embedding_dim as usize)?;
+            let last = zoo.hidden_layers("layers", inputs, hidden, 0.0);
+            let deep = zoo.head(&format!("layers.{}", hidden.len()), last, None)?;
+            let wide = zoo.wide(false)?;
+            zoo.builder.sum(vec![deep, wide])
+        }
+    };
+    zoo.builder.finish(output)
+}
+
+/// Refuses rows that are empty or larger than the zoo takes, and classes or items out of range.
+fn check(shape: &DataShape) -> Result<(), ModelError> {
+    let InputShape { numbers, vocabularies, sequence } = &shape.inputs;
+    let none = SequenceShape::default();
+    let steps = sequence.as_ref().unwrap_or(&none);
+    let limit = MAX_VOCABULARY;
+    let all = vocabularies.iter().chain(&steps.vocabularies);
+    if let Some((column, &got)) = all.enumerate().find(|&(_, &ids)| ids == 0 || ids > limit) {
+        return Err(ModelError::Vocabulary { column, got, limit });
+    }
+    if sequence.is_some() && !(1..=MAX_STEPS).contains(&steps.length) {
+        return Err(ModelError::Steps { got: steps.length });
+    }
+    let columns = [*numbers, vocabularies.len(), steps.numbers, steps.vocabularies.len()];
+    let got = columns.iter().fold(0, |total: usize, &columns| total.saturating_add(columns));
+    if got == 0 || got > MAX_INPUTS {
+        return Err(ModelError::Inputs { got });
+    }
+    match shape.target {
+        Target::Classes(classes) if !(2..=4096).contains(&classes) => {
+            Err(ModelError::Classes { got: classes })
+        }
+        Target::Item(items) if !(2..=MAX_VOCABULARY).contains(&items) => {
+            Err(ModelError::Items { got: items })
+        }
+        _ => Ok(()),
+    }
+}
+
+struct Zoo<'a> {
+    builder: Builder,
+    shape: &'a DataShape,
+}
+
+impl Zoo<'_> {
+    /// All that a row holds as one vector: its numbers, the embedding of each of its ids, and the mean of its
+    /// sequence's steps.
+    fn row_vector(&mut self, prefix: &str, dim: usize) -> Result<Slot, ModelError> {
+        let InputShape { numbers, vocabularies, sequence } = &self.shape.inputs;
+        let width = vocabularies.len().saturating_mul(dim).saturating_add(*numbers);
+        if width > MAX_INPUTS {
+            return Err(ModelError::Inputs { got: width });
+        }
+        let mut parts = self.static_vector(prefix, dim);
+        if sequence.is_some() {
+            let steps = self.step_vector(prefix, dim);
+            parts.push(self.builder.pool(steps, Pooling::Mean));
+        }
+        Ok(self.builder.concat(parts))
+    }
+
+    /// The row's numbers and embeddings, without its sequence; maybe nothing.
+    fn static_vector(&mut self, prefix: &str, dim: usize) -> Vec<Slot> {
+        let InputShape { numbers, vocabularies, .. } = &self.shape.inputs;
+        let mut parts = Vec::new();
+        if *numbers > 0 {
+            parts.push(self.builder.numbers(*numbers));
+        }
+        for (column, &vocabulary) in vocabularies.iter().enumerate() {
+            let (name, source) = (format!("{prefix}embeddings.{column}"), IdSource::Column(column));
+            parts.push(self.builder.embedding(&name, source, [vocabulary, dim], embedding_init(dim)));
+        }
+        parts
+    }
+
+    /// Each step's numbers and embeddings as one vector; rows have a sequence.
+    fn step_vector(&mut self, prefix: &str, dim: usize) -> Slot {
+        let SequenceShape { numbers, vocabularies, .. } =
+            self.shape.inputs.sequence.as_ref().expect("rows with a sequence");
+        let mut parts = Vec::new();
+        if *numbers > 0 {
+            parts.push(self.builder.step_numbers(*numbers));
+        }
+        for (column, &vocabulary) in vocabularies.iter().enumerate() {
+            let (name, source) = (format!("{prefix}step_embeddings.{column}"), IdSource::StepColumn(column));
+            parts.push(self.builder.embedding(&name, source, [vocabulary, dim], embedding_init(dim)));
+        }
+        self.builder.concat(parts)
+    }
+
+    /// Linear layers `name.0`, `name.1`, ... with ReLU, each with dropout behind it.
+    fn hidden_layers(&mut self, name: &str, input: Slot, hidden: &[u32], dropout: f64) -> Slot {
+        let layers = hidden.iter().enumerate();
+        layers.fold(input, |input, (index, &units)| {
+            let init = kaiming(self.builder.width(input), 2.0);
+            let name = format!("{name}.{index}");
+            let output = self.builder.linear(&name, input, units as usize, true, Activation::Relu, init);
+            self.builder.dropout(output, dropout)
+        })
+    }
+
+    /// The outputs of the target from a row's last vector: a linear layer; or, to rank, the inner product with each
+    /// item's vector and the item's bias, learned against so many sampled negatives a row.
+    fn head(&mut self, name: &str, last: Slot, negatives: Option<u32>) -> Result<Slot, ModelError> {
+        let width = self.builder.width(last);
+        match (self.shape.target, negatives) {
+            (Target::Item(items), Some(negatives)) => {
+                let candidate = IdSource::Candidate;
+                let vectors =
+                    self.builder.embedding("items", candidate, [items, width], embedding_init(width));
+                let biases = self.builder.embedding("item_biases", candidate, [items, 1], Init::Zeros);
+                self.builder.negatives = negatives as usize;
+                Ok(self.builder.dot(last, vectors, biases))
+            }
+            (Target::Item(_), None) => Err(ModelError::CannotRank),
+            (target, _) => {
+                let (outputs, init) = (target.outputs(), kaiming(width, 1.0));
+                Ok(self.builder.linear(name, last, outputs, true, Activation::None, init))
+            }
+        }
+    }
+
+    /// One linear layer over the numbers and one weight for each category, for each output.
+    ///
+    /// Beside a deep part, whose last bias does, it needs no bias; without numbers neither, as the weights of a
+    /// column's categories can all rise by the same.
+    fn wide(&mut self, alone: bool) -> Result<Slot, ModelError> {
+        if let Target::Item(_) = self.shape.target {
+            return Err(ModelError::CannotRank);
+        }
+        let InputShape { numbers, vocabularies, sequence } = &self.shape.inputs;
+        let outputs = self.shape.target.outputs();
+        let mut parts = Vec::new();
+        let layer = |zoo: &mut Self, name: &str, input: Slot, biased: bool| {
+            zoo.builder.linear(name, input, outputs, biased, Activation::None, Init::Zeros)
+        };
+        if *numbers > 0 {
+            let input = self.builder.numbers(*numbers);
+            parts.push(layer(self, if alone { "layers.0" } else { "wide" }, input, alone));
+        }
+        for (column, &vocabulary) in vocabularies.iter().enumerate() {
+            let (name, source) = (format!("categories.{column}"), IdSource::Column(column));
+            parts.push(self.builder.embedding(&name, source, [vocabulary, outputs], Init::Zeros));
+        }
+        if let Some(steps) = sequence {
+            if steps.numbers > 0 {
+                let input = self.builder.step_numbers(steps.numbers);
+                let mean = self.builder.pool(input, Pooling::Mean);
+                parts.push(layer(self, "step_numbers", mean, false));
+            }
+            for (column, &vocabulary) in steps.vocabularies.iter().enumerate() {
+                let (name, source) = (format!("step_categories.{column}"), IdSource::StepColumn(column));
+                let weights = self.builder.embedding(&name, source, [vocabulary, outputs], Init::Zeros);
+                parts.push(self.builder.pool(weights, Pooling::Mean));
+            }
+        }
+        Ok(self.builder.sum(parts))
+    }
+}
+
+/// Uniform with variance `gain / inputs` (He et al. 2015: gain 2 before a ReLU, 1 before an output).
+fn kaiming(inputs: usize, gain: f64) -> Init {
+    Init::Uniform((3.0 * gain / inputs as f64).sqrt())
+}
+
+/// Uniform within `1 / sqrt(entries)`, so that an id weighs no more than one number.
+fn embedding_init(dim: usize) -> Init {
+    Init::Uniform(1.0 / (dim as f64).sqrt())
+}
