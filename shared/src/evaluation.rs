@@ -305,6 +305,9 @@ impl Quality {
         let (hits, misses) = counts.split_at(counts.len() / 2);
         let (hits, misses): (Sides, Sides) = (floats(hits), floats(misses));
         let bins = hits.len();
+        if bins == 0 {
+            return Self::default();
+        }
         let mean = |values: &dyn Fn(usize) -> [f64; 2]| mean_over(&hits, &misses, values);
         match label {
             LabelKind::Binary => {
@@ -578,6 +581,7 @@ mod tests {
             let nothing = Quality::of_counts(&kind, &[-7, 2, -4, 1]);
             assert_eq!(nothing.headline(), None, "{kind:?}");
             assert_eq!(Quality::of_rows(&kind, &[], &[]), Quality::default());
+            assert_eq!(Quality::of_counts(&kind, &[]), Quality::default());
         }
     }
 }

@@ -25,10 +25,13 @@ use weighhouse_coordinator::home::Home;
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::evaluation::Figure;
 use weighhouse_shared::job::{EvaluationAsked, FederationAsked, JobFile, PrivacyAsked, TrainingAsked};
-use weighhouse_shared::model::{DEFAULT_EMBEDDING_DIM, ModelSpec};
+use weighhouse_shared::model::{DEFAULT_EMBEDDING_DIM, DEFAULT_NEGATIVES, ModelSpec};
 use weighhouse_shared::privacy::{ClipNorm, Delta, Epsilon};
 use weighhouse_shared::wire::messages::{JobEvent, JobStatus, RoundSummary};
 use yardstick::Yardsticks;
+
+/// Entries of the vectors by which two towers rank.
+const RANKING_DIM: u32 = 32;
 
 /// Arguments of `weighhouse demo`.
 #[derive(Debug, Clone, clap::Args)]
@@ -48,7 +51,8 @@ pub struct DemoArguments {
     /// Rounds of training
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     rounds: u32,
-    /// Model to train: logistic; a multi-layer perceptron's hidden layers, as in 64,32; or wide_and_deep:64,32
+    /// Model to train: logistic; a multi-layer perceptron's hidden layers, as in 64,32; wide_and_deep:64,32; two_tower:32
+    /// to rank items
     #[arg(long, default_value = "logistic", value_name = "MODEL")]
     model: String,
     /// Folder with one folder a site, each with train.csv, perhaps valid.csv, and test.csv
@@ -270,18 +274,21 @@ fn parse_model(text: &str) -> Result<ModelSpec> {
     if text == "logistic" {
         return Ok(ModelSpec::Logistic {});
     }
-    let widths = text.strip_prefix("wide_and_deep:");
-    let hidden = widths.unwrap_or(text).split(',').map(str::parse).collect::<Result<Vec<u32>, _>>();
-    let hidden = hidden.ok().with_context(|| {
-        format!(
+    let (name, widths) = text.split_once(':').unwrap_or(("mlp", text));
+    let hidden = widths.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>().ok();
+    match (name, hidden) {
+        ("mlp", Some(hidden)) => Ok(ModelSpec::Mlp { hidden, dropout: 0.0 }),
+        ("wide_and_deep", Some(hidden)) => {
+            Ok(ModelSpec::WideAndDeep { hidden, embedding_dim: DEFAULT_EMBEDDING_DIM })
+        }
+        ("two_tower", Some(hidden)) => {
+            Ok(ModelSpec::TwoTower { hidden, dim: RANKING_DIM, negatives: DEFAULT_NEGATIVES })
+        }
+        _ => bail!(
             "`{text}` is not a model; write logistic, the widths of hidden layers, as in --model 64,32, or \
-             --model wide_and_deep:64,32"
-        )
-    })?;
-    Ok(match widths {
-        Some(_) => ModelSpec::WideAndDeep { hidden, embedding_dim: DEFAULT_EMBEDDING_DIM },
-        None => ModelSpec::Mlp { hidden, dropout: 0.0 },
-    })
+             --model wide_and_deep:64,32, or to rank items --model two_tower:32"
+        ),
+    }
 }
 
 /// What the federation left behind.
@@ -545,7 +552,9 @@ mod tests {
         assert_eq!(parse_model("64,32").unwrap(), ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0 });
         let wide_and_deep = ModelSpec::WideAndDeep { hidden: vec![16], embedding_dim: DEFAULT_EMBEDDING_DIM };
         assert_eq!(parse_model("wide_and_deep:16").unwrap(), wide_and_deep);
-        for bad in ["big", "wide_and_deep", "wide_and_deep:", "64,"] {
+        let ranking = ModelSpec::TwoTower { hidden: vec![8], dim: RANKING_DIM, negatives: DEFAULT_NEGATIVES };
+        assert_eq!(parse_model("two_tower:8").unwrap(), ranking);
+        for bad in ["big", "wide_and_deep", "wide_and_deep:", "64,", "two_tower", "oracle:4"] {
             assert!(parse_model(bad).is_err(), "{bad}");
         }
     }
