@@ -2,7 +2,7 @@
 //! the round's debit.
 
 use crate::budget::Debit;
-use crate::clip::{Step, clip_and_sum};
+use crate::clip::{Step, Workers, clip_and_sum};
 use crate::features::FeatureTable;
 use crate::noise::{NoiseError, noise_sum};
 use crate::sampling::poisson_sample;
@@ -11,7 +11,6 @@ use weighhouse_shared::ids::RoundId;
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::{ModelError, Network};
 use weighhouse_shared::privacy::Generator;
-use weighhouse_shared::privacy::grid::SumWorkspace;
 
 /// Why a round's training gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -52,12 +51,12 @@ pub fn train_round(
     let training = &contract.training;
     let grid = contract.grid();
     let max_rows = training.max_rows_per_customer as usize;
-    let mut workspace = SumWorkspace::new();
+    let mut workers = Workers::new();
     let mut model = LocalModel::start(base.parameters, training);
     for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
         let of = Step { network, parameters: model.parameters(), max_rows, grid: &grid };
-        let clipped = clip_and_sum(of, table, &chosen, &mut workspace, generator)?;
+        let clipped = clip_and_sum(of, table, &chosen, &mut workers, generator)?;
         let noised = noise_sum(clipped, &mut debit, generator)?;
         model.step(&noised, training.rate(base.round.0, step));
         if !model.is_finite() {

@@ -74,6 +74,17 @@ pub enum ModelError {
         "this model cannot rank items: choose two_tower, matrix_factorisation or a model of sequences for a label of kind item"
     )]
     CannotRank,
+    /// A history that is not one of items.
+    #[error(
+        "matrix_factorisation needs one sequence feature of items: with the items of the label if that is of kind item; with a number besides, and a first categorical feature of the same items, if the label is a number"
+    )]
+    History,
+    /// A penalty that is none or too large.
+    #[error("ridge must be above 0 and at most 1e6, got {got}")]
+    Ridge {
+        /// The penalty in the spec.
+        got: f64,
+    },
     /// A model of sequences without any.
     #[error("this model reads sequences, and the schema has no feature with a `length`")]
     NoSequence,

@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Dropout, Embedding, Linear, Pooling},
+    layers::{Activation, Dropout, Embedding, Factors, Linear, Pooling},
 };
 
 /// Most parameters of a network.
@@ -26,7 +26,7 @@ pub enum Level {
     /// One for each step of each row's sequence.
     Step,
     /// While a model learns to rank, for each row the item of its label and then the sampled negatives; while it
-    /// scores, one for each item there is.
+    /// scores, one for each item there is. If items are rated and not ranked, the item of each row.
     Candidate,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum IdSource {
     StepColumn(usize),
     /// The step's place in its sequence, from 0.
     Position,
-    /// The item.
+    /// The item of a [`Level::Candidate`]; if items are rated, the rows' first categorical column.
     Candidate,
 }
 
@@ -141,6 +141,9 @@ pub(super) enum Node {
     Pool { input: Slot, pooling: Pooling, output: Slot },
     /// Zeroes entries while a model learns.
     Dropout { input: Slot, layer: Dropout, output: Slot },
+    /// Each row's factors, from the items of its steps, whose ids are `history`, and the ratings of the steps, if they
+    /// have any. No gradient goes through them.
+    Factors { history: usize, ratings: Option<Slot>, layer: Factors, output: Slot },
     /// The inner product of each row with each of its candidates, and the candidate's bias.
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
 }
@@ -157,6 +160,7 @@ impl Node {
             | Self::Linear { output, .. }
             | Self::Pool { output, .. }
             | Self::Dropout { output, .. }
+            | Self::Factors { output, .. }
             | Self::Dot { output, .. } => output,
         }
     }
@@ -345,6 +349,24 @@ impl Builder {
         let SlotShape { level, width, learned } = self.shape(input);
         let output = self.slot(level, width, learned);
         self.nodes.push(Node::Dropout { input, layer: Dropout::new(rate), output });
+        output
+    }
+
+    /// Each row's factors, from the items of its steps' first categorical column and their first numbers, if `rated`;
+    /// `vectors` and `biases` are the items', which [`embedding`](Self::embedding) made.
+    pub(super) fn factors(&mut self, vectors: Slot, biases: Slot, rated: bool, ridge: f64) -> Slot {
+        let table = |slot: Slot| {
+            let of_slot = |node: &Node| match node {
+                Node::Embedding { table, output, .. } if *output == slot => Some(table.clone()),
+                _ => None,
+            };
+            self.nodes.iter().find_map(of_slot).expect("an embedding")
+        };
+        let layer = Factors { items: table(vectors), biases: table(biases), ridge };
+        let ratings = rated.then(|| self.step_numbers(1));
+        let (history, output) =
+            (self.source(IdSource::StepColumn(0)), self.slot(Level::Row, self.width(vectors), false));
+        self.nodes.push(Node::Factors { history, ratings, layer, output });
         output
     }
 

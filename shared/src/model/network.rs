@@ -101,6 +101,20 @@ impl Network {
         1 + self.graph.negatives
     }
 
+    /// About how many bytes of buffers a row with so many steps takes while the model learns: values, gradients and the
+    /// integer factors of both.
+    pub fn buffer_bytes(&self, rows: usize, steps: usize) -> usize {
+        let floats = self.slots.iter().map(|shape| {
+            let rows = match shape.level {
+                Level::Row => rows,
+                Level::Step => steps,
+                Level::Candidate => rows * (1 + self.graph.negatives),
+            };
+            rows * shape.width * if shape.learned { 4 } else { 2 }
+        });
+        floats.sum::<usize>() * size_of::<f32>()
+    }
+
     /// How many bytes of [`Batch::draws`] so many rows with so many steps take while the model learns.
     pub fn draws(&self, rows: usize, steps: usize) -> usize {
         let negatives = rows * self.graph.negatives * NEGATIVE_BYTES;
@@ -255,7 +269,8 @@ impl Network {
                     (Mode::Learn, _) => {
                         starts.extend(customers.map(|row| row * (1 + self.graph.negatives as u32)))
                     }
-                    (Mode::Score, target) => starts.extend([0, target.outputs() as u32]),
+                    (Mode::Score, Target::Item(items)) => starts.extend([0, items as u32]),
+                    (Mode::Score, _) => starts.extend(customers),
                 },
                 _ => starts.push(0),
             }
@@ -274,6 +289,9 @@ impl Network {
                 }
                 IdSource::Position => {
                     step_starts.windows(2).for_each(|span| ids.extend(0..span[1] - span[0]));
+                }
+                IdSource::Candidate if !matches!(self.shape.target, Target::Item(_)) => {
+                    ids.extend(batch.rows.ids.iter().step_by(inputs.columns()))
                 }
                 IdSource::Candidate if mode == Mode::Score => {
                     ids.extend(0..self.shape.target.outputs() as u32)
@@ -343,12 +361,20 @@ impl Network {
                     layer.add(of(input), own, &mut values);
                     draws = rest;
                 }
+                Node::Factors { history, ratings, layer, .. } => layer.forward(
+                    parameters,
+                    batch.rows.step_starts,
+                    &ids[*history],
+                    ratings.as_ref().map(of),
+                    &mut values,
+                ),
                 Node::Dot { rows, candidates, biases, .. } => {
                     let width = self.slots[rows.0].width;
-                    // While scoring every row has the same candidates.
-                    let own = if mode == Mode::Score { 0 } else { 1 + self.graph.negatives };
-                    let each = self.shape.target.outputs();
-                    let each = if mode == Mode::Score { each } else { own };
+                    // While a ranking is scored every row has the same candidates.
+                    let (own, each) = match (mode, self.shape.target) {
+                        (Mode::Score, Target::Item(items)) => (0, items),
+                        _ => (1 + self.graph.negatives, 1 + self.graph.negatives),
+                    };
                     let (candidates, biases) = (of(candidates), of(biases));
                     values.clear();
                     for (at, row) in of(rows).chunks_exact(width).enumerate() {
@@ -376,7 +402,10 @@ impl Network {
             let mut from = std::mem::take(&mut slots[output.0].gradients);
             let learned = |slot: &&Slot| self.slots[slot.0].learned;
             match node {
-                Node::Numbers { .. } | Node::StepNumbers { .. } | Node::Embedding { .. } => {}
+                Node::Numbers { .. }
+                | Node::StepNumbers { .. }
+                | Node::Embedding { .. }
+                | Node::Factors { .. } => {}
                 Node::Concat { inputs, .. } => {
                     let mut first = 0;
                     for input in inputs {
@@ -415,9 +444,13 @@ impl Network {
                     add(&from, &mut slots[biases.0].gradients);
                     for (at, (row, &gradient)) in (0..).map(|at| at / own).zip(&from).enumerate() {
                         let (user, item) = (row * width..(row + 1) * width, at * width..(at + 1) * width);
-                        for (user, item) in user.zip(item) {
-                            slots[rows.0].gradients[user] += gradient * slots[candidates.0].values[item];
-                            slots[candidates.0].gradients[item] += gradient * slots[rows.0].values[user];
+                        if self.slots[rows.0].learned {
+                            for (to, item) in user.clone().zip(item.clone()) {
+                                slots[rows.0].gradients[to] += gradient * slots[candidates.0].values[item];
+                            }
+                        }
+                        for (user, to) in user.zip(item) {
+                            slots[candidates.0].gradients[to] += gradient * slots[rows.0].values[user];
                         }
                     }
                 }

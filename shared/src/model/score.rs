@@ -12,7 +12,7 @@ use super::{
     layers::{Activation, Pooling},
     loss::predict,
 };
-use crate::schema::SequenceShape;
+use crate::schema::{SequenceShape, Target};
 
 /// Rows that are on the device at a time, with one output each.
 const CHUNK_ROWS: usize = 4096;
@@ -41,8 +41,14 @@ pub fn score(
     for first in (0..count).step_by(chunk) {
         let starts = chunk_starts(rows.step_starts, first, count.min(first + chunk));
         let part = part_of(network, rows, first, count.min(first + chunk), &starts);
-        let pass =
-            Pass { network, tensors: &tensors, rows: &part, count: count.min(first + chunk) - first, device };
+        let pass = Pass {
+            network,
+            parameters,
+            tensors: &tensors,
+            rows: &part,
+            count: count.min(first + chunk) - first,
+            device,
+        };
         scores.extend(pass.run()?.flatten_all()?.to_vec1::<f32>()?);
     }
     scores.chunks_exact_mut(outputs).for_each(|row| predict(network.target(), row));
@@ -72,6 +78,7 @@ fn part_of<'a>(network: &Network, rows: &Rows<'a>, first: usize, end: usize, sta
 /// One chunk of rows through the nodes.
 struct Pass<'a> {
     network: &'a Network,
+    parameters: &'a [f32],
     /// With their offsets in the flat parameters.
     tensors: &'a [(usize, Tensor)],
     rows: &'a Rows<'a>,
@@ -130,6 +137,19 @@ impl Pass<'_> {
             }
             Node::Pool { input, pooling, .. } => self.pool(of(input), *pooling, width),
             Node::Dropout { input, .. } => Ok(of(input).clone()),
+            Node::Factors { history, ratings, layer, .. } => {
+                let ids = self.ids(self.network.graph().ids[*history])?.to_vec1()?;
+                let ratings = ratings.map(|slot| of(&slot).flatten_all()?.to_vec1()).transpose()?;
+                let mut factors = vec![0.0; self.count * width];
+                layer.forward(self.parameters, self.rows.step_starts, &ids, ratings.as_deref(), &mut factors);
+                Tensor::from_vec(factors, (self.count, width), self.device)
+            }
+            Node::Dot { rows, candidates, biases, .. }
+                if !matches!(self.network.target(), Target::Item(_)) =>
+            {
+                let products = (of(rows) * of(candidates))?.sum_keepdim(D::Minus1)?;
+                products + of(biases)
+            }
             Node::Dot { rows, candidates, biases, .. } => {
                 of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
             }
@@ -149,6 +169,9 @@ impl Pass<'_> {
             }
             IdSource::Position => {
                 self.rows.step_starts.windows(2).flat_map(|span| 0..span[1] - span[0]).collect()
+            }
+            IdSource::Candidate if !matches!(self.network.target(), Target::Item(_)) => {
+                every(self.rows.ids, inputs.columns(), 0)
             }
             IdSource::Candidate => (0..self.network.target().outputs() as u32).collect(),
         };

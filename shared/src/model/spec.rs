@@ -19,6 +19,8 @@ pub const DEFAULT_EMBEDDING_DIM: u32 = 8;
 pub const MAX_NEGATIVES: u32 = 1024;
 /// Items sampled for each row where the spec does not say.
 pub const DEFAULT_NEGATIVES: u32 = 16;
+/// Largest penalty on a customer's factors.
+pub const MAX_RIDGE: f64 = 1e6;
 /// Most of a layer's entries that dropout zeroes.
 pub const MAX_DROPOUT: f64 = 0.9;
 
@@ -55,6 +57,24 @@ pub enum ModelSpec {
         #[serde(default = "default_embedding_dim")]
         embedding_dim: u32,
     },
+    /// Ranks or rates items by the inner product of a customer's factors and the item's, and the item's bias (Koren et
+    /// al. 2009, "Matrix factorization techniques for recommender systems"). A row's history is its sequence of items. The
+    /// customer's factors stay at the site: they are found from the history anew by ridge regression, so a new
+    /// customer needs no training; the items' factors and biases are what is shared and learned.
+    ///
+    /// For labels of kind item, the sequence has one categorical column of as many ids; for a number, the rating, it has
+    /// in addition one number, the item's rating, and the row's first categorical column is the item to be rated.
+    MatrixFactorisation {
+        /// Factors of an item: 1 to 256.
+        #[serde(default = "default_dim")]
+        factors: u32,
+        /// Items sampled for each row to rank against: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+        /// Penalty on a customer's factors, above 0, at most 1e6.
+        #[serde(default = "default_ridge")]
+        ridge: f64,
+    },
     /// Ranks items (Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations"): one tower turns a row into
     /// a vector, the other, an embedding and a bias, an item; their inner product is the item's score. For labels of kind
     /// item. Learned by the cross-entropy of the right item among itself and items sampled uniformly.
@@ -78,6 +98,10 @@ fn default_dim() -> u32 {
     32
 }
 
+fn default_ridge() -> f64 {
+    1.0
+}
+
 fn default_negatives() -> u32 {
     DEFAULT_NEGATIVES
 }
@@ -94,6 +118,12 @@ impl ModelSpec {
             Self::WideAndDeep { hidden, embedding_dim } => {
                 check_hidden(hidden)?;
                 check_embedding(*embedding_dim)
+            }
+            Self::MatrixFactorisation { factors, negatives, ridge } => {
+                check_embedding(*factors)?;
+                check_negatives(*negatives)?;
+                let holds = *ridge > 0.0 && *ridge <= MAX_RIDGE;
+                if holds { Ok(()) } else { Err(ModelError::Ridge { got: *ridge }) }
             }
             Self::TwoTower { hidden, dim, negatives } => {
                 check_hidden(hidden)?;

@@ -25,6 +25,9 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
             let last = zoo.hidden_layers("layers", inputs, hidden, *dropout);
             zoo.head(&format!("layers.{}", hidden.len()), last, None)?
         }
+        ModelSpec::MatrixFactorisation { factors, negatives, ridge } => {
+            zoo.factorisation(*factors as usize, *negatives as usize, *ridge)?
+        }
         ModelSpec::TwoTower { hidden, dim, negatives } => {
             let inputs = zoo.row_vector("", DEFAULT_EMBEDDING_DIM as usize)?;
             let last = zoo.hidden_layers("user", inputs, hidden, 0.0);
@@ -154,6 +157,27 @@ impl Zoo<'_> {
                 Ok(self.builder.linear(name, last, outputs, true, Activation::None, init))
             }
         }
+    }
+
+    /// The inner product of the row's factors, found from its history, with the item's factors, and the item's bias.
+    fn factorisation(&mut self, dim: usize, negatives: usize, ridge: f64) -> Result<Slot, ModelError> {
+        let InputShape { vocabularies, sequence, .. } = &self.shape.inputs;
+        let steps = sequence.as_ref().ok_or(ModelError::NoSequence)?;
+        let &[history] = steps.vocabularies.as_slice() else { return Err(ModelError::History) };
+        let (items, rated) = match (self.shape.target, vocabularies.first(), steps.numbers) {
+            (Target::Item(items), _, 0) => (items, false),
+            (Target::Number, Some(&items), 1) => (items, true),
+            _ => return Err(ModelError::History),
+        };
+        if items != history {
+            return Err(ModelError::History);
+        }
+        let candidate = IdSource::Candidate;
+        let vectors = self.builder.embedding("items", candidate, [items, dim], embedding_init(dim));
+        let biases = self.builder.embedding("item_biases", candidate, [items, 1], Init::Zeros);
+        self.builder.negatives = if rated { 0 } else { negatives };
+        let factors = self.builder.factors(vectors, biases, rated, ridge);
+        Ok(self.builder.dot(factors, vectors, biases))
     }
 
     /// One linear layer over the numbers and one weight for each category, for each output.

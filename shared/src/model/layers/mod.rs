@@ -5,10 +5,12 @@
 
 mod dropout;
 mod embedding;
+mod factors;
 mod linear;
 mod pool;
 
 pub(super) use dropout::Dropout;
 pub(super) use embedding::{Embedding, add_embedding_gradient};
+pub(super) use factors::Factors;
 pub(super) use linear::{Activation, Linear, add_linear_gradient};
 pub(super) use pool::Pooling;
