@@ -93,7 +93,8 @@ pub fn clip_and_sum(
     generator: &mut Generator,
 ) -> Result<ClippedSum, ModelError> {
     let count = step.network.parameter_count();
-    let mut sum = vec![0; count];
+    let entries = count + step.grid.clipping().counts();
+    let mut sum = vec![0; entries];
     let threads = workers.workers.len().min(1 + chosen.len().saturating_mul(count) / THREAD_WORK);
     let mut parts = chosen.chunks(chosen.len().div_ceil(threads).max(1));
     let (first, others) = workers.workers[..threads].split_first_mut().expect("at least one worker");
@@ -107,7 +108,7 @@ pub fn clip_and_sum(
                 scope.spawn(move || {
                     let Worker { workspace, sum } = worker;
                     sum.clear();
-                    sum.resize(count, 0);
+                    sum.resize(entries, 0);
                     add_customers(step, table, part, workspace, &mut generator, sum).map(|()| &*sum)
                 })
             })
