@@ -87,6 +87,8 @@ pub enum ModelKind {
     WideAndDeep,
     /// A ranking of items.
     TwoTower,
+    /// Long short-term memory over sequences.
+    Lstm,
 }
 
 impl From<LabelKind> for Task {
@@ -104,6 +106,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::Mlp { .. } => Self::Mlp,
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
             ModelSpec::TwoTower { .. } => Self::TwoTower,
+            ModelSpec::Lstm { .. } => Self::Lstm,
         }
     }
 }
@@ -133,6 +136,7 @@ impl fmt::Display for ModelKind {
             Self::Mlp => "mlp",
             Self::WideAndDeep => "wide_and_deep",
             Self::TwoTower => "two_tower",
+            Self::Lstm => "lstm",
         })
     }
 }
