@@ -89,6 +89,8 @@ pub enum ModelKind {
     TwoTower,
     /// Factors of items and of customers.
     MatrixFactorisation,
+    /// Long short-term memory over sequences.
+    Lstm,
 }
 
 impl From<LabelKind> for Task {
@@ -107,6 +109,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
             ModelSpec::TwoTower { .. } => Self::TwoTower,
             ModelSpec::MatrixFactorisation { .. } => Self::MatrixFactorisation,
+            ModelSpec::Lstm { .. } => Self::Lstm,
         }
     }
 }
@@ -137,6 +140,7 @@ impl fmt::Display for ModelKind {
             Self::WideAndDeep => "wide_and_deep",
             Self::TwoTower => "two_tower",
             Self::MatrixFactorisation => "matrix_factorisation",
+            Self::Lstm => "lstm",
         })
     }
 }

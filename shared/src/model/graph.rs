@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Dropout, Embedding, Factors, Linear, Pooling},
+    layers::{Activation, Dropout, Embedding, Factors, Linear, Lstm, Pooling},
 };
 
 /// Most parameters of a network.
@@ -146,6 +146,22 @@ pub(super) enum Node {
     Factors { history: usize, ratings: Option<Slot>, layer: Factors, output: Slot },
     /// The inner product of each row with each of its candidates, and the candidate's bias.
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
+    /// The hidden state of each step from the gates, to which a linear node has added the part of the step's input.
+    Lstm { layer: Lstm, states: LstmSlots, output: Slot },
+}
+
+/// What an LSTM layer keeps of each step beside its hidden state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LstmSlots {
+    /// `[steps, 4 x hidden]`: before the node the linear layer's output, behind it the gates' values. Gradients are
+    /// those before the gates' activation.
+    pub gates: Slot,
+    /// `[steps, hidden]`: the hidden state of the step before, zeros at the first.
+    pub previous: Slot,
+    /// `[steps, hidden]`.
+    pub cells: Slot,
+    /// `[steps, hidden]`: the hyperbolic tangent of the cells.
+    pub squashed: Slot,
 }
 
 impl Node {
@@ -161,7 +177,8 @@ impl Node {
             | Self::Pool { output, .. }
             | Self::Dropout { output, .. }
             | Self::Factors { output, .. }
-            | Self::Dot { output, .. } => output,
+            | Self::Dot { output, .. }
+            | Self::Lstm { output, .. } => output,
         }
     }
 }
@@ -329,10 +346,26 @@ impl Builder {
         activation: Activation,
         init: Init,
     ) -> Slot {
+        let inputs = self.width(input);
+        let bias = biased.then(|| format!("{name}.bias"));
+        self.linear_of(format!("{name}.weight"), &[outputs, inputs], bias, input, activation, init)
+    }
+
+    /// A linear layer under any names, whose weight has any `shape` of `[outputs, ..]` with the inputs' entries.
+    fn linear_of(
+        &mut self,
+        weight: String,
+        shape: &[usize],
+        bias: Option<String>,
+        input: Slot,
+        activation: Activation,
+        init: Init,
+    ) -> Slot {
+        let (biased, outputs) = (bias.is_some(), shape[0]);
         let SlotShape { level, width: inputs, .. } = self.shape(input);
-        let offset = self.tensor(format!("{name}.weight"), &[outputs, inputs], init);
-        if biased {
-            self.tensor(format!("{name}.bias"), &[outputs], Init::Zeros);
+        let offset = self.tensor(weight, shape, init);
+        if let Some(bias) = bias {
+            self.tensor(bias, &[outputs], Init::Zeros);
         }
         let output = self.slot(level, outputs, true);
         let layer = Linear { inputs, outputs, offset, biased, activation };
@@ -391,6 +424,29 @@ impl Builder {
         assert_eq!(level, Level::Step, "steps are pooled");
         let output = self.slot(Level::Row, width, learned);
         self.nodes.push(Node::Pool { input, pooling, output });
+        output
+    }
+
+    /// The hidden states of an LSTM over the steps of `input`: `name.weight_ih_l0` `[4 x hidden, inputs]`,
+    /// `name.bias_ih_l0` `[4 x hidden]` of zeros and `name.weight_hh_l0` `[4 x hidden, hidden]`, all gates one below
+    /// the other in the order input, forget, cell, output. PyTorch's second bias, `bias_hh_l0`, is zero.
+    ///
+    /// Both weights have the gates' gradients as their factors: one tap with the steps' inputs, one with the hidden
+    /// states before.
+    pub(super) fn lstm(&mut self, name: &str, input: Slot, hidden: usize) -> Slot {
+        // As in PyTorch.
+        let init = Init::Uniform(1.0 / (hidden as f64).sqrt());
+        let SlotShape { level, width: inputs, .. } = self.shape(input);
+        assert_eq!(level, Level::Step, "an LSTM goes along steps");
+        let [weight, bias] = ["weight_ih_l0", "bias_ih_l0"].map(|part| format!("{name}.{part}"));
+        let shape = [hidden.saturating_mul(4), inputs];
+        let gates = self.linear_of(weight, &shape, Some(bias), input, Activation::None, init);
+        let offset = self.tensor(format!("{name}.weight_hh_l0"), &[shape[0], hidden], init);
+        let [previous, cells, squashed] = [(); 3].map(|()| self.slot(Level::Step, hidden, false));
+        let output = self.slot(Level::Step, hidden, true);
+        let states = LstmSlots { gates, previous, cells, squashed };
+        self.nodes.push(Node::Lstm { layer: Lstm { hidden, offset }, states, output });
+        self.taps.push(Tap::Linear { input: previous, output: gates, biased: false });
         output
     }
 

@@ -10,8 +10,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::{
     Batch, ModelError, ModelSpec, Rows, Tap, TensorSpec, Workspace,
     error::expect_length,
-    graph::{Graph, IdSource, Init, Level, Node, Slot, SlotShape},
-    layers::{add_embedding_gradient, add_linear_gradient},
+    graph::{Graph, IdSource, Init, Level, LstmSlots, Node, Slot, SlotShape},
+    layers::{LstmStates, add_embedding_gradient, add_linear_gradient},
     loss,
     product::{dot, first_not_finite},
     workspace::Buffers,
@@ -319,7 +319,7 @@ impl Network {
         let counts = [Level::Row, Level::Step, Level::Candidate].map(|level| workspace.count(level));
         let rows = counts[Level::Row as usize];
         let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
-        let Workspace { slots, ids, packing, .. } = workspace;
+        let Workspace { slots, ids, packing, recurrence, .. } = workspace;
         slots.resize_with(self.slots.len(), Buffers::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
             buffers.values.clear();
@@ -383,6 +383,10 @@ impl Network {
                         values.extend(items.zip(biases).map(|(item, bias)| dot::<_, f32>(row, item) + bias));
                     }
                 }
+                Node::Lstm { layer, states, .. } => {
+                    let (states, _) = lstm_states(slots, states);
+                    layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
+                }
             }
             slots[output.0].values = values;
         }
@@ -391,7 +395,7 @@ impl Network {
     /// Fills the gradients of all learned slots, given those of the output and zeros elsewhere.
     fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         let rows = workspace.count(Level::Row);
-        let Workspace { slots, packing, .. } = workspace;
+        let Workspace { slots, packing, recurrence, .. } = workspace;
         let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
         for node in self.graph.nodes.iter().rev() {
             let output = node.output();
@@ -454,6 +458,11 @@ impl Network {
                         }
                     }
                 }
+                Node::Lstm { layer, states, .. } => {
+                    let (states, gradients) = lstm_states(slots, states);
+                    let starts = batch.rows.step_starts;
+                    layer.backward(parameters, starts, states, &from, gradients, recurrence);
+                }
             }
             slots[output.0].gradients = from;
         }
@@ -502,6 +511,20 @@ impl Network {
         let share = 1.0 / (*customers).max(1) as f32;
         out.iter_mut().for_each(|entry| *entry *= share);
     }
+}
+
+/// What an LSTM layer keeps, and the gradients by its gates.
+fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> (LstmStates<'a>, &'a mut [f32]) {
+    let places = [of.gates, of.previous, of.cells, of.squashed].map(|slot| slot.0);
+    let [gates, previous, cells, squashed] =
+        slots.get_disjoint_mut(places).expect("four slots of the network");
+    let states = LstmStates {
+        gates: &mut gates.values,
+        previous: &mut previous.values,
+        cells: &mut cells.values,
+        squashed: &mut squashed.values,
+    };
+    (states, &mut gates.gradients)
 }
 
 /// `to += from`.

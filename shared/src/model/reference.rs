@@ -19,6 +19,16 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
     let steps = SequenceShape { length: 6, numbers: 2, vocabularies: vec![7] };
     let sequence = InputShape { sequence: Some(steps.clone()), ..InputShape::default() };
     let everything = InputShape { sequence: Some(steps), ..mixed.clone() };
+    let step_numbers = InputShape {
+        sequence: Some(SequenceShape { length: 4, numbers: 3, vocabularies: vec![] }),
+        ..InputShape::default()
+    };
+    let lstm = |hidden: &[u32], dropout| ModelSpec::Lstm {
+        hidden: hidden.into(),
+        dropout,
+        embedding_dim: 2,
+        negatives: 3,
+    };
     let of = |inputs: &InputShape, target| DataShape { inputs: inputs.clone(), target };
     let history = |numbers| {
         let sequence = Some(SequenceShape { length: 6, numbers, vocabularies: vec![7] });
@@ -49,6 +59,12 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         (factorisation(4), of(&history(0), Target::Item(7))),
         (factorisation(3), of(&InputShape { vocabularies: vec![7, 2], ..history(1) }, Target::Number)),
         (ModelSpec::TwoTower { hidden: vec![6], dim: 4, negatives: 3 }, of(&everything, Target::Item(9))),
+        (lstm(&[3], 0.0), binary(&sequence)),
+        (lstm(&[5, 3], 0.25), binary(&everything)),
+        (lstm(&[4], 0.0), of(&step_numbers, Target::Number)),
+        (lstm(&[3, 2], 0.0), of(&sequence, Target::Classes(3))),
+        (lstm(&[4], 0.5), of(&step_numbers, Target::Count)),
+        (lstm(&[4], 0.0), of(&everything, Target::Item(9))),
     ]
 }
 
@@ -225,6 +241,29 @@ fn forward(
                     vec![slots[biases.0][at][0] + user.iter().zip(item).map(|(u, v)| u * v).sum::<f64>()]
                 };
                 slots[candidates.0].iter().enumerate().map(score).collect()
+            }
+            Node::Lstm { layer, states, .. } => {
+                let width = layer.hidden;
+                let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+                let mut states_of_steps = Matrix::new();
+                for span in &spans {
+                    let (mut hidden, mut cell) = (vec![0.0; width], vec![0.0; width]);
+                    for step in span.clone() {
+                        let gate = |at: usize| {
+                            let weight = &parameters[layer.offset + at * width..][..width];
+                            let recurrent = weight.iter().zip(&hidden).map(|(w, h)| w * h).sum::<f64>();
+                            slots[states.gates.0][step][at] + recurrent
+                        };
+                        let gates: Vec<f64> = (0..4 * width).map(gate).collect();
+                        for at in 0..width {
+                            let [i, f, g, o] = [0, 1, 2, 3].map(|quarter| gates[quarter * width + at]);
+                            cell[at] = sigmoid(f) * cell[at] + sigmoid(i) * g.tanh();
+                            hidden[at] = sigmoid(o) * cell[at].tanh();
+                        }
+                        states_of_steps.push(hidden.clone());
+                    }
+                }
+                states_of_steps
             }
         };
         let shape = graph.slots[node.output().0];

@@ -153,6 +153,7 @@ impl Pass<'_> {
             Node::Dot { rows, candidates, biases, .. } => {
                 of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
             }
+            Node::Lstm { layer, states, .. } => self.lstm(of(&states.gates), layer.offset),
         }
     }
 
@@ -177,6 +178,48 @@ impl Pass<'_> {
         };
         let count = ids.len();
         Tensor::from_vec(ids, count, self.device)
+    }
+
+    /// The hidden states of an LSTM, from its gates' inputs and the offset of its recurrent weight; all rows that have a
+    /// step of the same place go on together.
+    fn lstm(&self, gates: &Tensor, offset: usize) -> TensorResult {
+        let weight = self.tensor(offset).t()?;
+        let (hidden, gates_width) = weight.dims2()?;
+        let starts = self.rows.step_starts;
+        let length = |row: u32| starts[row as usize + 1] - starts[row as usize];
+        let mut order: Vec<u32> = (0..self.count as u32).collect();
+        order.sort_by_key(|&row| std::cmp::Reverse(length(row)));
+        let mut states: Vec<Tensor> = Vec::new();
+        let mut cells = Tensor::zeros((self.count, hidden), DType::F32, self.device)?;
+        // Where the state of each step lies in `states`.
+        let mut places = vec![0u32; gates.dim(0)?];
+        let mut made = 0;
+        for step in 0.. {
+            let active = order.partition_point(|&row| length(row) > step);
+            if active == 0 {
+                break;
+            }
+            let of_step: Vec<u32> = order[..active].iter().map(|&row| starts[row as usize] + step).collect();
+            for (place, &at) in (made..).zip(&of_step) {
+                places[at as usize] = place;
+            }
+            made += active as u32;
+            let mut sums = gates.index_select(&Tensor::from_vec(of_step, active, self.device)?, 0)?;
+            if let Some(before) = states.last() {
+                sums = (sums + before.narrow(0, 0, active)?.contiguous()?.matmul(&weight)?)?;
+            }
+            let quarter = |at: usize| sums.narrow(1, at * hidden, gates_width / 4);
+            let sigmoid = |x: Tensor| ((x * 0.5)?.tanh()? * 0.5)? + 0.5;
+            let (i, f, g, o) =
+                (sigmoid(quarter(0)?)?, sigmoid(quarter(1)?)?, quarter(2)?.tanh()?, sigmoid(quarter(3)?)?);
+            cells = ((f * cells.narrow(0, 0, active)?)? + (i * g)?)?;
+            states.push((o * cells.tanh()?)?);
+        }
+        if states.is_empty() {
+            return Tensor::zeros((0, hidden), DType::F32, self.device);
+        }
+        let count = places.len();
+        Tensor::cat(&states, 0)?.index_select(&Tensor::from_vec(places, count, self.device)?, 0)
     }
 
     /// Sums each row's steps, each with its weight.
@@ -234,6 +277,22 @@ mod tests {
         let scores = score(&network, &[1e30, 0.0], &rows, &Device::Cpu).unwrap();
         assert_eq!(scores.len(), numbers.len());
         assert!(scores.iter().enumerate().all(|(i, &score)| score == if i % 2 == 0 { 1.0 } else { 0.0 }));
+    }
+
+    #[test]
+    fn rows_whose_sequences_are_all_empty_are_scored() {
+        for (spec, shape) in reference::zoo().into_iter().filter(|(_, shape)| shape.inputs.sequence.is_some())
+        {
+            let network = Network::new(&spec, shape.clone()).unwrap();
+            let parameters = network.initial_parameters([3; 32]);
+            let mut batch = reference::OwnedBatch::draw(5, shape, &[1; 3], 2.0);
+            batch.step_starts.fill(0);
+            batch.step_numbers.clear();
+            batch.step_ids.clear();
+            let scores = score(&network, &parameters, &batch.rows(), &Device::Cpu).unwrap();
+            assert_eq!(scores.len(), 3 * network.target().outputs());
+            assert!(scores.iter().all(|score| score.is_finite()), "{spec:?}");
+        }
     }
 
     #[test]

@@ -88,6 +88,23 @@ pub enum ModelSpec {
         #[serde(default = "default_negatives")]
         negatives: u32,
     },
+    /// Long short-term memory (Hochreiter & Schmidhuber 1997): reads each row's sequence step by step, its last hidden
+    /// state goes to the output with the row's other features. For rows with a sequence, and any label; items are
+    /// ranked by the inner product with the vector of each.
+    Lstm {
+        /// Units of each layer, first to last: 1 to 8 layers, each of 1 to 1024 units.
+        hidden: Vec<u32>,
+        /// Probability with which an entry of a hidden state is zeroed on its way to the next layer and to the output
+        /// while the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_sequence_dropout")]
+        dropout: f64,
+        /// Entries of each category's embedding, of steps and of rows: 1 to 256.
+        #[serde(default = "default_dim")]
+        embedding_dim: u32,
+        /// Items sampled for each row if the label is of kind item: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
 }
 
 fn default_embedding_dim() -> u32 {
@@ -104,6 +121,10 @@ fn default_ridge() -> f64 {
 
 fn default_negatives() -> u32 {
     DEFAULT_NEGATIVES
+}
+
+fn default_sequence_dropout() -> f64 {
+    0.2
 }
 
 impl ModelSpec {
@@ -128,6 +149,12 @@ impl ModelSpec {
             Self::TwoTower { hidden, dim, negatives } => {
                 check_hidden(hidden)?;
                 check_embedding(*dim)?;
+                check_negatives(*negatives)
+            }
+            Self::Lstm { hidden, dropout, embedding_dim, negatives } => {
+                check_hidden(hidden)?;
+                check_dropout(*dropout)?;
+                check_embedding(*embedding_dim)?;
                 check_negatives(*negatives)
             }
         }
@@ -177,6 +204,10 @@ mod tests {
             (
                 "[model.wide_and_deep]\nhidden = [32]\nembedding_dim = 4",
                 ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: 4 },
+            ),
+            (
+                "[model.lstm]\nhidden = [128, 64]",
+                ModelSpec::Lstm { hidden: vec![128, 64], dropout: 0.2, embedding_dim: 32, negatives: 16 },
             ),
         ] {
             let job: Job = toml::from_str(text).unwrap();

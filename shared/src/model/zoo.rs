@@ -43,6 +43,19 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
             let wide = zoo.wide(false)?;
             zoo.builder.sum(vec![deep, wide])
         }
+        ModelSpec::Lstm { hidden, dropout, embedding_dim, negatives } => {
+            let dim = *embedding_dim as usize;
+            let mut steps = zoo.sequence("", dim)?;
+            for (index, &units) in hidden.iter().enumerate() {
+                if index > 0 {
+                    steps = zoo.builder.dropout(steps, *dropout);
+                }
+                steps = zoo.builder.lstm(&format!("lstm.{index}"), steps, units as usize);
+            }
+            let last = zoo.builder.pool(steps, Pooling::Last);
+            let last = zoo.builder.dropout(last, *dropout);
+            zoo.sequence_head(last, dim, *negatives)?
+        }
     };
     zoo.builder.finish(output)
 }
@@ -125,6 +138,22 @@ impl Zoo<'_> {
             parts.push(self.builder.embedding(&name, source, [vocabulary, dim], embedding_init(dim)));
         }
         self.builder.concat(parts)
+    }
+
+    /// The steps that a model of sequences reads.
+    fn sequence(&mut self, prefix: &str, dim: usize) -> Result<Slot, ModelError> {
+        match self.shape.inputs.sequence {
+            Some(_) => Ok(self.step_vector(prefix, dim)),
+            None => Err(ModelError::NoSequence),
+        }
+    }
+
+    /// The outputs of a model of sequences, from what it made of a row's sequence and the row's other features.
+    fn sequence_head(&mut self, summary: Slot, dim: usize, negatives: u32) -> Result<Slot, ModelError> {
+        let mut parts = vec![summary];
+        parts.extend(self.static_vector("", dim));
+        let last = self.builder.concat(parts);
+        self.head("head", last, Some(negatives))
     }
 
     /// Linear layers `name.0`, `name.1`, ... with ReLU, each with dropout behind it.

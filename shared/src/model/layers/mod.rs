@@ -7,10 +7,13 @@ mod dropout;
 mod embedding;
 mod factors;
 mod linear;
+mod lstm;
 mod pool;
+mod squash;
 
 pub(super) use dropout::Dropout;
 pub(super) use embedding::{Embedding, add_embedding_gradient};
 pub(super) use factors::Factors;
 pub(super) use linear::{Activation, Linear, add_linear_gradient};
+pub(super) use lstm::{Lstm, LstmStates, Recurrence};
 pub(super) use pool::Pooling;
