@@ -87,6 +87,8 @@ pub enum ModelKind {
     WideAndDeep,
     /// A ranking of items.
     TwoTower,
+    /// Attention over sequences.
+    Transformer,
 }
 
 impl From<LabelKind> for Task {
@@ -104,6 +106,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::Mlp { .. } => Self::Mlp,
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
             ModelSpec::TwoTower { .. } => Self::TwoTower,
+            ModelSpec::Transformer { .. } => Self::Transformer,
         }
     }
 }
@@ -133,6 +136,7 @@ impl fmt::Display for ModelKind {
             Self::Mlp => "mlp",
             Self::WideAndDeep => "wide_and_deep",
             Self::TwoTower => "two_tower",
+            Self::Transformer => "transformer",
         })
     }
 }

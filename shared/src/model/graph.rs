@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Dropout, Embedding, Linear, Pooling},
+    layers::{Activation, Attention, Dropout, Embedding, LayerNorm, Linear, Pooling},
 };
 
 /// Most parameters of a network.
@@ -143,6 +143,10 @@ pub(super) enum Node {
     Dropout { input: Slot, layer: Dropout, output: Slot },
     /// The inner product of each row with each of its candidates, and the candidate's bias.
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
+    /// Normalised rows, and what their gain and bias make of them.
+    LayerNorm { input: Slot, layer: LayerNorm, normal: Slot, output: Slot },
+    /// Each step from those of its row; the input holds queries, keys and values.
+    Attention { input: Slot, layer: Attention, output: Slot },
 }
 
 impl Node {
@@ -157,7 +161,9 @@ impl Node {
             | Self::Linear { output, .. }
             | Self::Pool { output, .. }
             | Self::Dropout { output, .. }
-            | Self::Dot { output, .. } => output,
+            | Self::Dot { output, .. }
+            | Self::LayerNorm { output, .. }
+            | Self::Attention { output, .. } => output,
         }
     }
 }
@@ -166,6 +172,7 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Init {
     Zeros,
+    Ones,
     /// Uniform between plus and minus this.
     Uniform(f64),
 }
@@ -325,10 +332,24 @@ impl Builder {
         activation: Activation,
         init: Init,
     ) -> Slot {
+        let names = [format!("{name}.weight"), format!("{name}.bias")];
+        self.named_linear(names, input, outputs, biased, activation, init)
+    }
+
+    /// [`linear`](Self::linear) with the names of weight and bias.
+    fn named_linear(
+        &mut self,
+        [weight, bias]: [String; 2],
+        input: Slot,
+        outputs: usize,
+        biased: bool,
+        activation: Activation,
+        init: Init,
+    ) -> Slot {
         let SlotShape { level, width: inputs, .. } = self.shape(input);
-        let offset = self.tensor(format!("{name}.weight"), &[outputs, inputs], init);
+        let offset = self.tensor(weight, &[outputs, inputs], init);
         if biased {
-            self.tensor(format!("{name}.bias"), &[outputs], Init::Zeros);
+            self.tensor(bias, &[outputs], Init::Zeros);
         }
         let output = self.slot(level, outputs, true);
         let layer = Linear { inputs, outputs, offset, biased, activation };
@@ -361,6 +382,39 @@ impl Builder {
         let output = self.slot(Level::Candidate, 1, true);
         self.nodes.push(Node::Dot { rows, candidates, biases, output });
         output
+    }
+
+    /// Each row normalised, then `name.weight` `[width]`, of ones, times it and `name.bias` `[width]`, of zeros, added.
+    pub(super) fn layer_norm(&mut self, name: &str, input: Slot) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        let offset = self.tensor(format!("{name}.weight"), &[width], Init::Ones);
+        self.tensor(format!("{name}.bias"), &[width], Init::Zeros);
+        let (normal, output) = (self.slot(level, width, false), self.slot(level, width, true));
+        self.nodes.push(Node::LayerNorm { input, layer: LayerNorm { width, offset }, normal, output });
+        self.taps.push(Tap::Scale { input: normal, output });
+        output
+    }
+
+    /// Self-attention of so many heads over the steps of each row, with the names and shapes of PyTorch's
+    /// `MultiheadAttention`: `name.in_proj_weight` `[3 width, width]` and its bias make queries, keys and values;
+    /// `name.out_proj` is a linear layer behind. If `causal`, a step sees only itself and those before it.
+    pub(super) fn attention(
+        &mut self,
+        name: &str,
+        input: Slot,
+        heads: usize,
+        causal: bool,
+        init: Init,
+    ) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        assert_eq!(level, Level::Step, "attention is over steps");
+        assert_eq!(width % heads, 0, "heads of one width");
+        let names = [format!("{name}.in_proj_weight"), format!("{name}.in_proj_bias")];
+        let projected = self.named_linear(names, input, 3 * width, true, Activation::None, init);
+        let output = self.slot(level, width, true);
+        let layer = Attention { width, heads, causal };
+        self.nodes.push(Node::Attention { input: projected, layer, output });
+        self.linear(&format!("{name}.out_proj"), output, width, true, Activation::None, init)
     }
 
     /// One row for each sequence of steps.
