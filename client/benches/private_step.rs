@@ -117,7 +117,8 @@ impl Shape {
             "mf" => "kind = \"number\"\nmin = -1.0\nmax = 1.0",
             _ => "kind = \"binary\"",
         };
-        let mut text = format!("name = \"bench\"\ncustomer = \"id\"\n[label]\ncolumn = \"y\"\n{label}\n{}", self.schema);
+        let mut text =
+            format!("name = \"bench\"\ncustomer = \"id\"\n[label]\ncolumn = \"y\"\n{label}\n{}", self.schema);
         if self.peer == "mlp" {
             for at in 0..64 {
                 write!(text, "[[features]]\ncolumn = \"x{at}\"\nmin = -1.0\nmax = 1.0\n").unwrap();
@@ -132,7 +133,11 @@ impl Shape {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 11) as f64 / (1u64 << 53) as f64
         };
-        let header = if self.peer == "mlp" { (0..64).map(|at| format!("x{at}")).collect::<Vec<_>>().join(",") } else { self.header.into() };
+        let header = if self.peer == "mlp" {
+            (0..64).map(|at| format!("x{at}")).collect::<Vec<_>>().join(",")
+        } else {
+            self.header.into()
+        };
         let mut text = format!("id,{header},y\n");
         for customer in 0..self.customers {
             writeln!(text, "c{customer},{}", (self.cells)(&mut draw)).unwrap();
@@ -171,7 +176,7 @@ fn measure(shape: &Shape) {
         let charge = Charge { population: Population::Training, event: contract.round_charge() };
         let mechanism = Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
         let job = contract.id();
-        budget.reserve(job, "bench", vec![charge.clone()]).unwrap();
+        budget.reserve(job, "bench", vec![charge]).unwrap();
         let debit = budget.debit(job, RoundId(0), charge, mechanism).unwrap();
         let network = contract.network().unwrap();
         let parameters = network.initial_parameters([1; 32]);
@@ -184,7 +189,8 @@ fn measure(shape: &Shape) {
         time
     };
     let warm = round(5);
-    let steps = (Duration::from_millis(250).as_secs_f64() / (warm.as_secs_f64() / 5.0)).clamp(3.0, 10_000.0) as usize;
+    let steps =
+        (Duration::from_millis(250).as_secs_f64() / (warm.as_secs_f64() / 5.0)).clamp(3.0, 10_000.0) as usize;
     let mut blocks: Vec<f64> = (0..7).map(|_| round(steps).as_secs_f64() / steps as f64).collect();
     blocks.sort_by(f64::total_cmp);
     println!("{{\"exs\":{},\"rss_mb\":{}}}", shape.customers as f64 / blocks[3], peak_memory());
@@ -217,7 +223,8 @@ fn figures(command: &mut Command) -> Option<serde_json::Value> {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if let [verb, peer] = arguments.as_slice()
         && verb == "measure"
     {
@@ -250,7 +257,9 @@ fn main() {
                 println!("  {threads} threads: this build does not run it");
                 continue;
             };
-            let rate = figures(pinned(threads).arg("rate")).and_then(|rate| rate["rate"].as_f64()).unwrap_or(f64::NAN);
+            let rate = figures(pinned(threads).arg("rate"))
+                .and_then(|rate| rate["rate"].as_f64())
+                .unwrap_or(f64::NAN);
             let exs = own["exs"].as_f64().unwrap_or(f64::NAN);
             // Forward, gradients by the inputs and by the weights.
             let share = 3.0 * shape.products as f64 * exs / rate;

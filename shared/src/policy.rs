@@ -91,6 +91,8 @@ pub enum ModelKind {
     MatrixFactorisation,
     /// Long short-term memory over sequences.
     Lstm,
+    /// Attention over sequences.
+    Transformer,
 }
 
 impl From<LabelKind> for Task {
@@ -110,6 +112,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::TwoTower { .. } => Self::TwoTower,
             ModelSpec::MatrixFactorisation { .. } => Self::MatrixFactorisation,
             ModelSpec::Lstm { .. } => Self::Lstm,
+            ModelSpec::Transformer { .. } => Self::Transformer,
         }
     }
 }
@@ -141,6 +144,7 @@ impl fmt::Display for ModelKind {
             Self::TwoTower => "two_tower",
             Self::MatrixFactorisation => "matrix_factorisation",
             Self::Lstm => "lstm",
+            Self::Transformer => "transformer",
         })
     }
 }

@@ -35,6 +35,28 @@ pub enum ModelError {
         /// The probability in the spec.
         got: f64,
     },
+    /// No layers of a transformer, or too many.
+    #[error("a transformer has 1 to 12 layers, got {got}")]
+    TransformerLayers {
+        /// Layers in the spec.
+        got: u32,
+    },
+    /// Steps' vectors that are empty, too wide, or not of whole heads.
+    #[error(
+        "the width of a transformer must be 2 to 512 and a multiple of its heads, got {width} for {heads} heads"
+    )]
+    TransformerWidth {
+        /// Entries in the spec.
+        width: u32,
+        /// Heads in the spec.
+        heads: u32,
+    },
+    /// A feed-forward part that is empty or too wide.
+    #[error("feed_forward must be 1 to 4096 units, got {got}")]
+    FeedForward {
+        /// Units in the spec.
+        got: u32,
+    },
     /// A layer that is empty or too wide.
     #[error("a layer has 1 to {limit} outputs, got {got}: choose smaller sizes for the model")]
     Outputs {

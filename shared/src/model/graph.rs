@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Dropout, Embedding, Factors, Linear, Lstm, Pooling},
+    layers::{Activation, Attention, Dropout, Embedding, Factors, LayerNorm, Linear, Lstm, Pooling},
 };
 
 /// Most parameters of a network.
@@ -148,6 +148,10 @@ pub(super) enum Node {
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
     /// The hidden state of each step from the gates, to which a linear node has added the part of the step's input.
     Lstm { layer: Lstm, states: LstmSlots, output: Slot },
+    /// Normalised rows, and what their gain and bias make of them.
+    LayerNorm { input: Slot, layer: LayerNorm, normal: Slot, output: Slot },
+    /// Each step from those of its row; the input holds queries, keys and values.
+    Attention { input: Slot, layer: Attention, output: Slot },
 }
 
 /// What an LSTM layer keeps of each step beside its hidden state.
@@ -178,7 +182,9 @@ impl Node {
             | Self::Dropout { output, .. }
             | Self::Factors { output, .. }
             | Self::Dot { output, .. }
-            | Self::Lstm { output, .. } => output,
+            | Self::Lstm { output, .. }
+            | Self::LayerNorm { output, .. }
+            | Self::Attention { output, .. } => output,
         }
     }
 }
@@ -187,6 +193,7 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Init {
     Zeros,
+    Ones,
     /// Uniform between plus and minus this.
     Uniform(f64),
 }
@@ -416,6 +423,40 @@ impl Builder {
         let output = self.slot(Level::Candidate, 1, true);
         self.nodes.push(Node::Dot { rows, candidates, biases, output });
         output
+    }
+
+    /// Each row normalised, then `name.weight` `[width]`, of ones, times it and `name.bias` `[width]`, of zeros, added.
+    pub(super) fn layer_norm(&mut self, name: &str, input: Slot) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        let offset = self.tensor(format!("{name}.weight"), &[width], Init::Ones);
+        self.tensor(format!("{name}.bias"), &[width], Init::Zeros);
+        let (normal, output) = (self.slot(level, width, false), self.slot(level, width, true));
+        self.nodes.push(Node::LayerNorm { input, layer: LayerNorm { width, offset }, normal, output });
+        self.taps.push(Tap::Scale { input: normal, output });
+        output
+    }
+
+    /// Self-attention of so many heads over the steps of each row, with the names and shapes of PyTorch's
+    /// `MultiheadAttention`: `name.in_proj_weight` `[3 width, width]` and its bias make queries, keys and values;
+    /// `name.out_proj` is a linear layer behind. If `causal`, a step sees only itself and those before it.
+    pub(super) fn attention(
+        &mut self,
+        name: &str,
+        input: Slot,
+        heads: usize,
+        causal: bool,
+        init: Init,
+    ) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        assert_eq!(level, Level::Step, "attention is over steps");
+        assert_eq!(width % heads, 0, "heads of one width");
+        let (weight, bias) = (format!("{name}.in_proj_weight"), format!("{name}.in_proj_bias"));
+        let projected =
+            self.linear_of(weight, &[3 * width, width], Some(bias), input, Activation::None, init);
+        let output = self.slot(level, width, true);
+        let layer = Attention { width, heads, causal };
+        self.nodes.push(Node::Attention { input: projected, layer, output });
+        self.linear(&format!("{name}.out_proj"), output, width, true, Activation::None, init)
     }
 
     /// One row for each sequence of steps.

@@ -79,8 +79,8 @@ impl Network {
     }
 
     /// Where a job starts, everybody with the seed at the same bits: weights uniform within a bound of their layer
-    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, embeddings within `1 / sqrt(entries)`, a wide part
-    /// zero.
+    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, gains one, embeddings within `1 / sqrt(entries)`, or of variance 1
+    /// before a transformer, a wide part zero.
     ///
     /// The draws are SHA-256 over seed, tensor name and counter. They are public and protect nothing; privacy noise
     /// never comes from here.
@@ -90,6 +90,7 @@ impl Network {
             let entries = &mut parameters[tensor.offset..][..tensor.entries()];
             match tensor.init {
                 Init::Zeros => {}
+                Init::Ones => entries.fill(1.0),
                 Init::Uniform(bound) => draw_uniform(&seed, &tensor.name, bound, entries),
             }
         }
@@ -319,7 +320,7 @@ impl Network {
         let counts = [Level::Row, Level::Step, Level::Candidate].map(|level| workspace.count(level));
         let rows = counts[Level::Row as usize];
         let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
-        let Workspace { slots, ids, packing, recurrence, .. } = workspace;
+        let Workspace { slots, ids, packing, recurrence, attention, .. } = workspace;
         slots.resize_with(self.slots.len(), Buffers::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
             buffers.values.clear();
@@ -387,6 +388,15 @@ impl Network {
                     let (states, _) = lstm_states(slots, states);
                     layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
                 }
+                Node::LayerNorm { input, layer, normal, .. } => {
+                    let mut normal_values = std::mem::take(&mut slots[normal.0].values);
+                    let input = &slots[input.0].values;
+                    layer.forward(parameters, input, &mut normal_values, &mut values);
+                    slots[normal.0].values = normal_values;
+                }
+                Node::Attention { input, layer, .. } => {
+                    layer.forward(batch.rows.step_starts, of(input), &mut values, attention)
+                }
             }
             slots[output.0].values = values;
         }
@@ -395,7 +405,7 @@ impl Network {
     /// Fills the gradients of all learned slots, given those of the output and zeros elsewhere.
     fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         let rows = workspace.count(Level::Row);
-        let Workspace { slots, packing, recurrence, .. } = workspace;
+        let Workspace { slots, packing, recurrence, attention, line, .. } = workspace;
         let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
         for node in self.graph.nodes.iter().rev() {
             let output = node.output();
@@ -462,6 +472,18 @@ impl Network {
                     let (states, gradients) = lstm_states(slots, states);
                     let starts = batch.rows.step_starts;
                     layer.backward(parameters, starts, states, &from, gradients, recurrence);
+                }
+                Node::LayerNorm { input, layer, normal, .. } => {
+                    if learned(&input) {
+                        let mut to = std::mem::take(&mut slots[input.0].gradients);
+                        let values = [input, normal].map(|slot| slots[slot.0].values.as_slice());
+                        layer.backward(parameters, [values[0], values[1], &from], &mut to, line);
+                        slots[input.0].gradients = to;
+                    }
+                }
+                Node::Attention { input, layer, .. } => {
+                    let Buffers { values, gradients } = &mut slots[input.0];
+                    layer.backward(batch.rows.step_starts, values, &from, gradients, attention);
                 }
             }
             slots[output.0].gradients = from;

@@ -418,6 +418,24 @@ pub(crate) fn dot<X: Copy + Into<T>, T: Element + std::ops::Mul<Output = T>>(a: 
     rest
 }
 
+/// The sum of the entries, in an order that depends on the length alone. Inlines, as [`dot`].
+#[inline(always)]
+pub(crate) fn sum(entries: &[f32]) -> f32 {
+    let (chunks, rest) = entries.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] += chunk[i];
+        }
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    rest.iter().sum::<f32>() + lanes[0]
+}
+
 /// `out[i] += rows[i] . vector` for `rows` of `[out.len(), vector.len()]`, each row by itself.
 pub(crate) fn add_dots(rows: &[f32], vector: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), out.len() * vector.len(), "rows of {} for {} dots", vector.len(), out.len());

@@ -29,6 +29,19 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         embedding_dim: 2,
         negatives: 3,
     };
+    let stepwise = |numbers, vocabularies: &[usize]| InputShape {
+        sequence: Some(SequenceShape { length: 5, numbers, vocabularies: vocabularies.into() }),
+        ..InputShape::default()
+    };
+    let (numeric_steps, id_steps) = (stepwise(3, &[]), stepwise(0, &[7, 4]));
+    let transformer = |layers, width, heads, dropout| ModelSpec::Transformer {
+        layers,
+        width,
+        heads,
+        feed_forward: 5,
+        dropout,
+        negatives: 3,
+    };
     let of = |inputs: &InputShape, target| DataShape { inputs: inputs.clone(), target };
     let history = |numbers| {
         let sequence = Some(SequenceShape { length: 6, numbers, vocabularies: vec![7] });
@@ -65,6 +78,12 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         (lstm(&[3, 2], 0.0), of(&sequence, Target::Classes(3))),
         (lstm(&[4], 0.5), of(&step_numbers, Target::Count)),
         (lstm(&[4], 0.0), of(&everything, Target::Item(9))),
+        (transformer(1, 4, 2, 0.0), binary(&everything)),
+        (transformer(2, 6, 3, 0.0), of(&sequence, Target::Number)),
+        (transformer(1, 4, 1, 0.25), of(&numeric_steps, Target::Classes(3))),
+        (transformer(1, 6, 2, 0.0), of(&id_steps, Target::Count)),
+        (transformer(1, 4, 2, 0.0), of(&id_steps, Target::Item(9))),
+        (transformer(1, 4, 2, 0.25), of(&everything, Target::Item(9))),
     ]
 }
 
@@ -264,6 +283,39 @@ fn forward(
                     }
                 }
                 states_of_steps
+            }
+            Node::LayerNorm { input, layer, .. } => {
+                let width = layer.width;
+                let normalise = |row: &Vec<f64>| -> Vec<f64> {
+                    let mean = row.iter().sum::<f64>() / width as f64;
+                    let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                    let entry = |at: usize| {
+                        let (gain, bias) =
+                            (parameters[layer.offset + at], parameters[layer.offset + width + at]);
+                        (row[at] - mean) / (variance + 1e-5).sqrt() * gain + bias
+                    };
+                    (0..width).map(entry).collect()
+                };
+                slots[input.0].iter().map(normalise).collect()
+            }
+            Node::Attention { input, layer, .. } => {
+                let (width, own) = (layer.width, layer.width / layer.heads);
+                let attend = |span: &std::ops::Range<usize>, step: usize| -> Vec<f64> {
+                    let rows = &slots[input.0][span.clone()];
+                    let seen = if layer.causal { &rows[..=step] } else { rows };
+                    let entry = |at: usize| {
+                        let head = at / own * own..at / own * own + own;
+                        let score = |other: &Vec<f64>| -> f64 {
+                            let products = head.clone().map(|at| rows[step][at] * other[width + at]);
+                            (products.sum::<f64>() / (own as f64).sqrt()).exp()
+                        };
+                        let total: f64 = seen.iter().map(score).sum();
+                        seen.iter().map(|other| score(other) * other[2 * width + at]).sum::<f64>() / total
+                    };
+                    (0..width).map(entry).collect()
+                };
+                let steps = spans.iter().flat_map(|span| (0..span.len()).map(move |step| (span, step)));
+                steps.map(|(span, step)| attend(span, step)).collect()
             }
         };
         let shape = graph.slots[node.output().0];

@@ -9,7 +9,7 @@ use super::{
     ModelError, Network, Rows,
     error::expect_length,
     graph::{IdSource, Node, Slot},
-    layers::{Activation, Pooling},
+    layers::{Activation, Attention, EPSILON, Pooling},
     loss::predict,
 };
 use crate::schema::{SequenceShape, Target};
@@ -154,6 +154,15 @@ impl Pass<'_> {
                 of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
             }
             Node::Lstm { layer, states, .. } => self.lstm(of(&states.gates), layer.offset),
+            Node::LayerNorm { input, layer, .. } => {
+                let input = of(input);
+                let centered = input.broadcast_sub(&input.mean_keepdim(D::Minus1)?)?;
+                let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+                let normal = centered.broadcast_div(&(variance + f64::from(EPSILON))?.sqrt()?)?;
+                let [gain, bias] = [0, layer.width].map(|after| self.tensor(layer.offset + after));
+                normal.broadcast_mul(gain)?.broadcast_add(bias)
+            }
+            Node::Attention { input, layer, .. } => self.attention(of(input), layer),
         }
     }
 
@@ -220,6 +229,30 @@ impl Pass<'_> {
         }
         let count = places.len();
         Tensor::cat(&states, 0)?.index_select(&Tensor::from_vec(places, count, self.device)?, 0)
+    }
+
+    /// Each row's steps by themselves, all heads at once.
+    fn attention(&self, input: &Tensor, layer: &Attention) -> TensorResult {
+        let Attention { width, heads, causal } = *layer;
+        let attend = |first: usize, steps: usize| -> TensorResult {
+            let parts = input.narrow(0, first, steps)?.reshape((steps, 3, heads, width / heads))?;
+            let part = |which: usize| parts.narrow(1, which, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
+            let scores = (part(0)?.matmul(&part(1)?.t()?)? * f64::from(layer.scale()))?;
+            let hidden = |at: usize| causal && at % steps > at / steps;
+            let mask = (0..steps * steps).map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 });
+            let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (steps, steps), self.device)?;
+            let scores = scores.broadcast_add(&mask)?;
+            let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+            let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+            weights.matmul(&part(2)?)?.transpose(0, 1)?.reshape((steps, width))
+        };
+        let spans = self.rows.step_starts.windows(2).filter(|span| span[0] < span[1]);
+        let parts = spans.map(|span| attend(span[0] as usize, (span[1] - span[0]) as usize));
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        if parts.is_empty() {
+            return Tensor::zeros((0, width), DType::F32, self.device);
+        }
+        Tensor::cat(&parts, 0)
     }
 
     /// Sums each row's steps, each with its weight.

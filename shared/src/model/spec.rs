@@ -21,6 +21,11 @@ pub const MAX_NEGATIVES: u32 = 1024;
 pub const DEFAULT_NEGATIVES: u32 = 16;
 /// Largest penalty on a customer's factors.
 pub const MAX_RIDGE: f64 = 1e6;
+/// Most layers of a transformer.
+pub const MAX_TRANSFORMER_LAYERS: u32 = 12;
+/// Most entries of a transformer's vectors: normalised, none is past the 32 to which the grid of gradients reads
+/// activations.
+pub const MAX_TRANSFORMER_WIDTH: u32 = 512;
 /// Most of a layer's entries that dropout zeroes.
 pub const MAX_DROPOUT: f64 = 0.9;
 
@@ -105,6 +110,52 @@ pub enum ModelSpec {
         #[serde(default = "default_negatives")]
         negatives: u32,
     },
+    /// Encoder over each row's sequence (Vaswani et al. 2017, "Attention Is All You Need", with the normalisation before
+    /// each part, Xiong et al. 2020). A step is the sum of the embeddings of its categories, a linear layer of its numbers
+    /// and the embedding of its place; the mean of the encoded steps, and what the row holds beside them, enter a linear
+    /// layer. For labels of kind item it ranks the next one (Kang & McAuley 2018, "Self-Attentive Sequential
+    /// Recommendation"): a step sees only those before it, and the last one's vector meets the items' as in `two_tower`.
+    Transformer {
+        /// Layers of attention and feed-forward: 1 to 12.
+        #[serde(default = "default_layers")]
+        layers: u32,
+        /// Entries of a step's vector: 2 to 512, a multiple of `heads`.
+        #[serde(default = "default_width")]
+        width: u32,
+        /// Heads of the attention, each of `width / heads` entries.
+        #[serde(default = "default_heads")]
+        heads: u32,
+        /// Units between the two linear layers of a feed-forward part: 1 to 4096.
+        #[serde(default = "default_feed_forward")]
+        feed_forward: u32,
+        /// Probability with which an entry of the embedded steps and behind each attention and feed-forward part is
+        /// zeroed while the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_dropout")]
+        dropout: f64,
+        /// Items sampled for each row if it ranks: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+}
+
+fn default_layers() -> u32 {
+    2
+}
+
+fn default_width() -> u32 {
+    64
+}
+
+fn default_heads() -> u32 {
+    4
+}
+
+fn default_feed_forward() -> u32 {
+    256
+}
+
+fn default_dropout() -> f64 {
+    0.1
 }
 
 fn default_embedding_dim() -> u32 {
@@ -155,6 +206,20 @@ impl ModelSpec {
                 check_hidden(hidden)?;
                 check_dropout(*dropout)?;
                 check_embedding(*embedding_dim)?;
+                check_negatives(*negatives)
+            }
+            Self::Transformer { layers, width, heads, feed_forward, dropout, negatives } => {
+                if *layers == 0 || *layers > MAX_TRANSFORMER_LAYERS {
+                    return Err(ModelError::TransformerLayers { got: *layers });
+                }
+                let whole = width.checked_rem(*heads) == Some(0);
+                if !whole || !(2..=MAX_TRANSFORMER_WIDTH).contains(width) {
+                    return Err(ModelError::TransformerWidth { width: *width, heads: *heads });
+                }
+                if *feed_forward == 0 || *feed_forward > MAX_HIDDEN_UNITS {
+                    return Err(ModelError::FeedForward { got: *feed_forward });
+                }
+                check_dropout(*dropout)?;
                 check_negatives(*negatives)
             }
         }
@@ -209,6 +274,17 @@ mod tests {
                 "[model.lstm]\nhidden = [128, 64]",
                 ModelSpec::Lstm { hidden: vec![128, 64], dropout: 0.2, embedding_dim: 32, negatives: 16 },
             ),
+            (
+                "[model.transformer]\nlayers = 1",
+                ModelSpec::Transformer {
+                    layers: 1,
+                    width: 64,
+                    heads: 4,
+                    feed_forward: 256,
+                    dropout: 0.1,
+                    negatives: 16,
+                },
+            ),
         ] {
             let job: Job = toml::from_str(text).unwrap();
             assert_eq!(job.model, spec);
@@ -246,6 +322,21 @@ mod tests {
         for embedding_dim in [0, 257] {
             let spec = ModelSpec::WideAndDeep { hidden: vec![4], embedding_dim };
             assert!(matches!(spec.check(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+        }
+        let refusal = |text: &str| {
+            let job: Job = toml::from_str(&format!("[model.transformer]\n{text}")).unwrap();
+            job.model.check().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refusal(""), "");
+        assert_eq!(refusal("layers = 13"), "a transformer has 1 to 12 layers, got 13");
+        assert_eq!(refusal("feed_forward = 0"), "feed_forward must be 1 to 4096 units, got 0");
+        for (width, heads) in [(64, 0), (64, 5), (0, 4), (516, 4)] {
+            assert_eq!(
+                refusal(&format!("width = {width}\nheads = {heads}")),
+                format!(
+                    "the width of a transformer must be 2 to 512 and a multiple of its heads, got {width} for {heads} heads"
+                )
+            );
         }
     }
 }
