@@ -1,6 +1,7 @@
-//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands, decide about jobs.
+//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands, decide about jobs, score customers.
 
 mod jobs;
+mod predict;
 
 use crate::output::{Format, FormatArgument, print_json, table};
 use anyhow::{Context, Result};
@@ -102,6 +103,9 @@ pub enum ClientVerb {
         #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
         home: PathBuf,
     },
+    /// Score this site's customers with a model, and say why (marketing)
+    #[command(after_help = predict::HELP)]
+    Predict(predict::PredictArguments),
 }
 
 pub fn run(verb: ClientVerb) -> Result<()> {
@@ -131,6 +135,7 @@ pub fn run(verb: ClientVerb) -> Result<()> {
         ClientVerb::Jobs { home, format } => jobs::list(&home, format.format),
         ClientVerb::Approve { job, home, .. } => jobs::approve(&home, job.as_deref()),
         ClientVerb::Refuse { job, home } => jobs::refuse(&home, &job),
+        ClientVerb::Predict(arguments) => predict::run(arguments),
     }
 }
 

@@ -17,6 +17,7 @@ pub mod quality;
 pub mod policy;
 pub mod approvals;
 pub mod offer;
+pub mod predict;
 pub mod global_model;
 pub mod round;
 pub mod contribute;

@@ -13,6 +13,7 @@ mod known_faults;
 mod ledger_file;
 mod plan;
 mod policy;
+mod predict;
 mod privacy;
 mod restart;
 mod strace;
