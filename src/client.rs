@@ -17,6 +17,7 @@ use weighhouse_client::enrol::join;
 use weighhouse_client::home::{Home, NewConfig};
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::policy;
+use weighhouse_client::membership::Membership;
 use weighhouse_client::records::{self, Split};
 use weighhouse_client::session::{self, Notice, Site};
 use weighhouse_client::witnesses::Witnesses;
@@ -204,7 +205,8 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
         }
     };
     let (coordinator, approvals) = (config.coordinator.clone(), Arc::new(approvals));
-    let site = Site { coordinator, authority, credentials, schema, policy, approvals, workplace, witnesses };
+    let membership = Membership::new(home.clone(), credentials);
+    let site = Site { coordinator, authority, membership, schema, policy, approvals, workplace, witnesses };
 
     let status_path = home.path("status.json");
     let mut connection = Connection { state: "connecting".into(), since_s: clock::unix_time_s(), job: None };
@@ -241,6 +243,10 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
             tracing::warn!(%error, "status.json could not be written");
         }
     };
+            Notice::Renewed => {
+                println!("{} has a new certificate", config.name);
+                return;
+            }
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = session::run(&site, &mut note) => Ok(outcome?),

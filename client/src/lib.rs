@@ -21,5 +21,6 @@ pub mod predict;
 pub mod global_model;
 pub mod round;
 pub mod contribute;
+pub mod membership;
 pub mod enrol;
 pub mod session;

@@ -4,6 +4,7 @@
 use crate::approvals::Approvals;
 use crate::contribute::{Contribution, WorkError, Workplace};
 use crate::global_model::{ArrivingModel, GlobalModel};
+use crate::membership::Membership;
 use crate::offer;
 use crate::round::{Action, Event, Rounds};
 use crate::witnesses::{Contradiction, Witnesses};
@@ -19,18 +20,22 @@ use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::policy::Policy;
 use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
-use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, RoundSkipped,
+    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Renew, RoundSkipped,
     SignedContract, SiteToCoordinator, Witnessed,
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
 use weighhouse_shared::wire::transport;
 
+use weighhouse_shared::wire::{ALPN, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, common_version};
 /// First pause before connecting anew; doubled up to [`MAX_PAUSE`] while the link stays down.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
+/// How often a connected site looks whether its certificate should be renewed.
+const RENEWAL_CHECK: Duration = Duration::from_secs(86_400);
+/// The protocol version that brought renewal.
+const RENEWAL_VERSION: u16 = 2;
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -70,7 +75,7 @@ pub enum ConnectError {
     },
     /// Versions differ.
     #[error(
-        "the coordinator speaks protocol version {coordinator}, this release {site}; update the older side"
+        "the coordinator speaks protocol version {coordinator}, this release {OLDEST_PROTOCOL_VERSION} to {site}; update the older side"
     )]
     Version {
         /// The coordinator's.
@@ -79,6 +84,15 @@ pub enum ConnectError {
         site: u16,
     },
     /// The connection ended.
+    /// Not even the handshake has a version in common.
+    #[error(
+        "the coordinator at {address} does not speak `{}`, the only protocol this release speaks; update the older side",
+        String::from_utf8_lossy(ALPN)
+    )]
+    OtherProtocol {
+        /// Where it is.
+        address: SocketAddr,
+    },
     #[error("the connection to the coordinator was lost")]
     Lost(#[source] StreamError),
     /// The ledger was set back or rewritten.
@@ -116,6 +130,9 @@ impl ConnectError {
 }
 
 /// TLS alerts travel as transport errors 0x100 to 0x1ff (RFC 9001, section 4.8).
+/// TLS's alert that no application protocol is common (RFC 7301, section 3.2), as a transport error.
+const NO_COMMON_PROTOCOL: u64 = 0x100 + 120;
+
 fn is_crypto(code: quinn::TransportErrorCode) -> bool {
     (0x100..=0x1ff).contains(&u64::from(code))
 }
@@ -143,6 +160,11 @@ pub async fn connect(
             Err(ConnectError::WrongCoordinator { address })
         }
         Err(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => {
+        Err(ConnectionError::ConnectionClosed(close))
+            if u64::from(close.error_code) == NO_COMMON_PROTOCOL =>
+        {
+            Err(ConnectError::OtherProtocol { address })
+        }
             Err(ConnectError::CertificateRefused)
         }
         Err(source) => Err(ConnectError::Unreachable { address, source }),
@@ -150,6 +172,42 @@ pub async fn connect(
 }
 
 /// What others may want to know of a running site: constants and labels only.
+fn hello() -> SiteToCoordinator {
+    SiteToCoordinator::Hello(Hello {
+        protocol: PROTOCOL_VERSION,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// The version that both speak, from the answer to [`hello`].
+fn welcomed(answer: Option<CoordinatorToSite>) -> Result<u16, ConnectError> {
+    let differ = |coordinator| ConnectError::Version { coordinator, site: PROTOCOL_VERSION };
+    match answer {
+        Some(CoordinatorToSite::Welcome(welcome)) => common_version(welcome.protocol)
+            .filter(|version| *version == welcome.protocol)
+            .ok_or_else(|| differ(welcome.protocol)),
+        Some(CoordinatorToSite::VersionRefused(versions)) => Err(differ(versions.coordinator)),
+        _ => Err(ConnectError::Protocol),
+    }
+}
+
+/// Whether the coordinator at `name`, a host and port, answers and takes this site, without taking part: a running
+/// daemon of the site is not disturbed.
+pub async fn probe(
+    name: &str,
+    credentials: &Credentials,
+    authority: CertificateDer<'static>,
+) -> Result<(), ConnectError> {
+    let lost = ConnectError::from_stream;
+    let address = resolve(name).await?;
+    let (_endpoint, connection) = connect(address, credentials, Trust::Authority(authority)).await?;
+    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
+    stream::send(&mut send, &hello()).await.map_err(lost)?;
+    let version = welcomed(stream::receive(&mut receive).await.map_err(lost)?);
+    connection.close(0u8.into(), b"");
+    version.map(|_| ())
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// The coordinator knows this site.
@@ -178,6 +236,8 @@ pub enum Notice {
         round: RoundId,
     },
     /// A job is over.
+    /// This site has a new certificate.
+    Renewed,
     JobEnded {
         /// The job.
         job: JobId,
@@ -191,8 +251,8 @@ pub struct Site {
     pub coordinator: String,
     /// The authority's certificate.
     pub authority: CertificateDer<'static>,
-    /// What the site shows.
-    pub credentials: Credentials,
+    /// What the site shows, renewed in time.
+    pub membership: Membership,
     /// Its columns.
     pub schema: Schema,
     /// What it allows.
@@ -241,20 +301,12 @@ async fn session(
 ) -> Result<std::convert::Infallible, ConnectError> {
     let address = resolve(&site.coordinator).await?;
     let trust = Trust::Authority(site.authority.clone());
-    let (_endpoint, connection) = connect(address, &site.credentials, trust).await?;
+    let (_endpoint, connection) = connect(address, &site.membership.credentials(), trust).await?;
     let lost = ConnectError::from_stream;
     let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
-    let release = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = SiteToCoordinator::Hello(Hello { protocol: PROTOCOL_VERSION, release });
-    stream::send(&mut send, &hello).await.map_err(lost)?;
+    stream::send(&mut send, &hello()).await.map_err(lost)?;
     stream::send(&mut send, &told_head(site, None)).await.map_err(lost)?;
-    match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
-        Some(CoordinatorToSite::Welcome(_)) => {}
-        Some(CoordinatorToSite::VersionRefused(versions)) => {
-            return Err(ConnectError::Version { coordinator: versions.coordinator, site: PROTOCOL_VERSION });
-        }
-        _ => return Err(ConnectError::Protocol),
-    }
+    let version = welcomed(stream::receive(&mut receive).await.map_err(lost)?)?;
     let coordinator_key = coordinator_key(site, &connection)?;
     match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
         Some(CoordinatorToSite::Witnessed(witnessed)) => take_witness(site, &coordinator_key, &witnessed)?,
@@ -313,8 +365,15 @@ async fn session(
     // What the coordinator knows of this site's answers.
     let mut told: BTreeMap<JobId, Decision> = BTreeMap::new();
     loop {
+    let mut days = tokio::time::interval(RENEWAL_CHECK);
         let event = tokio::select! {
             Some(incoming) = incoming.recv() => match incoming {
+            _ = days.tick() => {
+                if version >= RENEWAL_VERSION && site.membership.renewal_is_due(clock::unix_time_s()) {
+                    stream::send(&mut send, &SiteToCoordinator::Renew(Renew {})).await.map_err(lost)?;
+                }
+                continue;
+            }
                 Incoming::Message(Ok(Some(message))) => match message {
                     CoordinatorToSite::JobOffer(offer) => {
                         let considered = consider(site, &offer);
@@ -348,6 +407,15 @@ async fn session(
                         continue;
                     }
                     CoordinatorToSite::Welcome(_)
+                    CoordinatorToSite::Renewed(renewed) => {
+                        match site.membership.renew(renewed.certificate, clock::unix_time_s()) {
+                            Ok(()) => notice(Notice::Renewed),
+                            Err(error) => {
+                                tracing::warn!(error = %describe(&error), "the certificate was not renewed");
+                            }
+                        }
+                        continue;
+                    }
                     | CoordinatorToSite::VersionRefused(_)
                     | CoordinatorToSite::Enrolled(_) => return Err(ConnectError::Protocol),
                 },
@@ -478,7 +546,7 @@ fn take_witness(site: &Site, key: &[u8; 32], witnessed: &Witnessed) -> Result<()
         let follows = witnessed.verdict == HeadVerdict::Follows;
         return follows.then_some(()).ok_or(ConnectError::Protocol);
     };
-    if !signed.is_signed_by(key) || signed.witness.site != site.credentials.identity.site() {
+    if !signed.is_signed_by(key) || signed.witness.site != site.membership.credentials().identity.site() {
         return Err(ConnectError::Protocol);
     }
     let held = lock(&site.workplace.budget).hold_against(&signed.witness);

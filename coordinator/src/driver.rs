@@ -7,7 +7,7 @@ mod witnessing;
 
 use crate::admission::{ParsedUpdate, Spool};
 use crate::aggregate::Aggregate;
-use crate::authority;
+use crate::authority::Issuer;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
 use crate::roster::SharedRoster;
@@ -30,7 +30,7 @@ use weighhouse_shared::tls::Role;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
-    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, RoundSkipped,
+    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, Renewed, RoundSkipped,
     RoundStart, RoundSummary, SignedContract,
 };
 
@@ -108,6 +108,8 @@ pub enum Input {
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
     /// A site measured quality.
+    /// A site's certificate is about to expire.
+    Renew(SiteId),
     Evaluation(SiteId, Evaluation),
     /// A site will not contribute.
     Skipped(SiteId, RoundSkipped),
@@ -186,8 +188,8 @@ pub struct Parts {
     pub spool: Arc<Spool>,
     /// Who may come in.
     pub roster: SharedRoster,
-    /// Signs certificates.
-    pub authority_key: Identity,
+    /// Signs certificates of sites.
+    pub issuer: Issuer,
     /// The authority's certificate.
     pub authority: CertificateDer<'static>,
     /// Signs witnesses of sites' ledgers: the coordinator's own key.
@@ -260,6 +262,7 @@ impl Driver {
             let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
             let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
             tokio::select! {
+            self.measure();
                 input = self.inbox.recv() => match input {
                     Some(input) => self.take(input)?,
                     None => return Ok(()),
@@ -301,6 +304,7 @@ impl Driver {
             Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
             Input::Skipped(site, RoundSkipped { job, round }) => {
                 self.step(job, Event::Skipped(site, round))?;
+            Input::Renew(site) => self.renew(site)?,
             }
             Input::Standing(site, standing) => {
                 let charged = [&standing.training, &standing.holdout];
@@ -609,8 +613,7 @@ impl Driver {
         proof: &[u8; 32],
     ) -> Result<EnrolReply, DriverError> {
         let now_s = clock::unix_time_s();
-        let (key, authority) = (&self.parts.authority_key, &self.parts.authority);
-        let certify = |name: &str| authority::issue(key, authority, Role::Site, name, public_key, now_s);
+        let certify = |name: &str| self.parts.issuer.issue_site(name, public_key, now_s);
         let record = {
             let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             match roster.enrol(public_key, invite, proof, now_s, certify) {
@@ -627,7 +630,7 @@ impl Driver {
         Ok(Some(Enrolled {
             name: record.name,
             certificate: record.certificate.unwrap_or_default(),
-            authority: authority.to_vec(),
+            authority: self.parts.authority.to_vec(),
         }))
     }
 
@@ -646,6 +649,33 @@ impl Driver {
         Ok(Some((past, receiver)))
     }
 }
+    /// Gives a connected site its next certificate.
+    fn renew(&mut self, site: SiteId) -> Result<(), DriverError> {
+        let now_s = clock::unix_time_s();
+        let is_due = |known: &CertificateDer<'_>| {
+            tls::validity_of(known).map_or(true, |validity| validity.renewal_is_due(now_s))
+        };
+        let certify = |name: &str, key: &[u8; 32]| self.parts.issuer.issue_site(name, key, now_s);
+        let renewed = {
+            let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            roster.renew(site, is_due, certify)
+        };
+        match renewed {
+            Ok(Some(record)) => {
+                self.parts.store.put_site(&record)?;
+                self.parts.store.sync()?;
+                let certificate = record.certificate.unwrap_or_default();
+                self.send(site, CoordinatorToSite::Renewed(Renewed { certificate }));
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::error!(site = %site.short(), %error, "a certificate could not be renewed");
+                Ok(())
+            }
+        }
+    }
+
 
 /// Whether a site that answered so wants to know when the job is over.
 fn awaits_the_end(decision: &Decision) -> bool {

@@ -7,8 +7,10 @@ use crate::operator;
 use crate::roster::{Roster, RosterGate, SharedRoster};
 use crate::session::{self, MAX_UPLOADS, Shared};
 use crate::store::{Store, StoreError};
+use quinn::crypto::rustls::QuicServerConfig;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use weighhouse_shared::tls::{self, Credentials, Peer, connected_peer};
 use weighhouse_shared::wire::transport;
@@ -65,8 +67,7 @@ impl Coordinator {
         let spool = home.path("spool");
         std::fs::create_dir_all(&spool).map_err(ListenError::Spool)?;
         let roster: SharedRoster = Arc::new(Roster::of(store.sites()?).into());
-        let gate = Arc::new(RosterGate(roster.clone()));
-        let tls = tls::server_config(&credentials, &authority, gate).map_err(ListenError::Tls)?;
+        let tls = server_tls(home, &roster)?;
         let listen_error = |source| ListenError::Listen { address: config.listen, source };
         let endpoint = transport::listen(config.listen, tls, &credentials.identity.derived_secret("restart"))
             .map_err(listen_error)?;
@@ -76,15 +77,14 @@ impl Coordinator {
             _ => config.public_address.clone(),
         };
         home.note_address(address)?;
-        let authority_key = home.authority_key()?;
         let Credentials { chain, identity } = credentials;
         let certificate = chain[0].clone();
         let spool = Spool::new(spool);
         let parts = Parts {
             store,
             spool: spool.clone(),
-            roster,
-            authority_key,
+            roster: roster.clone(),
+            issuer: home.issuer()?,
             authority,
             identity,
             certificate,
@@ -98,6 +98,7 @@ impl Coordinator {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+        renew_own_certificates(home)?;
     }
 
     /// Runs until the state can no longer be saved. Dropping the future ends it safely at any point.
@@ -135,3 +136,5 @@ impl Coordinator {
         }
     }
 }
+                        Peer::Enrolling { .. } => session::serve(connection, peer, session, shared).await,
+            never = renewals => never,

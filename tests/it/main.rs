@@ -12,6 +12,7 @@ mod kill_loop;
 mod known_faults;
 mod ledger_file;
 mod plan;
+mod membership;
 mod policy;
 mod predict;
 mod privacy;
