@@ -4,6 +4,7 @@ mod audit;
 mod bad_input;
 mod categories;
 mod demo;
+mod doctor;
 mod durability;
 mod federation;
 mod go_between;
