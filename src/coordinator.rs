@@ -1,11 +1,14 @@
 //! `weighhouse coordinator …`: make a federation, run its daemon.
 
-use anyhow::Result;
+use crate::metrics;
+use anyhow::{Context, Result};
 use clap::Subcommand;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use weighhouse_coordinator::home::{Authority, Home};
 use weighhouse_coordinator::listener::Coordinator;
+use weighhouse_shared::telemetry;
+use weighhouse_shared::tls::from_pem;
 
 #[derive(Debug, Subcommand)]
 pub enum CoordinatorVerb {
@@ -23,9 +26,6 @@ pub enum CoordinatorVerb {
         /// Host and UDP port at which sites reach it; goes into invites
         #[arg(long, default_value = "127.0.0.1:7443", value_name = "HOST:PORT")]
         public_address: String,
-    },
-    /// Run the daemon
-    #[command(after_help = "Example:\n  weighhouse coordinator serve --home coordinator-home")]
         /// Make requests (.csr) for another organisation's authority to sign, instead of an authority of our own
         #[arg(long)]
         external_authority: bool,
@@ -56,6 +56,9 @@ pub enum CoordinatorVerb {
         /// The authority's key [default: authority.key in the home]
         #[arg(long, value_name = "FILE")]
         authority_key: Option<PathBuf>,
+    },
+    /// Run the daemon
+    #[command(after_help = "Example:\n  weighhouse coordinator serve --home coordinator-home")]
     Serve {
         /// Folder made by `weighhouse coordinator init`
         #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "coordinator-home", value_name = "DIR")]
@@ -72,9 +75,6 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
             let authority = if external_authority { Authority::External } else { Authority::Own };
             Home::init(&home, listen, &public_address, authority)?;
             println!("made a federation in {}", home.display());
-            println!("next: weighhouse coordinator serve --home {}", home.display());
-            Ok(())
-        }
             match authority {
                 Authority::Own => println!("next: weighhouse coordinator serve --home {}", home.display()),
                 Authority::External => println!(
@@ -92,9 +92,9 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
             let certificates = certificates.iter().map(read).collect::<Result<Vec<_>>>()?;
             Home::at(&home).install(&read(&authority)?, &certificates)?;
             println!("installed the certificates of coordinator, operator and issuer");
-        CoordinatorVerb::Serve { home, end_with_stdin } => {
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            println!("next: weighhouse coordinator serve --home {}", home.display());
+            Ok(())
+        }
         CoordinatorVerb::Renew { home, authority_key } => {
             let home = Home::at(&home);
             home.config()?;
@@ -103,10 +103,23 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
             println!("renewed the certificates of {}; restart the daemon", renewed.join(", "));
             Ok(())
         }
+        CoordinatorVerb::Serve { home, end_with_stdin } => {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let serves_metrics = Home::at(&home).config()?.metrics;
             let outcome = runtime.block_on(async {
                 let coordinator = Coordinator::start(&Home::at(&home))?;
                 println!("listening on {}", coordinator.address());
+                let counted = coordinator.metrics();
+                let measured = async {
+                    let Some(address) = serves_metrics else { return std::future::pending().await };
+                    let (listener, address) = metrics::listen(address).await?;
+                    println!("the coordinator serves metrics on http://{address}/metrics");
+                    let registry = counted.registry();
+                    match metrics::serve(listener, || telemetry::to_text(&registry)).await {}
+                };
                 tokio::select! {
+                    outcome = measured => outcome,
                     outcome = coordinator.run() => Ok(outcome?),
                     () = crate::client::asked_to_end(end_with_stdin) => Ok(()),
                 }
@@ -116,4 +129,3 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
         }
     }
 }
-                    outcome = measured => outcome,

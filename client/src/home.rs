@@ -11,6 +11,7 @@ use weighhouse_shared::identity::{Identity, IdentityError};
 use weighhouse_shared::policy::{Policy, PolicyText, first_policy};
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::schema::{Schema, SchemaError};
+use weighhouse_shared::telemetry::LoopbackAddress;
 use weighhouse_shared::tls::Credentials;
 
 /// `client.toml`.
@@ -21,6 +22,8 @@ pub struct ClientConfig {
     pub name: String,
     /// Host and port of the coordinator.
     pub coordinator: String,
+    /// Where metrics are served; None for nowhere.
+    pub metrics: Option<LoopbackAddress>,
     /// The site's records.
     pub data: DataConfig,
 }
@@ -225,6 +228,8 @@ impl NewConfig {
              name = {name}\n\
              # Host and UDP port of the coordinator.\n\
              coordinator = {coordinator}\n\
+             # Serve metrics for a local Prometheus agent; loopback only. Off unless set.\n\
+             # metrics = \"127.0.0.1:9464\"\n\
              \n\
              [data]\n\
              # CSV files with a header, relative to this folder. They never leave this machine.\n\

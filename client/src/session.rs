@@ -19,6 +19,7 @@ use weighhouse_shared::clock;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::policy::Policy;
 use weighhouse_shared::schema::Schema;
+use weighhouse_shared::telemetry;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Renew, RoundSkipped,
@@ -26,16 +27,16 @@ use weighhouse_shared::wire::messages::{
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
 use weighhouse_shared::wire::transport;
-
 use weighhouse_shared::wire::{ALPN, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, common_version};
+
 /// First pause before connecting anew; doubled up to [`MAX_PAUSE`] while the link stays down.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-
 /// How often a connected site looks whether its certificate should be renewed.
 const RENEWAL_CHECK: Duration = Duration::from_secs(86_400);
 /// The protocol version that brought renewal.
 const RENEWAL_VERSION: u16 = 2;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -83,7 +84,6 @@ pub enum ConnectError {
         /// Ours.
         site: u16,
     },
-    /// The connection ended.
     /// Not even the handshake has a version in common.
     #[error(
         "the coordinator at {address} does not speak `{}`, the only protocol this release speaks; update the older side",
@@ -93,6 +93,7 @@ pub enum ConnectError {
         /// Where it is.
         address: SocketAddr,
     },
+    /// The connection ended.
     #[error("the connection to the coordinator was lost")]
     Lost(#[source] StreamError),
     /// The ledger was set back or rewritten.
@@ -129,10 +130,10 @@ impl ConnectError {
     }
 }
 
-/// TLS alerts travel as transport errors 0x100 to 0x1ff (RFC 9001, section 4.8).
 /// TLS's alert that no application protocol is common (RFC 7301, section 3.2), as a transport error.
 const NO_COMMON_PROTOCOL: u64 = 0x100 + 120;
 
+/// TLS alerts travel as transport errors 0x100 to 0x1ff (RFC 9001, section 4.8).
 fn is_crypto(code: quinn::TransportErrorCode) -> bool {
     (0x100..=0x1ff).contains(&u64::from(code))
 }
@@ -159,19 +160,18 @@ pub async fn connect(
         Err(ConnectionError::TransportError(error)) if is_crypto(error.code) => {
             Err(ConnectError::WrongCoordinator { address })
         }
-        Err(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => {
         Err(ConnectionError::ConnectionClosed(close))
             if u64::from(close.error_code) == NO_COMMON_PROTOCOL =>
         {
             Err(ConnectError::OtherProtocol { address })
         }
+        Err(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => {
             Err(ConnectError::CertificateRefused)
         }
         Err(source) => Err(ConnectError::Unreachable { address, source }),
     }
 }
 
-/// What others may want to know of a running site: constants and labels only.
 fn hello() -> SiteToCoordinator {
     SiteToCoordinator::Hello(Hello {
         protocol: PROTOCOL_VERSION,
@@ -208,6 +208,7 @@ pub async fn probe(
     version.map(|_| ())
 }
 
+/// What others may want to know of a running site: constants and labels only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// The coordinator knows this site.
@@ -235,9 +236,9 @@ pub enum Notice {
         /// The round.
         round: RoundId,
     },
-    /// A job is over.
     /// This site has a new certificate.
     Renewed,
+    /// A job is over.
     JobEnded {
         /// The job.
         job: JobId,
@@ -364,16 +365,16 @@ async fn session(
 
     // What the coordinator knows of this site's answers.
     let mut told: BTreeMap<JobId, Decision> = BTreeMap::new();
-    loop {
     let mut days = tokio::time::interval(RENEWAL_CHECK);
+    loop {
         let event = tokio::select! {
-            Some(incoming) = incoming.recv() => match incoming {
             _ = days.tick() => {
                 if version >= RENEWAL_VERSION && site.membership.renewal_is_due(clock::unix_time_s()) {
                     stream::send(&mut send, &SiteToCoordinator::Renew(Renew {})).await.map_err(lost)?;
                 }
                 continue;
             }
+            Some(incoming) = incoming.recv() => match incoming {
                 Incoming::Message(Ok(Some(message))) => match message {
                     CoordinatorToSite::JobOffer(offer) => {
                         let considered = consider(site, &offer);
@@ -406,7 +407,6 @@ async fn session(
                         take_witness(site, &coordinator_key, &witnessed)?;
                         continue;
                     }
-                    CoordinatorToSite::Welcome(_)
                     CoordinatorToSite::Renewed(renewed) => {
                         match site.membership.renew(renewed.certificate, clock::unix_time_s()) {
                             Ok(()) => notice(Notice::Renewed),
@@ -416,6 +416,7 @@ async fn session(
                         }
                         continue;
                     }
+                    CoordinatorToSite::Welcome(_)
                     | CoordinatorToSite::VersionRefused(_)
                     | CoordinatorToSite::Enrolled(_) => return Err(ConnectError::Protocol),
                 },
@@ -453,8 +454,9 @@ async fn session(
             match action {
                 Action::Work { contract, start, model } => {
                     let (workplace, worked) = (site.workplace.clone(), worked.clone());
+                    let span = telemetry::round_span(start.job, start.round);
                     tokio::task::spawn_blocking(move || {
-                        let result = workplace.work(&contract, &start, &model);
+                        let result = span.in_scope(|| workplace.work(&contract, &start, &model));
                         // The receiver lives as long as the daemon.
                         let _ = worked.send((start.job, start.round, result, model));
                     });

@@ -26,7 +26,8 @@ use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
-use weighhouse_shared::tls::Role;
+use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
+use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
@@ -107,9 +108,9 @@ pub enum Input {
     },
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
-    /// A site measured quality.
     /// A site's certificate is about to expire.
     Renew(SiteId),
+    /// A site measured quality.
     Evaluation(SiteId, Evaluation),
     /// A site will not contribute.
     Skipped(SiteId, RoundSkipped),
@@ -198,6 +199,8 @@ pub struct Parts {
     pub certificate: CertificateDer<'static>,
     /// Host and port that go into invites.
     pub public_address: String,
+    /// What is counted.
+    pub metrics: CoordinatorMetrics,
 }
 
 /// The decider.
@@ -259,10 +262,10 @@ impl Driver {
     /// Runs until the state can no longer be saved, or nobody can reach it any more.
     pub async fn run(mut self) -> Result<(), DriverError> {
         loop {
+            self.measure();
             let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
             let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
             tokio::select! {
-            self.measure();
                 input = self.inbox.recv() => match input {
                     Some(input) => self.take(input)?,
                     None => return Ok(()),
@@ -301,10 +304,10 @@ impl Driver {
                 }
                 self.step(job, Event::Answered(site, decision))?;
             }
+            Input::Renew(site) => self.renew(site)?,
             Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
             Input::Skipped(site, RoundSkipped { job, round }) => {
                 self.step(job, Event::Skipped(site, round))?;
-            Input::Renew(site) => self.renew(site)?,
             }
             Input::Standing(site, standing) => {
                 let charged = [&standing.training, &standing.holdout];
@@ -316,6 +319,7 @@ impl Driver {
             Input::Update(site, update) => self.count_update(site, update)?,
             Input::Refused(site, receipt) => {
                 tracing::warn!(site = %site.short(), job = %receipt.job.short(), outcome = ?receipt.outcome, "an update was refused");
+                self.parts.metrics.contributed(receipt.outcome.label());
                 self.send(site, CoordinatorToSite::Receipt(receipt));
             }
             Input::UpdateLen { job, reply } => {
@@ -337,6 +341,14 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// What metrics say of the present.
+    fn measure(&self) {
+        let metrics = &self.parts.metrics;
+        let running = self.jobs.values().filter(|job| !job.machine.status().is_final()).count();
+        metrics.sites_online.set(self.online.len() as i64);
+        metrics.jobs_running.set(running as i64);
     }
 
     fn site_name(&self, site: SiteId) -> String {
@@ -366,6 +378,7 @@ impl Driver {
             tracing::debug!(job = %id.short(), "an event for an unknown job was ignored");
             return Ok(());
         };
+        let _span = telemetry::round_span(id, job.machine.round()).entered();
         let finished = job.machine.status().is_final();
         if let (true, Event::SiteOnline(site)) = (finished, &event) {
             let (site, status) = (*site, job.machine.status().clone());
@@ -507,6 +520,7 @@ impl Driver {
         if let Some(job) = self.jobs.get_mut(&id) {
             tell(&mut job.watchers, JobEvent::Committed(summary));
         }
+        self.parts.metrics.rounds_committed.inc();
         for action in actions {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
@@ -540,6 +554,7 @@ impl Driver {
         if outcome != Outcome::Admitted {
             tracing::warn!(site = %site.short(), job = %job.short(), round = round.0, ?outcome, "a contribution was refused");
         }
+        self.parts.metrics.contributed(outcome.label());
         self.send(site, CoordinatorToSite::Receipt(Receipt { job, round, outcome }));
     }
 
@@ -634,21 +649,6 @@ impl Driver {
         }))
     }
 
-    fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {
-        let Some(job) = self.jobs.get(&id) else { return Ok(None) };
-        let answers = job.machine.answers().into_iter();
-        let answered = |(site, decision)| JobEvent::Answered { site: self.site_name(site), decision };
-        let mut past: Vec<JobEvent> = answers.map(answered).collect();
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
-        past.extend(self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed));
-        past.push(JobEvent::Status(job.machine.status().clone()));
-        let (sender, receiver) = mpsc::channel(WATCH_LEN);
-        if !job.machine.status().is_final() {
-            job.watchers.push(sender);
-        }
-        Ok(Some((past, receiver)))
-    }
-}
     /// Gives a connected site its next certificate.
     fn renew(&mut self, site: SiteId) -> Result<(), DriverError> {
         let now_s = clock::unix_time_s();
@@ -676,6 +676,21 @@ impl Driver {
         }
     }
 
+    fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {
+        let Some(job) = self.jobs.get(&id) else { return Ok(None) };
+        let answers = job.machine.answers().into_iter();
+        let answered = |(site, decision)| JobEvent::Answered { site: self.site_name(site), decision };
+        let mut past: Vec<JobEvent> = answers.map(answered).collect();
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
+        past.extend(self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed));
+        past.push(JobEvent::Status(job.machine.status().clone()));
+        let (sender, receiver) = mpsc::channel(WATCH_LEN);
+        if !job.machine.status().is_final() {
+            job.watchers.push(sender);
+        }
+        Ok(Some((past, receiver)))
+    }
+}
 
 /// Whether a site that answered so wants to know when the job is over.
 fn awaits_the_end(decision: &Decision) -> bool {

@@ -244,8 +244,17 @@ pub(super) mod tests {
         let (certificate, public_address) = (authority.clone(), "localhost:1".to_owned());
         let store = store.unwrap();
         let spool = Spool::new(state.join("spool"));
-        let parts =
-            Parts { store, spool, roster, authority_key, authority, identity, certificate, public_address };
+        let parts = Parts {
+            store,
+            spool,
+            roster,
+            issuer,
+            authority,
+            identity,
+            certificate,
+            public_address,
+            metrics: Default::default(),
+        };
         Driver::restore(parts).unwrap().0
     }
 

@@ -3,4 +3,5 @@
 pub mod decisions;
 pub mod prediction;
 pub mod privacy;
+pub mod production;
 pub mod protocol;

@@ -286,6 +286,22 @@ pub enum Outcome {
     Unwitnessed,
 }
 
+impl Outcome {
+    /// Its name in metrics and for people.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::WrongShape => "wrong_shape",
+            Self::OutOfRange => "out_of_range",
+            Self::WrongRound => "wrong_round",
+            Self::WrongModel => "wrong_model",
+            Self::Repeated => "repeated",
+            Self::Corrupt => "corrupt",
+            Self::Unwitnessed => "unwitnessed",
+        }
+    }
+}
+
 /// A job is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobEnded {
