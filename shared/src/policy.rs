@@ -89,6 +89,8 @@ pub enum ModelKind {
     TwoTower,
     /// Long short-term memory over sequences.
     Lstm,
+    /// Convolutions along sequences.
+    Cnn,
 }
 
 impl From<LabelKind> for Task {
@@ -107,6 +109,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
             ModelSpec::TwoTower { .. } => Self::TwoTower,
             ModelSpec::Lstm { .. } => Self::Lstm,
+            ModelSpec::Cnn { .. } => Self::Cnn,
         }
     }
 }
@@ -137,6 +140,7 @@ impl fmt::Display for ModelKind {
             Self::WideAndDeep => "wide_and_deep",
             Self::TwoTower => "two_tower",
             Self::Lstm => "lstm",
+            Self::Cnn => "cnn",
         })
     }
 }

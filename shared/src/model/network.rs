@@ -79,8 +79,8 @@ impl Network {
     }
 
     /// Where a job starts, everybody with the seed at the same bits: weights uniform within a bound of their layer
-    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, embeddings within `1 / sqrt(entries)`, a wide part
-    /// zero.
+    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero but for forget gates, whose are 1, embeddings within
+    /// `1 / sqrt(entries)`, a wide part zero.
     ///
     /// The draws are SHA-256 over seed, tensor name and counter. They are public and protect nothing; privacy noise
     /// never comes from here.
@@ -91,6 +91,10 @@ impl Network {
             match tensor.init {
                 Init::Zeros => {}
                 Init::Uniform(bound) => draw_uniform(&seed, &tensor.name, bound, entries),
+                Init::ForgetGate => {
+                    let quarter = entries.len() / 4;
+                    entries[quarter..2 * quarter].fill(1.0);
+                }
             }
         }
         parameters
@@ -361,6 +365,9 @@ impl Network {
                     let (states, _) = lstm_states(slots, states);
                     layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
                 }
+                Node::Unfold { input, layer, .. } => {
+                    layer.forward(batch.rows.step_starts, self.slots[input.0].width, of(input), &mut values)
+                }
             }
             slots[output.0].values = values;
         }
@@ -402,12 +409,10 @@ impl Network {
                         layer.backward(parameters, &from, &mut slots[input.0].gradients, packing);
                     }
                 }
-                Node::Pool { input, pooling, .. } => pooling.backward(
-                    batch.rows.step_starts,
-                    shape.width,
-                    &from,
-                    &mut slots[input.0].gradients,
-                ),
+                Node::Pool { input, pooling, .. } => {
+                    let Buffers { values, gradients } = &mut slots[input.0];
+                    pooling.backward(batch.rows.step_starts, shape.width, values, &from, gradients);
+                }
                 Node::Dropout { input, layer, .. } => {
                     let (rest, own) = draws.split_at(draws.len() - from.len());
                     layer.add(&from, own, &mut slots[input.0].gradients);
@@ -430,6 +435,12 @@ impl Network {
                     let starts = batch.rows.step_starts;
                     layer.backward(parameters, starts, states, &from, gradients, recurrence);
                 }
+                Node::Unfold { input, layer, .. } => layer.backward(
+                    batch.rows.step_starts,
+                    self.slots[input.0].width,
+                    &from,
+                    &mut slots[input.0].gradients,
+                ),
             }
             slots[output.0].gradients = from;
         }

@@ -9,9 +9,11 @@ mod linear;
 mod lstm;
 mod pool;
 mod squash;
+mod unfold;
 
 pub(super) use dropout::Dropout;
 pub(super) use embedding::{Embedding, add_embedding_gradient};
 pub(super) use linear::{Activation, Linear, add_linear_gradient};
 pub(super) use lstm::{Lstm, LstmStates, Recurrence};
 pub(super) use pool::Pooling;
+pub(super) use unfold::Unfold;
