@@ -63,6 +63,12 @@ impl FeatureTable {
         self.starts.len() - 1
     }
 
+    /// How many rows and steps of a customer count if `max_rows` rows do.
+    pub fn size(&self, customer: usize, max_rows: usize) -> (usize, usize) {
+        let rows = (self.starts[customer + 1] - self.starts[customer]) as usize;
+        (rows.min(max_rows), 0)
+    }
+
     /// The rows of the customers at `chosen`, the first `max_rows` of each.
     pub fn gather(&self, chosen: &[usize], max_rows: usize) -> FeatureBatch {
         let mut batch = FeatureBatch { rows: CustomerRows::default(), starts: vec![0], draws: Vec::new() };

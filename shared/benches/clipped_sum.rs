@@ -34,7 +34,15 @@ fn steps(criterion: &mut Criterion) {
         }
     }
     let lstm = ModelSpec::Lstm { hidden: vec![128, 64], dropout: 0.0, embedding_dim: 32, negatives: 1 };
-    for (name, spec) in [("lstm 32-128-64-1", lstm)] {
+    let transformer = ModelSpec::Transformer {
+        layers: 2,
+        width: 64,
+        heads: 4,
+        feed_forward: 256,
+        dropout: 0.0,
+        negatives: 1,
+    };
+    for (name, spec) in [("lstm 32-128-64-1", lstm), ("transformer of 2 layers, width 64", transformer)] {
         let sequence = Some(SequenceShape { length: STEPS, numbers: 0, vocabularies: vec![2000] });
         let network = Network::new(&spec, InputShape { sequence, ..InputShape::default() }).unwrap();
         let name = format!("{name}, 2000 ids, 64 customers of {STEPS} steps");

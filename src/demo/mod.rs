@@ -341,7 +341,7 @@ async fn federate(
             epsilon: Some(arguments.epsilon),
             noise_multiplier: None,
             delta: arguments.delta,
-            clip_norm: ClipNorm::new(0.5)?,
+            clip_norm: Some(ClipNorm::new(0.5)?),
         },
         evaluation: EvaluationAsked::default(),
         federation: FederationAsked {

@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Dropout, Embedding, Linear, Lstm, Pooling, Unfold},
+    layers::{Activation, Attention, Dropout, Embedding, Factors, LayerNorm, Linear, Lstm, Pooling, Unfold},
 };
 
 /// Most parameters of a network.
@@ -26,7 +26,7 @@ pub enum Level {
     /// One for each step of each row's sequence.
     Step,
     /// While a model learns to rank, for each row the item of its label and then the sampled negatives; while it
-    /// scores, one for each item there is.
+    /// scores, one for each item there is. If items are rated and not ranked, the item of each row.
     Candidate,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum IdSource {
     StepColumn(usize),
     /// The step's place in its sequence, from 0.
     Position,
-    /// The item.
+    /// The item of a [`Level::Candidate`]; if items are rated, the rows' first categorical column.
     Candidate,
 }
 
@@ -141,12 +141,19 @@ pub(super) enum Node {
     Pool { input: Slot, pooling: Pooling, output: Slot },
     /// Zeroes entries while a model learns.
     Dropout { input: Slot, layer: Dropout, output: Slot },
+    /// Each row's factors, from the items of its steps, whose ids are `history`, and the ratings of the steps, if they
+    /// have any. No gradient goes through them.
+    Factors { history: usize, ratings: Option<Slot>, layer: Factors, output: Slot },
     /// The inner product of each row with each of its candidates, and the candidate's bias.
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
     /// The hidden state of each step from the gates, to which a linear node has added the part of the step's input.
     Lstm { layer: Lstm, states: LstmSlots, output: Slot },
     /// Each step with its neighbours.
     Unfold { input: Slot, layer: Unfold, output: Slot },
+    /// Normalised rows, and what their gain and bias make of them.
+    LayerNorm { input: Slot, layer: LayerNorm, normal: Slot, output: Slot },
+    /// Each step from those of its row; the input holds queries, keys and values.
+    Attention { input: Slot, layer: Attention, output: Slot },
 }
 
 /// What an LSTM layer keeps of each step beside its hidden state.
@@ -175,8 +182,11 @@ impl Node {
             | Self::Linear { output, .. }
             | Self::Pool { output, .. }
             | Self::Dropout { output, .. }
+            | Self::Factors { output, .. }
             | Self::Dot { output, .. }
             | Self::Lstm { output, .. }
+            | Self::LayerNorm { output, .. }
+            | Self::Attention { output, .. }
             | Self::Unfold { output, .. } => output,
         }
     }
@@ -186,6 +196,7 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Init {
     Zeros,
+    Ones,
     /// Uniform between plus and minus this.
     Uniform(f64),
     /// Ones in the second quarter, the forget gate's, else zeros (Jozefowicz et al. 2015): memory begins long.
@@ -387,6 +398,24 @@ impl Builder {
         output
     }
 
+    /// Each row's factors, from the items of its steps' first categorical column and their first numbers, if `rated`;
+    /// `vectors` and `biases` are the items', which [`embedding`](Self::embedding) made.
+    pub(super) fn factors(&mut self, vectors: Slot, biases: Slot, rated: bool, ridge: f64) -> Slot {
+        let table = |slot: Slot| {
+            let of_slot = |node: &Node| match node {
+                Node::Embedding { table, output, .. } if *output == slot => Some(table.clone()),
+                _ => None,
+            };
+            self.nodes.iter().find_map(of_slot).expect("an embedding")
+        };
+        let layer = Factors { items: table(vectors), biases: table(biases), ridge };
+        let ratings = rated.then(|| self.step_numbers(1));
+        let (history, output) =
+            (self.source(IdSource::StepColumn(0)), self.slot(Level::Row, self.width(vectors), false));
+        self.nodes.push(Node::Factors { history, ratings, layer, output });
+        output
+    }
+
     /// The inner product of each row of `rows` with each of its candidates, and the candidate's bias.
     pub(super) fn dot(&mut self, rows: Slot, candidates: Slot, biases: Slot) -> Slot {
         let (of_rows, of_candidates) = (self.shape(rows), self.shape(candidates));
@@ -400,6 +429,46 @@ impl Builder {
         let output = self.slot(Level::Candidate, 1, true);
         self.nodes.push(Node::Dot { rows, candidates, biases, output });
         output
+    }
+
+    /// Each row normalised, then `name.weight` `[width]`, of ones, times it and `name.bias` `[width]`, of zeros, added.
+    pub(super) fn layer_norm(&mut self, name: &str, input: Slot) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        let offset = self.tensor(format!("{name}.weight"), &[width], Init::Ones);
+        self.tensor(format!("{name}.bias"), &[width], Init::Zeros);
+        let (normal, output) = (self.slot(level, width, false), self.slot(level, width, true));
+        self.nodes.push(Node::LayerNorm { input, layer: LayerNorm { width, offset }, normal, output });
+        self.taps.push(Tap::Scale { input: normal, output });
+        output
+    }
+
+    /// Self-attention of so many heads over the steps of each row, with the names and shapes of PyTorch's
+    /// `MultiheadAttention`: `name.in_proj_weight` `[3 width, width]` and its bias make queries, keys and values;
+    /// `name.out_proj` is a linear layer behind. If `causal`, a step sees only itself and those before it.
+    pub(super) fn attention(
+        &mut self,
+        name: &str,
+        input: Slot,
+        heads: usize,
+        causal: bool,
+        init: Init,
+    ) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        assert_eq!(level, Level::Step, "attention is over steps");
+        assert_eq!(width % heads, 0, "heads of one width");
+        let (weight, bias) = (format!("{name}.in_proj_weight"), format!("{name}.in_proj_bias"));
+        let projected = self.linear_of(
+            weight,
+            &[3 * width, width],
+            Some((bias, Init::Zeros)),
+            input,
+            Activation::None,
+            init,
+        );
+        let output = self.slot(level, width, true);
+        let layer = Attention { width, heads, causal };
+        self.nodes.push(Node::Attention { input: projected, layer, output });
+        self.linear(&format!("{name}.out_proj"), output, width, true, Activation::None, init)
     }
 
     /// One row for each sequence of steps.

@@ -438,6 +438,24 @@ pub(crate) fn dot<X: Copy + Into<T>, T: Element + std::ops::Mul<Output = T>>(a: 
     rest
 }
 
+/// The sum of the entries, in an order that depends on the length alone. Inlines, as [`dot`].
+#[inline(always)]
+pub(crate) fn sum(entries: &[f32]) -> f32 {
+    let (chunks, rest) = entries.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] += chunk[i];
+        }
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    rest.iter().sum::<f32>() + lanes[0]
+}
+
 /// Rows of the register tile of a Gram matrix.
 const GRAM_ROWS: usize = 3;
 

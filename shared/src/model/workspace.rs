@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{
     graph::{Level, Slot, SlotShape, Tap},
-    layers::Recurrence,
+    layers::{AttentionScratch, Recurrence},
     product::Packing,
 };
 
@@ -33,6 +33,9 @@ pub struct Workspace {
     pub(super) starts: [Vec<u32>; 3],
     pub(super) packing: Packing<f32>,
     pub(super) recurrence: Recurrence,
+    pub(super) attention: AttentionScratch,
+    /// Any row of a layer.
+    pub(super) line: Vec<f32>,
     pub(super) customers: usize,
 }
 
