@@ -79,8 +79,8 @@ impl Network {
     }
 
     /// Where a job starts, everybody with the seed at the same bits: weights uniform within a bound of their layer
-    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, gains one, embeddings within `1 / sqrt(entries)`, or of variance 1
-    /// before a transformer, a wide part zero.
+    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, gains one, embeddings within `1 / sqrt(entries)`, or of
+    /// variance 1 before a transformer, a wide part zero.
     ///
     /// The draws are SHA-256 over seed, tensor name and counter. They are public and protect nothing; privacy noise
     /// never comes from here.
