@@ -19,6 +19,7 @@ use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{RoundId, SiteId};
 use weighhouse_shared::job::{JobContract, JobFile};
 use weighhouse_shared::ledger::{Charge, Population};
+use weighhouse_shared::model::Engine;
 use weighhouse_shared::policy::PolicyText;
 use weighhouse_shared::privacy::{Generator, Mechanism};
 use weighhouse_shared::schema::Schema;
@@ -180,7 +181,12 @@ fn measure(shape: &Shape) {
         let debit = budget.debit(job, RoundId(0), charge, mechanism).unwrap();
         let network = contract.network().unwrap();
         let parameters = network.initial_parameters([1; 32]);
-        let base = RoundBase { round: RoundId(0), parameters: &parameters, clip_norm: None };
+        let base = RoundBase {
+            round: RoundId(0),
+            parameters: &parameters,
+            engine: &Engine::Processor,
+            clip_norm: None,
+        };
         let mut generator = Generator::from_system().unwrap();
         let begun = Instant::now();
         train_round(&contract, &network, base, &records.training, debit, &mut generator, Vec::new()).unwrap();

@@ -5,7 +5,7 @@ use crate::features::FeatureTable;
 use std::fmt;
 use std::num::NonZero;
 use std::thread;
-use weighhouse_shared::model::{ModelError, Network};
+use weighhouse_shared::model::{Engine, ModelError, Network};
 use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::privacy::grid::{Grid, SumWorkspace, clipped_sum};
 
@@ -50,7 +50,6 @@ pub struct Workers {
     workers: Vec<Worker>,
 }
 
-#[derive(Default)]
 struct Worker {
     workspace: SumWorkspace,
     /// Of the threads other than the first: their part of the sum.
@@ -64,20 +63,19 @@ impl fmt::Debug for Worker {
 }
 
 impl Workers {
-    /// As many as the machine has cores.
-    pub fn new() -> Self {
-        Self::with_threads(thread::available_parallelism().map_or(1, NonZero::get))
+    /// As many as the machine has cores; on an accelerator, which has its own threads, one.
+    pub fn new(engine: &Engine) -> Self {
+        let threads = match engine {
+            Engine::Processor => thread::available_parallelism().map_or(1, NonZero::get),
+            Engine::Candle(_) => 1,
+        };
+        Self::with_threads(engine, threads)
     }
 
     /// As many as `threads`, at least one.
-    pub fn with_threads(threads: usize) -> Self {
-        Self { workers: (0..threads.max(1)).map(|_| Worker::default()).collect() }
-    }
-}
-
-impl Default for Workers {
-    fn default() -> Self {
-        Self::new()
+    pub fn with_threads(engine: &Engine, threads: usize) -> Self {
+        let worker = |_| Worker { workspace: SumWorkspace::on(engine.clone()), sum: Vec::new() };
+        Self { workers: (0..threads.max(1)).map(worker).collect() }
     }
 }
 
@@ -163,7 +161,7 @@ mod tests {
         let table = FeatureTable::from_customers(1, &customers);
         let network = Network::new(&ModelSpec::Logistic {}, 1).unwrap();
         let grid = Grid::new(ClipNorm::new(1.0).unwrap());
-        let mut workers = Workers::with_threads(1);
+        let mut workers = Workers::with_threads(&Engine::Processor, 1);
         let chosen: Vec<usize> = (0..customers.len()).collect();
         let parameters = [0.0; 2];
         let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
@@ -190,7 +188,7 @@ mod tests {
         let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
         let chosen: Vec<usize> = (0..600).filter(|at| at % 5 != 0).collect();
         let sum = |threads: usize| {
-            let mut workers = Workers::with_threads(threads);
+            let mut workers = Workers::with_threads(&Engine::Processor, threads);
             clip_and_sum(step, &table, &chosen, &mut workers, &mut Generator::from_seed(1)).unwrap().sum
         };
         let one = sum(1);
@@ -198,7 +196,13 @@ mod tests {
         assert!(chosen.len() * network.parameter_count() / THREAD_WORK >= 2, "enough work for three threads");
         assert_eq!(sum(2), one);
         assert_eq!(sum(3), one);
-        let nobody = clip_and_sum(step, &table, &[], &mut Workers::new(), &mut Generator::from_seed(1));
+        let nobody = clip_and_sum(
+            step,
+            &table,
+            &[],
+            &mut Workers::new(&Engine::Processor),
+            &mut Generator::from_seed(1),
+        );
         assert!(nobody.unwrap().sum.iter().all(|&entry| entry == 0));
     }
 }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
+use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
 use weighhouse_shared::privacy::grid::Clipping;
 use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
@@ -29,6 +30,8 @@ pub struct Workplace {
     pub budget: Mutex<Budget>,
     /// What was paid for.
     pub outbox: Outbox,
+    /// What models learn on.
+    pub engine: Engine,
 }
 
 /// What may leave for one round: noised, paid and released.
@@ -110,7 +113,7 @@ impl Workplace {
                     let table = &self.records.training;
                     let memory = self.outbox.memory();
                     let clip_norm = self.outbox.clip_norm(start.job);
-                    let base = RoundBase { round: start.round, parameters, clip_norm };
+                    let base = RoundBase { round: start.round, parameters, engine: &self.engine, clip_norm };
                     let RoundEnd { update, clip_norm } =
                         local_update(contract, &network, base, table, debit, &mut generator, memory)?;
                     if contract.training.clipping == Clipping::Quantile {

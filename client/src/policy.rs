@@ -102,7 +102,7 @@ pub fn asked_epsilon(charges: &[Charge], delta: Delta) -> (f64, Population) {
 
 /// Holds `contract` against the rules of `policy` for a single job.
 pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusal> {
-    let task = Task::from(contract.schema.label.kind);
+    let task = Task::from(&contract.schema.label.kind);
     if !policy.jobs.tasks.contains(&task) {
         return Err(PolicyRefusal::Tasks { asked: task, allowed: listed(&policy.jobs.tasks) });
     }

@@ -9,7 +9,7 @@ use crate::sampling::poisson_sample;
 use crate::update::{LocalModel, ModelUpdate};
 use weighhouse_shared::ids::RoundId;
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::model::{ModelError, Network};
+use weighhouse_shared::model::{Engine, ModelError, Network};
 use weighhouse_shared::privacy::grid::Clipping;
 use weighhouse_shared::privacy::{ClipNorm, Generator};
 
@@ -34,6 +34,8 @@ pub struct RoundBase<'a> {
     pub round: RoundId,
     /// The global model.
     pub parameters: &'a [f32],
+    /// What to learn on.
+    pub engine: &'a Engine,
     /// The clip norm that the site ended its last round with, if that follows a quantile.
     pub clip_norm: Option<ClipNorm>,
 }
@@ -66,7 +68,7 @@ pub fn train_round(
         grid = grid.with_clip(clip_norm);
     }
     let max_rows = training.max_rows_per_customer as usize;
-    let mut workers = Workers::new();
+    let mut workers = Workers::new(base.engine);
     let mut model = LocalModel::start(base.parameters, training);
     for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
@@ -120,7 +122,8 @@ mod tests {
         let charge = Charge { population: Population::Training, event: contract.round_charge() };
         let mechanism = Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
         let (debit, mut generator) = (Debit::for_test(charge, mechanism), Generator::from_seed(seed));
-        let base = RoundBase { round: RoundId(0), parameters: &global, clip_norm: None };
+        let engine = &Engine::Processor;
+        let base = RoundBase { round: RoundId(0), parameters: &global, engine, clip_norm: None };
         let update = train_round(contract, &network, base, &table, debit, &mut generator, Vec::new())?;
         let bytes = update.update.into_bytes();
         let (values, _) = bytes.as_chunks::<4>();

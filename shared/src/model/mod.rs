@@ -8,6 +8,7 @@
 
 mod artifact;
 mod batch;
+mod device;
 mod error;
 mod graph;
 mod layers;
@@ -20,11 +21,13 @@ pub(crate) mod reference;
 mod score;
 mod server_optimizer;
 mod spec;
+mod tensors;
 mod workspace;
 mod zoo;
 
 pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
 pub use batch::{Batch, Rows};
+pub use device::{DeviceChoice, DeviceError, Engine};
 pub use error::ModelError;
 pub use graph::{Level, MAX_INPUTS, MAX_LINEAR_TAPS, MAX_OUTPUTS, MAX_PARAMETERS, Slot, Tap, TensorSpec};
 pub use loss::{binary_cross_entropy, loss, predict};

@@ -33,7 +33,7 @@ pub struct Network {
 
 /// What a forward is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     /// Dropout is on, and candidates are the label's item and sampled negatives.
     Learn,
     /// Dropout is off, and candidates are all items.
@@ -239,21 +239,38 @@ impl Network {
             gradients.clear();
             gradients.resize(if shape.learned { values.len() } else { 0 }, 0.0);
         }
-        let output = &mut workspace.slots[self.graph.output.0];
-        let width = self.slots[self.graph.output.0].width * (1 + self.graph.negatives);
-        loss::differentiate(
-            self.shape.target,
-            width,
-            &output.values,
-            batch.labels,
-            batch.customer_starts,
-            &mut output.gradients,
-        );
+        let Buffers { values, gradients } = &mut workspace.slots[self.graph.output.0];
+        self.differentiate_loss(values, batch, gradients);
         self.run_backward(parameters, batch, workspace);
     }
 
+    /// The gradient by the outputs while the model learns.
+    pub(super) fn differentiate_loss(&self, outputs: &[f32], batch: &Batch, gradients: &mut [f32]) {
+        let width = self.slots[self.graph.output.0].width * (1 + self.graph.negatives);
+        let (labels, starts) = (batch.labels, batch.customer_starts);
+        loss::differentiate(self.shape.target, width, outputs, labels, starts, gradients);
+    }
+
+    /// The dropout's part of a batch's draws.
+    pub(super) fn dropout_draws<'a>(&self, batch: &Batch<'a>) -> &'a [u8] {
+        batch.draws.get(batch.labels.len() * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default()
+    }
+
+    /// The ids that are looked up to score so many rows, by source.
+    pub(super) fn scoring_ids<'a>(
+        &self,
+        rows: &Rows,
+        count: usize,
+        workspace: &'a mut Workspace,
+    ) -> &'a [Vec<u32>] {
+        let customer_starts: Vec<u32> = (0..=count as u32).collect();
+        let batch = Batch { rows: *rows, customer_starts: &customer_starts, ..Batch::default() };
+        self.shape_batch(&batch, Mode::Score, workspace);
+        &workspace.ids
+    }
+
     /// How many rows each level has for each customer, and the ids that are looked up.
-    fn shape_batch(&self, batch: &Batch, mode: Mode, workspace: &mut Workspace) {
+    pub(super) fn shape_batch(&self, batch: &Batch, mode: Mode, workspace: &mut Workspace) {
         (workspace.taps, workspace.shapes) = (self.taps.clone(), self.slots.clone());
         workspace.customers = batch.customers();
         let step_starts = batch.rows.step_starts;

@@ -3,16 +3,10 @@
 //! Flat parameters and rows enter, the predictions of each row leave. Held together with
 //! [`Network::outputs`] to 1e-5 by a test; memory is bounded by a chunk of rows, whatever their number.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::Device;
 
-use super::{
-    ModelError, Network, Rows,
-    error::expect_length,
-    graph::{IdSource, Node, Slot},
-    layers::{Activation, Attention, EPSILON, Pooling},
-    loss::predict,
-};
-use crate::schema::{SequenceShape, Target};
+use super::{ModelError, Network, Rows, Workspace, error::expect_length, loss::predict, tensors};
+use crate::schema::SequenceShape;
 
 /// Rows that are on the device at a time, with one output each.
 const CHUNK_ROWS: usize = 4096;
@@ -31,25 +25,20 @@ pub fn score(
     expect_length("parameters", network.parameter_count(), parameters.len())?;
     let count = network.check_rows(rows)?;
     let outputs = network.target().outputs();
-    let tensors = network.tensors().iter().map(|tensor| {
-        let entries = &parameters[tensor.offset..][..tensor.entries()];
-        Ok((tensor.offset, Tensor::from_slice(entries, tensor.shape.as_slice(), device)?))
-    });
-    let tensors = tensors.collect::<Result<Vec<_>, ModelError>>()?;
+    let tensors = tensors::load(network, parameters, device)?;
     let chunk = (CHUNK_ROWS / outputs).max(1);
+    let mut workspace = Workspace::new();
     let mut scores = Vec::with_capacity(count * outputs);
     for first in (0..count).step_by(chunk) {
-        let starts = chunk_starts(rows.step_starts, first, count.min(first + chunk));
-        let part = part_of(network, rows, first, count.min(first + chunk), &starts);
-        let pass = Pass {
-            network,
-            parameters,
-            tensors: &tensors,
-            rows: &part,
-            count: count.min(first + chunk) - first,
-            device,
-        };
-        scores.extend(pass.run()?.flatten_all()?.to_vec1::<f32>()?);
+        let end = count.min(first + chunk);
+        let starts = chunk_starts(rows.step_starts, first, end);
+        let rows = part_of(network, rows, first, end, &starts);
+        let ids = network.scoring_ids(&rows, end - first, &mut workspace);
+        let (tensors, count) = (tensors.as_slice(), end - first);
+        let pass =
+            tensors::Pass { network, parameters, tensors, rows: &rows, count, ids, device, learning: None };
+        let outputs = pass.run()?.swap_remove(network.graph().output.0).expect("a node for each slot");
+        scores.extend(outputs.flatten_all()?.to_vec1::<f32>()?);
     }
     scores.chunks_exact_mut(outputs).for_each(|row| predict(network.target(), row));
     Ok(scores)
@@ -72,206 +61,6 @@ fn part_of<'a>(network: &Network, rows: &Rows<'a>, first: usize, end: usize, sta
         step_starts: starts,
         step_numbers: &rows.step_numbers[at(first) * step.numbers..at(end) * step.numbers],
         step_ids: &rows.step_ids[at(first) * step.columns()..at(end) * step.columns()],
-    }
-}
-
-/// One chunk of rows through the nodes.
-struct Pass<'a> {
-    network: &'a Network,
-    parameters: &'a [f32],
-    /// With their offsets in the flat parameters.
-    tensors: &'a [(usize, Tensor)],
-    rows: &'a Rows<'a>,
-    count: usize,
-    device: &'a Device,
-}
-
-type TensorResult = Result<Tensor, candle_core::Error>;
-
-impl Pass<'_> {
-    /// The outputs, `[rows, outputs]`.
-    fn run(&self) -> TensorResult {
-        let graph = self.network.graph();
-        let mut slots: Vec<Option<Tensor>> = vec![None; graph.slots.len()];
-        for node in &graph.nodes {
-            let value = self.value(node, &slots)?;
-            slots[node.output().0] = Some(value);
-        }
-        Ok(slots.swap_remove(graph.output.0).expect("a node for each slot"))
-    }
-
-    /// The tensor at an offset of the flat parameters.
-    fn tensor(&self, offset: usize) -> &Tensor {
-        let at = self.tensors.binary_search_by_key(&offset, |(offset, _)| *offset);
-        &self.tensors[at.expect("a tensor at each layer's offset")].1
-    }
-
-    fn value(&self, node: &Node, slots: &[Option<Tensor>]) -> TensorResult {
-        let of = |slot: &Slot| slots[slot.0].as_ref().expect("nodes in the order of their slots");
-        let steps = self.rows.step_starts.last().map_or(0, |&end| end as usize);
-        let width = self.network.graph().slots[node.output().0].width;
-        match node {
-            Node::Numbers { .. } => Tensor::from_slice(self.rows.numbers, (self.count, width), self.device),
-            Node::StepNumbers { .. } => {
-                Tensor::from_slice(self.rows.step_numbers, (steps, width), self.device)
-            }
-            Node::Embedding { ids, table, .. } => {
-                self.tensor(table.offset).index_select(&self.ids(self.network.graph().ids[*ids])?, 0)
-            }
-            Node::Concat { inputs, .. } => Tensor::cat(&inputs.iter().map(of).collect::<Vec<_>>(), D::Minus1),
-            Node::Sum { inputs, .. } => {
-                let mut parts = inputs.iter().map(of);
-                let first = parts.next().expect("a sum has parts").clone();
-                parts.try_fold(first, |sum, part| sum + part)
-            }
-            Node::Linear { input, layer, .. } => {
-                let mut value = of(input).matmul(&self.tensor(layer.offset).t()?)?;
-                if layer.biased {
-                    let bias = self.tensor(layer.offset + layer.outputs * layer.inputs);
-                    value = value.broadcast_add(bias)?;
-                }
-                match layer.activation {
-                    Activation::None => Ok(value),
-                    Activation::Relu => value.relu(),
-                }
-            }
-            Node::Pool { input, pooling, .. } => self.pool(of(input), *pooling, width),
-            Node::Dropout { input, .. } => Ok(of(input).clone()),
-            Node::Factors { history, ratings, layer, .. } => {
-                let ids = self.ids(self.network.graph().ids[*history])?.to_vec1()?;
-                let ratings = ratings.map(|slot| of(&slot).flatten_all()?.to_vec1()).transpose()?;
-                let mut factors = vec![0.0; self.count * width];
-                layer.forward(self.parameters, self.rows.step_starts, &ids, ratings.as_deref(), &mut factors);
-                Tensor::from_vec(factors, (self.count, width), self.device)
-            }
-            Node::Dot { rows, candidates, biases, .. }
-                if !matches!(self.network.target(), Target::Item(_)) =>
-            {
-                let products = (of(rows) * of(candidates))?.sum_keepdim(D::Minus1)?;
-                products + of(biases)
-            }
-            Node::Dot { rows, candidates, biases, .. } => {
-                of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
-            }
-            Node::Lstm { layer, states, .. } => self.lstm(of(&states.gates), layer.offset),
-            Node::LayerNorm { input, layer, .. } => {
-                let input = of(input);
-                let centered = input.broadcast_sub(&input.mean_keepdim(D::Minus1)?)?;
-                let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
-                let normal = centered.broadcast_div(&(variance + f64::from(EPSILON))?.sqrt()?)?;
-                let [gain, bias] = [0, layer.width].map(|after| self.tensor(layer.offset + after));
-                normal.broadcast_mul(gain)?.broadcast_add(bias)
-            }
-            Node::Attention { input, layer, .. } => self.attention(of(input), layer),
-        }
-    }
-
-    fn ids(&self, source: IdSource) -> TensorResult {
-        let every = |ids: &[u32], columns: usize, column: usize| {
-            ids.iter().skip(column).step_by(columns.max(1)).copied().collect::<Vec<_>>()
-        };
-        let inputs = self.network.inputs();
-        let ids = match source {
-            IdSource::Column(column) => every(self.rows.ids, inputs.columns(), column),
-            IdSource::StepColumn(column) => {
-                let columns = inputs.sequence.as_ref().map_or(1, SequenceShape::columns);
-                every(self.rows.step_ids, columns, column)
-            }
-            IdSource::Position => {
-                self.rows.step_starts.windows(2).flat_map(|span| 0..span[1] - span[0]).collect()
-            }
-            IdSource::Candidate if !matches!(self.network.target(), Target::Item(_)) => {
-                every(self.rows.ids, inputs.columns(), 0)
-            }
-            IdSource::Candidate => (0..self.network.target().outputs() as u32).collect(),
-        };
-        let count = ids.len();
-        Tensor::from_vec(ids, count, self.device)
-    }
-
-    /// The hidden states of an LSTM, from its gates' inputs and the offset of its recurrent weight; all rows that have a
-    /// step of the same place go on together.
-    fn lstm(&self, gates: &Tensor, offset: usize) -> TensorResult {
-        let weight = self.tensor(offset).t()?;
-        let (hidden, gates_width) = weight.dims2()?;
-        let starts = self.rows.step_starts;
-        let length = |row: u32| starts[row as usize + 1] - starts[row as usize];
-        let mut order: Vec<u32> = (0..self.count as u32).collect();
-        order.sort_by_key(|&row| std::cmp::Reverse(length(row)));
-        let mut states: Vec<Tensor> = Vec::new();
-        let mut cells = Tensor::zeros((self.count, hidden), DType::F32, self.device)?;
-        // Where the state of each step lies in `states`.
-        let mut places = vec![0u32; gates.dim(0)?];
-        let mut made = 0;
-        for step in 0.. {
-            let active = order.partition_point(|&row| length(row) > step);
-            if active == 0 {
-                break;
-            }
-            let of_step: Vec<u32> = order[..active].iter().map(|&row| starts[row as usize] + step).collect();
-            for (place, &at) in (made..).zip(&of_step) {
-                places[at as usize] = place;
-            }
-            made += active as u32;
-            let mut sums = gates.index_select(&Tensor::from_vec(of_step, active, self.device)?, 0)?;
-            if let Some(before) = states.last() {
-                sums = (sums + before.narrow(0, 0, active)?.contiguous()?.matmul(&weight)?)?;
-            }
-            let quarter = |at: usize| sums.narrow(1, at * hidden, gates_width / 4);
-            let sigmoid = |x: Tensor| ((x * 0.5)?.tanh()? * 0.5)? + 0.5;
-            let (i, f, g, o) =
-                (sigmoid(quarter(0)?)?, sigmoid(quarter(1)?)?, quarter(2)?.tanh()?, sigmoid(quarter(3)?)?);
-            cells = ((f * cells.narrow(0, 0, active)?)? + (i * g)?)?;
-            states.push((o * cells.tanh()?)?);
-        }
-        if states.is_empty() {
-            return Tensor::zeros((0, hidden), DType::F32, self.device);
-        }
-        let count = places.len();
-        Tensor::cat(&states, 0)?.index_select(&Tensor::from_vec(places, count, self.device)?, 0)
-    }
-
-    /// Each row's steps by themselves, all heads at once.
-    fn attention(&self, input: &Tensor, layer: &Attention) -> TensorResult {
-        let Attention { width, heads, causal } = *layer;
-        let attend = |first: usize, steps: usize| -> TensorResult {
-            let parts = input.narrow(0, first, steps)?.reshape((steps, 3, heads, width / heads))?;
-            let part = |which: usize| parts.narrow(1, which, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
-            let scores = (part(0)?.matmul(&part(1)?.t()?)? * f64::from(layer.scale()))?;
-            let hidden = |at: usize| causal && at % steps > at / steps;
-            let mask = (0..steps * steps).map(|at| if hidden(at) { f32::NEG_INFINITY } else { 0.0 });
-            let mask = Tensor::from_vec(mask.collect::<Vec<_>>(), (steps, steps), self.device)?;
-            let scores = scores.broadcast_add(&mask)?;
-            let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-            let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-            weights.matmul(&part(2)?)?.transpose(0, 1)?.reshape((steps, width))
-        };
-        let spans = self.rows.step_starts.windows(2).filter(|span| span[0] < span[1]);
-        let parts = spans.map(|span| attend(span[0] as usize, (span[1] - span[0]) as usize));
-        let parts = parts.collect::<Result<Vec<_>, _>>()?;
-        if parts.is_empty() {
-            return Tensor::zeros((0, width), DType::F32, self.device);
-        }
-        Tensor::cat(&parts, 0)
-    }
-
-    /// Sums each row's steps, each with its weight.
-    fn pool(&self, steps: &Tensor, pooling: Pooling, width: usize) -> TensorResult {
-        let (mut rows, mut weights) = (Vec::new(), Vec::new());
-        for (row, span) in (0u32..).zip(self.rows.step_starts.windows(2)) {
-            let count = span[1] - span[0];
-            rows.extend((0..count).map(|_| row));
-            weights.extend((1..=count).map(|step| match pooling {
-                Pooling::Mean => 1.0 / count as f32,
-                Pooling::Last => f32::from(u8::from(step == count)),
-            }));
-        }
-        let zeros = Tensor::zeros((self.count, width), DType::F32, self.device)?;
-        if rows.is_empty() {
-            return Ok(zeros);
-        }
-        let (count, weights) = (rows.len(), Tensor::from_vec(weights, (rows.len(), 1), self.device)?);
-        zeros.index_add(&Tensor::from_vec(rows, count, self.device)?, &steps.broadcast_mul(&weights)?, 0)
     }
 }
 

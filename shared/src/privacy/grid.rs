@@ -61,14 +61,15 @@
 //! sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
 //!
 //! Point 2 rests on the row independence of [`Network`] on one machine; a customer's floats are computed anew in each
-//! call and may differ between processors, where the promise holds on each.
+//! call and may differ between processors, where the promise holds on each. On an accelerator ([`Engine`]) it rests on the
+//! device's library.
 
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 use super::ClipNorm;
 use crate::model::{
-    Batch, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
+    Batch, Engine, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
     add_weighted_rows, dot,
 };
 
@@ -201,6 +202,7 @@ impl Grid {
 /// Buffers of [`clipped_sum`]: one a thread, kept between batches. Holds un-noised data; `Debug` prints shapes.
 #[derive(Clone, Default)]
 pub struct SumWorkspace {
+    engine: Engine,
     floats: Workspace,
     integers: IntegerFactors,
     products: Vec<f64>,
@@ -210,9 +212,14 @@ pub struct SumWorkspace {
 }
 
 impl SumWorkspace {
-    /// Empty buffers.
+    /// Empty buffers; gradients are computed on the processor.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Empty buffers; gradients are computed by `engine`.
+    pub fn on(engine: Engine) -> Self {
+        Self { engine, ..Self::default() }
     }
 }
 
@@ -244,7 +251,7 @@ struct IntegerFactors {
 ///
 /// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, an id is
 /// outside its vocabulary, or a parameter, an input or a label is not finite, naming its row. Customers whose gradient
-/// overflows count as zero.
+/// overflows count as zero. On an accelerator also if the device fails.
 pub fn clipped_sum(
     network: &Network,
     parameters: &[f32],
@@ -267,7 +274,7 @@ pub fn clipped_sum(
             return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
         }
     }
-    network.differentiate(parameters, batch, &mut workspace.floats);
+    workspace.engine.differentiate(network, parameters, batch, &mut workspace.floats)?;
     let within = workspace.clip(grid);
     let (gradient, counts) = sum.split_at_mut(network.parameter_count());
     workspace.add_to(gradient);
