@@ -108,7 +108,9 @@ impl Bare {
         };
         let (mut pairs, mut endpoints) = (Vec::new(), Vec::new());
         runtime.block_on(async {
-            let server = tls::server_config(&credentials(Role::Coordinator), &root, Arc::new(Open)).unwrap();
+            let server =
+                tls::server_config(&credentials(Role::Coordinator), &root, Vec::new(), Arc::new(Open))
+                    .unwrap();
             let server = transport::listen(([127, 0, 0, 1], 0).into(), server, &[7; 32]).unwrap();
             let to = server.local_addr().unwrap();
             for _ in 0..sites {

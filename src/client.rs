@@ -1,7 +1,9 @@
-//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands, decide about jobs.
+//! `weighhouse client …`: join a federation, run a site's daemon, see where it stands, decide about jobs, score customers.
 
 mod jobs;
+mod predict;
 
+use crate::metrics;
 use crate::output::{Format, FormatArgument, print_json, table};
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -9,11 +11,13 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt;
+use tracing::Instrument;
 use weighhouse_client::approvals::{Approvals, Verdict};
 use weighhouse_client::budget::{Budget, read_ledger};
 use weighhouse_client::contribute::Workplace;
 use weighhouse_client::enrol::join;
 use weighhouse_client::home::{Home, NewConfig};
+use weighhouse_client::membership::Membership;
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::policy;
 use weighhouse_client::records::{self, Split};
@@ -23,8 +27,11 @@ use weighhouse_shared::clock;
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::invite::Invite;
 use weighhouse_shared::ledger::{Body, ReleaseKind};
+use weighhouse_shared::model::Engine;
 use weighhouse_shared::policy::Approval;
 use weighhouse_shared::privacy::{Delta, Epsilon};
+use weighhouse_shared::telemetry::{self, SiteMetrics};
+use weighhouse_shared::tls;
 use weighhouse_shared::wire::messages::Decision;
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +109,9 @@ pub enum ClientVerb {
         #[arg(long, env = "WEIGHHOUSE_HOME", default_value = "site-home", value_name = "DIR")]
         home: PathBuf,
     },
+    /// Score this site's customers with a model, and say why (marketing)
+    #[command(after_help = predict::HELP)]
+    Predict(predict::PredictArguments),
 }
 
 pub fn run(verb: ClientVerb) -> Result<()> {
@@ -131,6 +141,7 @@ pub fn run(verb: ClientVerb) -> Result<()> {
         ClientVerb::Jobs { home, format } => jobs::list(&home, format.format),
         ClientVerb::Approve { job, home, .. } => jobs::approve(&home, job.as_deref()),
         ClientVerb::Refuse { job, home } => jobs::refuse(&home, &job),
+        ClientVerb::Predict(arguments) => predict::run(arguments),
     }
 }
 
@@ -188,7 +199,8 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let budget = Mutex::new(budget);
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
-    let workplace = Arc::new(Workplace { records, budget, outbox });
+    let engine = Engine::new(config.device).context("cannot use the `device` in client.toml")?;
+    let workplace = Arc::new(Workplace { records, budget, outbox, engine });
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let approvals = match policy.jobs.approval {
@@ -199,11 +211,16 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
         }
     };
     let (coordinator, approvals) = (config.coordinator.clone(), Arc::new(approvals));
-    let site = Site { coordinator, authority, credentials, schema, policy, approvals, workplace, witnesses };
+    let membership = Membership::new(home.clone(), credentials);
+    let site = Site { coordinator, authority, membership, schema, policy, approvals, workplace, witnesses };
 
     let status_path = home.path("status.json");
     let mut connection = Connection { state: "connecting".into(), since_s: clock::unix_time_s(), job: None };
+    let counted = SiteMetrics::default();
+    let counters = counted.clone();
+    let (name, serves_metrics) = (config.name.clone(), config.metrics);
     let mut note = move |notice: Notice| {
+        count(&counters, &notice);
         match notice {
             Notice::Connected => {
                 connection.state = "connected".into();
@@ -228,6 +245,10 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
                 tracing::warn!("refused job {name}: {reason}");
                 connection.job = Some(format!("{name}: refused: {reason}"));
             }
+            Notice::Renewed => {
+                println!("{} has a new certificate", config.name);
+                return;
+            }
             Notice::JobEnded { job } => tracing::info!("job {} ended", job.short()),
             Notice::Sent { .. } => return,
         }
@@ -236,14 +257,63 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
             tracing::warn!(%error, "status.json could not be written");
         }
     };
+    let span = telemetry::site_span(site.membership.credentials().identity.site());
     let outcome = runtime.block_on(async {
+        let measured = async {
+            let Some(address) = serves_metrics else { return std::future::pending().await };
+            let (listener, address) = metrics::listen(address).await?;
+            println!("{name} serves metrics on http://{address}/metrics");
+            match metrics::serve(listener, || measure(&site, &counted)).await {}
+        };
         tokio::select! {
-            outcome = session::run(&site, &mut note) => Ok(outcome?),
+            outcome = session::run(&site, &mut note).instrument(span) => Ok(outcome?),
+            outcome = measured => outcome,
             () = asked_to_end(end_with_stdin) => Ok(()),
         }
     });
     runtime.shutdown_background();
     outcome
+}
+
+/// Counts what happened.
+fn count(metrics: &SiteMetrics, notice: &Notice) {
+    match notice {
+        Notice::Connected => {
+            metrics.connected.set(1);
+            metrics.connections.inc();
+        }
+        Notice::Disconnected { .. } => {
+            metrics.connected.set(0);
+        }
+        Notice::Decided { decision, .. } => metrics.decided(match decision {
+            Decision::Accepted => "accepted",
+            Decision::Waiting => "waiting",
+            _ => "refused",
+        }),
+        Notice::JobEnded { .. } => {
+            metrics.jobs_ended.inc();
+        }
+        Notice::Sent { .. } => {
+            metrics.contributions.inc();
+        }
+        Notice::Renewed => {}
+    }
+}
+
+/// The metrics as they are now.
+fn measure(site: &Site, metrics: &SiteMetrics) -> String {
+    {
+        let budget = site.workplace.budget.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let cap = budget.balance().policy().map_or(site.policy.cap, |policy| policy.cap);
+        let spent = budget.balance().spent_at(clock::unix_time_s(), cap.delta);
+        metrics.epsilon_spent.set(spent.spent);
+        metrics.epsilon_reserved.set(spent.reserved);
+        metrics.epsilon_cap.set(cap.epsilon.value());
+    }
+    if let Ok(validity) = tls::validity_of(&site.membership.credentials().chain[0]) {
+        metrics.certificate_expiry.set(validity.not_after_s as i64);
+    }
+    telemetry::to_text(&metrics.registry())
 }
 
 /// Where a site stands, from its home folder alone.

@@ -4,6 +4,7 @@
 //! model. 130: interrupted.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The job was stopped or failed.
@@ -29,6 +30,24 @@ impl fmt::Display for Interrupted {
 }
 
 impl std::error::Error for Interrupted {}
+
+/// The doctor found problems, and has said which.
+#[derive(Debug)]
+pub struct Unwell {
+    /// The home.
+    pub home: PathBuf,
+    /// How many.
+    pub problems: usize,
+}
+
+impl fmt::Display for Unwell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problems = if self.problems == 1 { "problem" } else { "problems" };
+        write!(f, "{} has {} {problems}; see the cures above", self.home.display(), self.problems)
+    }
+}
+
+impl std::error::Error for Unwell {}
 
 /// Prints `error` with its causes on one line and returns its exit code.
 pub fn report(error: &anyhow::Error) -> ExitCode {

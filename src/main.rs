@@ -4,8 +4,10 @@ mod audit;
 mod client;
 mod coordinator;
 mod demo;
+mod doctor;
 mod error;
 mod job;
+mod metrics;
 mod model;
 mod operator;
 mod output;
@@ -54,6 +56,11 @@ enum Verb {
     /// Trained models (operator)
     #[command(subcommand)]
     Model(model::ModelVerb),
+    /// Check a home, of a site or a coordinator, and what is around it; say what is wrong and how to cure it
+    #[command(
+        after_help = "Examples:\n  weighhouse doctor --home berlin\n  weighhouse doctor --home hq --format json\n\nLooks at settings, clock, port, keys, certificates, disk, policy, ledger, schema, data and state. Ends with 1 if there is a problem. A daemon may be running."
+    )]
+    Doctor(doctor::DoctorArguments),
     /// What a plan costs in privacy: epsilon, noise, steps (operator, data-protection officer)
     #[command(subcommand)]
     Privacy(privacy::PrivacyVerb),
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
         Verb::Job(verb) => job::run(verb),
         Verb::Audit(verb) => audit::run(verb),
         Verb::Model(verb) => model::run(verb),
+        Verb::Doctor(arguments) => doctor::run(arguments),
         Verb::Privacy(verb) => privacy::run(verb),
     };
     match outcome {

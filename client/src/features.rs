@@ -57,6 +57,13 @@ impl FeatureTable {
         self.starts.len() - 1
     }
 
+    /// How many rows and steps of a customer count if `max_rows` rows do.
+    pub fn size(&self, customer: usize, max_rows: usize) -> (usize, usize) {
+        let rows = self.starts[customer]..self.starts[customer + 1];
+        let counted = rows.start..rows.end.min(rows.start + max_rows);
+        (counted.len(), self.rows.steps(counted))
+    }
+
     /// The rows of the customers at `chosen`, the first `max_rows` of each.
     ///
     /// # Panics

@@ -8,9 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::{self, ConfigError};
 use weighhouse_shared::identity::{Identity, IdentityError};
+use weighhouse_shared::model::DeviceChoice;
 use weighhouse_shared::policy::{Policy, PolicyText, first_policy};
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::schema::{Schema, SchemaError};
+use weighhouse_shared::telemetry::LoopbackAddress;
 use weighhouse_shared::tls::Credentials;
 
 /// `client.toml`.
@@ -21,8 +23,13 @@ pub struct ClientConfig {
     pub name: String,
     /// Host and port of the coordinator.
     pub coordinator: String,
+    /// Where metrics are served; None for nowhere.
+    pub metrics: Option<LoopbackAddress>,
     /// The site's records.
     pub data: DataConfig,
+    /// What models learn on: `auto`, `cpu`, `cuda:N` or `metal`.
+    #[serde(default)]
+    pub device: DeviceChoice,
 }
 
 /// `[data]`.
@@ -225,6 +232,11 @@ impl NewConfig {
              name = {name}\n\
              # Host and UDP port of the coordinator.\n\
              coordinator = {coordinator}\n\
+             # What models learn on: \"auto\" takes an accelerator if this program was built for one and the machine\n\
+             # has it, \"cpu\" never does; \"cuda:0\" or \"metal\" name one.\n\
+             device = \"auto\"\n\
+             # Serve metrics for a local Prometheus agent; loopback only. Off unless set.\n\
+             # metrics = \"127.0.0.1:9464\"\n\
              \n\
              [data]\n\
              # CSV files with a header, relative to this folder. They never leave this machine.\n\

@@ -4,6 +4,7 @@
 use crate::approvals::Approvals;
 use crate::contribute::{Contribution, WorkError, Workplace};
 use crate::global_model::{ArrivingModel, GlobalModel};
+use crate::membership::Membership;
 use crate::offer;
 use crate::round::{Action, Event, Rounds};
 use crate::witnesses::{Contradiction, Witnesses};
@@ -18,18 +19,23 @@ use weighhouse_shared::clock;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::policy::Policy;
 use weighhouse_shared::schema::Schema;
+use weighhouse_shared::telemetry;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
-use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, RoundSkipped,
+    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Renew, RoundSkipped,
     SignedContract, SiteToCoordinator, Witnessed,
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
 use weighhouse_shared::wire::transport;
+use weighhouse_shared::wire::{ALPN, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, common_version};
 
 /// First pause before connecting anew; doubled up to [`MAX_PAUSE`] while the link stays down.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// How often a connected site looks whether its certificate should be renewed.
+const RENEWAL_CHECK: Duration = Duration::from_secs(86_400);
+/// The protocol version that brought renewal.
+const RENEWAL_VERSION: u16 = 2;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -70,13 +76,22 @@ pub enum ConnectError {
     },
     /// Versions differ.
     #[error(
-        "the coordinator speaks protocol version {coordinator}, this release {site}; update the older side"
+        "the coordinator speaks protocol version {coordinator}, this release {OLDEST_PROTOCOL_VERSION} to {site}; update the older side"
     )]
     Version {
         /// The coordinator's.
         coordinator: u16,
         /// Ours.
         site: u16,
+    },
+    /// Not even the handshake has a version in common.
+    #[error(
+        "the coordinator at {address} does not speak `{}`, the only protocol this release speaks; update the older side",
+        String::from_utf8_lossy(ALPN)
+    )]
+    OtherProtocol {
+        /// Where it is.
+        address: SocketAddr,
     },
     /// The connection ended.
     #[error("the connection to the coordinator was lost")]
@@ -115,6 +130,9 @@ impl ConnectError {
     }
 }
 
+/// TLS's alert that no application protocol is common (RFC 7301, section 3.2), as a transport error.
+const NO_COMMON_PROTOCOL: u64 = 0x100 + 120;
+
 /// TLS alerts travel as transport errors 0x100 to 0x1ff (RFC 9001, section 4.8).
 fn is_crypto(code: quinn::TransportErrorCode) -> bool {
     (0x100..=0x1ff).contains(&u64::from(code))
@@ -142,11 +160,52 @@ pub async fn connect(
         Err(ConnectionError::TransportError(error)) if is_crypto(error.code) => {
             Err(ConnectError::WrongCoordinator { address })
         }
+        Err(ConnectionError::ConnectionClosed(close))
+            if u64::from(close.error_code) == NO_COMMON_PROTOCOL =>
+        {
+            Err(ConnectError::OtherProtocol { address })
+        }
         Err(ConnectionError::ConnectionClosed(close)) if is_crypto(close.error_code) => {
             Err(ConnectError::CertificateRefused)
         }
         Err(source) => Err(ConnectError::Unreachable { address, source }),
     }
+}
+
+fn hello() -> SiteToCoordinator {
+    SiteToCoordinator::Hello(Hello {
+        protocol: PROTOCOL_VERSION,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// The version that both speak, from the answer to [`hello`].
+fn welcomed(answer: Option<CoordinatorToSite>) -> Result<u16, ConnectError> {
+    let differ = |coordinator| ConnectError::Version { coordinator, site: PROTOCOL_VERSION };
+    match answer {
+        Some(CoordinatorToSite::Welcome(welcome)) => common_version(welcome.protocol)
+            .filter(|version| *version == welcome.protocol)
+            .ok_or_else(|| differ(welcome.protocol)),
+        Some(CoordinatorToSite::VersionRefused(versions)) => Err(differ(versions.coordinator)),
+        _ => Err(ConnectError::Protocol),
+    }
+}
+
+/// Whether the coordinator at `name`, a host and port, answers and takes this site, without taking part: a running
+/// daemon of the site is not disturbed.
+pub async fn probe(
+    name: &str,
+    credentials: &Credentials,
+    authority: CertificateDer<'static>,
+) -> Result<(), ConnectError> {
+    let lost = ConnectError::from_stream;
+    let address = resolve(name).await?;
+    let (_endpoint, connection) = connect(address, credentials, Trust::Authority(authority)).await?;
+    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
+    stream::send(&mut send, &hello()).await.map_err(lost)?;
+    let version = welcomed(stream::receive(&mut receive).await.map_err(lost)?);
+    connection.close(0u8.into(), b"");
+    version.map(|_| ())
 }
 
 /// What others may want to know of a running site: constants and labels only.
@@ -177,6 +236,8 @@ pub enum Notice {
         /// The round.
         round: RoundId,
     },
+    /// This site has a new certificate.
+    Renewed,
     /// A job is over.
     JobEnded {
         /// The job.
@@ -191,8 +252,8 @@ pub struct Site {
     pub coordinator: String,
     /// The authority's certificate.
     pub authority: CertificateDer<'static>,
-    /// What the site shows.
-    pub credentials: Credentials,
+    /// What the site shows, renewed in time.
+    pub membership: Membership,
     /// Its columns.
     pub schema: Schema,
     /// What it allows.
@@ -241,20 +302,12 @@ async fn session(
 ) -> Result<std::convert::Infallible, ConnectError> {
     let address = resolve(&site.coordinator).await?;
     let trust = Trust::Authority(site.authority.clone());
-    let (_endpoint, connection) = connect(address, &site.credentials, trust).await?;
+    let (_endpoint, connection) = connect(address, &site.membership.credentials(), trust).await?;
     let lost = ConnectError::from_stream;
     let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
-    let release = env!("CARGO_PKG_VERSION").to_owned();
-    let hello = SiteToCoordinator::Hello(Hello { protocol: PROTOCOL_VERSION, release });
-    stream::send(&mut send, &hello).await.map_err(lost)?;
+    stream::send(&mut send, &hello()).await.map_err(lost)?;
     stream::send(&mut send, &told_head(site, None)).await.map_err(lost)?;
-    match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
-        Some(CoordinatorToSite::Welcome(_)) => {}
-        Some(CoordinatorToSite::VersionRefused(versions)) => {
-            return Err(ConnectError::Version { coordinator: versions.coordinator, site: PROTOCOL_VERSION });
-        }
-        _ => return Err(ConnectError::Protocol),
-    }
+    let version = welcomed(stream::receive(&mut receive).await.map_err(lost)?)?;
     let coordinator_key = coordinator_key(site, &connection)?;
     match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
         Some(CoordinatorToSite::Witnessed(witnessed)) => take_witness(site, &coordinator_key, &witnessed)?,
@@ -312,8 +365,15 @@ async fn session(
 
     // What the coordinator knows of this site's answers.
     let mut told: BTreeMap<JobId, Decision> = BTreeMap::new();
+    let mut days = tokio::time::interval(RENEWAL_CHECK);
     loop {
         let event = tokio::select! {
+            _ = days.tick() => {
+                if version >= RENEWAL_VERSION && site.membership.renewal_is_due(clock::unix_time_s()) {
+                    stream::send(&mut send, &SiteToCoordinator::Renew(Renew {})).await.map_err(lost)?;
+                }
+                continue;
+            }
             Some(incoming) = incoming.recv() => match incoming {
                 Incoming::Message(Ok(Some(message))) => match message {
                     CoordinatorToSite::JobOffer(offer) => {
@@ -345,6 +405,15 @@ async fn session(
                     }
                     CoordinatorToSite::Witnessed(witnessed) => {
                         take_witness(site, &coordinator_key, &witnessed)?;
+                        continue;
+                    }
+                    CoordinatorToSite::Renewed(renewed) => {
+                        match site.membership.renew(renewed.certificate, clock::unix_time_s()) {
+                            Ok(()) => notice(Notice::Renewed),
+                            Err(error) => {
+                                tracing::warn!(error = %describe(&error), "the certificate was not renewed");
+                            }
+                        }
                         continue;
                     }
                     CoordinatorToSite::Welcome(_)
@@ -385,8 +454,9 @@ async fn session(
             match action {
                 Action::Work { contract, start, model } => {
                     let (workplace, worked) = (site.workplace.clone(), worked.clone());
+                    let span = telemetry::round_span(start.job, start.round);
                     tokio::task::spawn_blocking(move || {
-                        let result = workplace.work(&contract, &start, &model);
+                        let result = span.in_scope(|| workplace.work(&contract, &start, &model));
                         // The receiver lives as long as the daemon.
                         let _ = worked.send((start.job, start.round, result, model));
                     });
@@ -478,7 +548,7 @@ fn take_witness(site: &Site, key: &[u8; 32], witnessed: &Witnessed) -> Result<()
         let follows = witnessed.verdict == HeadVerdict::Follows;
         return follows.then_some(()).ok_or(ConnectError::Protocol);
     };
-    if !signed.is_signed_by(key) || signed.witness.site != site.credentials.identity.site() {
+    if !signed.is_signed_by(key) || signed.witness.site != site.membership.credentials().identity.site() {
         return Err(ConnectError::Protocol);
     }
     let held = lock(&site.workplace.budget).hold_against(&signed.witness);

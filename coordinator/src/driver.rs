@@ -7,7 +7,7 @@ mod witnessing;
 
 use crate::admission::{ParsedUpdate, Spool};
 use crate::aggregate::Aggregate;
-use crate::authority;
+use crate::authority::Issuer;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
 use crate::roster::SharedRoster;
@@ -26,12 +26,13 @@ use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
-use weighhouse_shared::tls::Role;
+use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
+use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
-    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, RoundSkipped, RoundStart,
-    RoundSummary, SignedContract,
+    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
+    RoundStart, RoundSummary, SignedContract,
 };
 
 /// Messages that may wait for the driver.
@@ -107,6 +108,8 @@ pub enum Input {
     },
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
+    /// A site's certificate is about to expire.
+    Renew(SiteId),
     /// A site measured quality.
     Evaluation(SiteId, Evaluation),
     /// A site will not contribute.
@@ -186,8 +189,8 @@ pub struct Parts {
     pub spool: Arc<Spool>,
     /// Who may come in.
     pub roster: SharedRoster,
-    /// Signs certificates.
-    pub authority_key: Identity,
+    /// Signs certificates of sites.
+    pub issuer: Issuer,
     /// The authority's certificate.
     pub authority: CertificateDer<'static>,
     /// Signs witnesses of sites' ledgers: the coordinator's own key.
@@ -196,6 +199,8 @@ pub struct Parts {
     pub certificate: CertificateDer<'static>,
     /// Host and port that go into invites.
     pub public_address: String,
+    /// What is counted.
+    pub metrics: CoordinatorMetrics,
 }
 
 /// The decider.
@@ -257,6 +262,7 @@ impl Driver {
     /// Runs until the state can no longer be saved, or nobody can reach it any more.
     pub async fn run(mut self) -> Result<(), DriverError> {
         loop {
+            self.measure();
             let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
             let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
             tokio::select! {
@@ -298,6 +304,7 @@ impl Driver {
                 }
                 self.step(job, Event::Answered(site, decision))?;
             }
+            Input::Renew(site) => self.renew(site)?,
             Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
             Input::Skipped(site, RoundSkipped { job, round }) => {
                 self.step(job, Event::Skipped(site, round))?;
@@ -312,6 +319,7 @@ impl Driver {
             Input::Update(site, update) => self.count_update(site, update)?,
             Input::Refused(site, receipt) => {
                 tracing::warn!(site = %site.short(), job = %receipt.job.short(), outcome = ?receipt.outcome, "an update was refused");
+                self.parts.metrics.contributed(receipt.outcome.label());
                 self.send(site, CoordinatorToSite::Receipt(receipt));
             }
             Input::UpdateLen { job, reply } => {
@@ -333,6 +341,14 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// What metrics say of the present.
+    fn measure(&self) {
+        let metrics = &self.parts.metrics;
+        let running = self.jobs.values().filter(|job| !job.machine.status().is_final()).count();
+        metrics.sites_online.set(self.online.len() as i64);
+        metrics.jobs_running.set(running as i64);
     }
 
     fn site_name(&self, site: SiteId) -> String {
@@ -362,6 +378,7 @@ impl Driver {
             tracing::debug!(job = %id.short(), "an event for an unknown job was ignored");
             return Ok(());
         };
+        let _span = telemetry::round_span(id, job.machine.round()).entered();
         let finished = job.machine.status().is_final();
         if let (true, Event::SiteOnline(site)) = (finished, &event) {
             let (site, status) = (*site, job.machine.status().clone());
@@ -503,6 +520,7 @@ impl Driver {
         if let Some(job) = self.jobs.get_mut(&id) {
             tell(&mut job.watchers, JobEvent::Committed(summary));
         }
+        self.parts.metrics.rounds_committed.inc();
         for action in actions {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
@@ -536,6 +554,7 @@ impl Driver {
         if outcome != Outcome::Admitted {
             tracing::warn!(site = %site.short(), job = %job.short(), round = round.0, ?outcome, "a contribution was refused");
         }
+        self.parts.metrics.contributed(outcome.label());
         self.send(site, CoordinatorToSite::Receipt(Receipt { job, round, outcome }));
     }
 
@@ -609,8 +628,7 @@ impl Driver {
         proof: &[u8; 32],
     ) -> Result<EnrolReply, DriverError> {
         let now_s = clock::unix_time_s();
-        let (key, authority) = (&self.parts.authority_key, &self.parts.authority);
-        let certify = |name: &str| authority::issue(key, authority, Role::Site, name, public_key, now_s);
+        let certify = |name: &str| self.parts.issuer.issue_site(name, public_key, now_s);
         let record = {
             let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             match roster.enrol(public_key, invite, proof, now_s, certify) {
@@ -627,8 +645,35 @@ impl Driver {
         Ok(Some(Enrolled {
             name: record.name,
             certificate: record.certificate.unwrap_or_default(),
-            authority: authority.to_vec(),
+            authority: self.parts.authority.to_vec(),
         }))
+    }
+
+    /// Gives a connected site its next certificate.
+    fn renew(&mut self, site: SiteId) -> Result<(), DriverError> {
+        let now_s = clock::unix_time_s();
+        let is_due = |known: &CertificateDer<'_>| {
+            tls::validity_of(known).map_or(true, |validity| validity.renewal_is_due(now_s))
+        };
+        let certify = |name: &str, key: &[u8; 32]| self.parts.issuer.issue_site(name, key, now_s);
+        let renewed = {
+            let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            roster.renew(site, is_due, certify)
+        };
+        match renewed {
+            Ok(Some(record)) => {
+                self.parts.store.put_site(&record)?;
+                self.parts.store.sync()?;
+                let certificate = record.certificate.unwrap_or_default();
+                self.send(site, CoordinatorToSite::Renewed(Renewed { certificate }));
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::error!(site = %site.short(), %error, "a certificate could not be renewed");
+                Ok(())
+            }
+        }
     }
 
     fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {

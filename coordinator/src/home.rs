@@ -1,16 +1,18 @@
-//! The coordinator's home folder: one commented `coordinator.toml`, the authority's, the coordinator's and
-//! the operator's keys, the state.
+//! The coordinator's home folder: one commented `coordinator.toml`, the keys and certificates of coordinator,
+//! operator and issuer, the authority's certificate and, unless it is kept elsewhere, its key, the state.
 
-use crate::authority::{self, AuthorityError};
+use crate::authority::{self, AuthorityError, Issuer, Use, VOUCHED_FOR};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use weighhouse_shared::clock;
 use weighhouse_shared::config::{self, ConfigError, write_private, write_whole};
 use weighhouse_shared::identity::{Identity, IdentityError};
-use weighhouse_shared::tls::{Credentials, Role, to_pem};
+use weighhouse_shared::telemetry::LoopbackAddress;
+use weighhouse_shared::tls::{self, Credentials, to_pem};
 
 /// `coordinator.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -20,6 +22,8 @@ pub struct CoordinatorConfig {
     pub listen: SocketAddr,
     /// Host and port at which sites reach it.
     pub public_address: String,
+    /// Where metrics are served; None for nowhere.
+    pub metrics: Option<LoopbackAddress>,
 }
 
 /// Why a home folder cannot be used.
@@ -60,6 +64,28 @@ pub enum HomeError {
         /// The file.
         path: PathBuf,
     },
+    /// Nobody has signed the certificates yet.
+    #[error(
+        "{folder} waits for its certificates: have its .csr files signed by your authority, then run `weighhouse coordinator install`"
+    )]
+    NotSigned {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A key that is not the authority's.
+    #[error("{path} is not the key of this federation's authority (authority.crt)")]
+    NotTheAuthority {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// A certificate is missing among those to install.
+    #[error(
+        "none of the certificates is the one for {name}.csr: signed by the given authority itself, for that key, with the request's subject, names and usages, and valid now"
+    )]
+    NoCertificate {
+        /// Whose.
+        name: &'static str,
+    },
     /// A file cannot be written.
     #[error("cannot write {path}")]
     Write {
@@ -69,6 +95,15 @@ pub enum HomeError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Whose signature makes a federation's certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authority {
+    /// The federation's own, made with the home.
+    Own,
+    /// Another organisation's: requests are made, for it to sign.
+    External,
 }
 
 /// A coordinator's home folder.
@@ -84,7 +119,12 @@ impl Home {
     }
 
     /// Makes a new home: keys, certificates, settings. All of it stands, or nothing.
-    pub fn init(folder: &Path, listen: SocketAddr, public_address: &str) -> Result<Self, HomeError> {
+    pub fn init(
+        folder: &Path,
+        listen: SocketAddr,
+        public_address: &str,
+        authority: Authority,
+    ) -> Result<Self, HomeError> {
         if folder.exists() {
             return Err(HomeError::Taken { folder: folder.into() });
         }
@@ -92,7 +132,7 @@ impl Home {
         let mut draft = folder.as_os_str().to_owned();
         draft.push(format!(".{}.new", std::process::id()));
         let draft = Self { folder: draft.into() };
-        let written = draft.write_new(listen, public_address).and_then(|()| {
+        let written = draft.write_new(listen, public_address, authority).and_then(|()| {
             std::fs::rename(&draft.folder, folder)
                 .map_err(|source| HomeError::Write { path: folder.into(), source })
         });
@@ -102,36 +142,39 @@ impl Home {
         written.map(|()| Self::at(folder))
     }
 
-    fn write_new(&self, listen: SocketAddr, public_address: &str) -> Result<(), HomeError> {
+    fn write_new(
+        &self,
+        listen: SocketAddr,
+        public_address: &str,
+        authority: Authority,
+    ) -> Result<(), HomeError> {
         let write = |path: PathBuf, text: &str| {
             write_private(&path, text.as_bytes()).map_err(|source| HomeError::Write { path, source })
         };
         std::fs::create_dir_all(&self.folder)
             .map_err(|source| HomeError::Write { path: self.folder.clone(), source })?;
-        let authority_key = Identity::generate()?;
-        let authority_certificate = authority::authority_certificate(&authority_key)?;
-        for (name, role) in [("coordinator", Role::Coordinator), ("operator", Role::Operator)] {
+        for (name, holder) in VOUCHED_FOR {
             let key = Identity::generate()?;
-            let certificate = authority::issue(
-                &authority_key,
-                &authority_certificate,
-                role,
-                name,
-                &key.public_key(),
-                weighhouse_shared::clock::unix_time_s(),
-            )?;
             key.save_new(&self.path(&format!("{name}.key")))?;
-            write(self.path(&format!("{name}.crt")), &to_pem(&certificate))?;
+            if authority == Authority::External {
+                write(self.path(&format!("{name}.csr")), &authority::request(&key, holder, name)?)?;
+            }
         }
-        authority_key.save_new(&self.path("authority.key"))?;
-        write(self.path("authority.crt"), &to_pem(&authority_certificate))?;
+        if authority == Authority::Own {
+            let key = Identity::generate()?;
+            key.save_new(&self.path("authority.key"))?;
+            write(self.path("authority.crt"), &to_pem(&authority::authority_certificate(&key)?))?;
+            self.renew(&self.path("authority.key"), |_| true)?;
+        }
         let text = format!(
             "# This coordinator's settings. Restart it after a change.\n\
              \n\
              # Address and UDP port to listen on.\n\
              listen = \"{listen}\"\n\
              # Host and UDP port at which sites reach it; goes into invites.\n\
-             public_address = {public}\n",
+             public_address = {public}\n\
+             # Serve metrics for a local Prometheus agent; loopback only. Off unless set.\n\
+             # metrics = \"127.0.0.1:9464\"\n",
             public = toml::Value::from(public_address)
         );
         write(self.path("coordinator.toml"), &text)
@@ -156,20 +199,79 @@ impl Home {
     /// The authority's certificate.
     pub fn authority(&self) -> Result<CertificateDer<'static>, HomeError> {
         let path = self.path("authority.crt");
+        if !path.exists() && self.path("issuer.csr").exists() {
+            return Err(HomeError::NotSigned { folder: self.folder.clone() });
+        }
         CertificateDer::from_pem_file(&path).map_err(|_| HomeError::Certificate { path })
     }
 
-    /// The authority's key.
-    pub fn authority_key(&self) -> Result<Identity, HomeError> {
-        Ok(Identity::load(&self.path("authority.key"))?)
+    /// What signs certificates of sites.
+    pub fn issuer(&self) -> Result<Issuer, HomeError> {
+        let Credentials { chain, identity } = self.credentials("issuer")?;
+        Ok(Issuer { key: identity, certificate: chain[0].clone() })
     }
 
-    /// Key and certificates of `coordinator` or `operator`.
+    /// The certificates for which `is_due` says so are made anew with the authority's key at `key`, for the keys they
+    /// have; their names come out.
+    pub fn renew(&self, key: &Path, is_due: impl Fn(&str) -> bool) -> Result<Vec<&'static str>, HomeError> {
+        let (authority_key, authority) = (Identity::load(key)?, self.authority()?);
+        if tls::public_key_of(&authority).ok() != Some(authority_key.public_key()) {
+            return Err(HomeError::NotTheAuthority { path: key.into() });
+        }
+        let mut renewed = Vec::new();
+        for (name, holder) in VOUCHED_FOR.into_iter().filter(|(name, _)| is_due(name)) {
+            let public_key = Identity::load(&self.path(&format!("{name}.key")))?.public_key();
+            let now_s = clock::unix_time_s();
+            let certificate = authority::sign(&authority_key, &authority, holder, name, &public_key, now_s)?;
+            self.write_certificate(name, &certificate)?;
+            renewed.push(name);
+        }
+        Ok(renewed)
+    }
+
+    /// The certificates that should be renewed at `now_s`.
+    pub fn due(&self, now_s: u64) -> Vec<&'static str> {
+        let is_due = |name: &&str| {
+            let own = CertificateDer::from_pem_file(self.path(&format!("{name}.crt")));
+            let validity = own.ok().and_then(|own| tls::validity_of(&own).ok());
+            validity.is_none_or(|validity| validity.renewal_is_due(now_s))
+        };
+        VOUCHED_FOR.into_iter().map(|(name, _)| name).filter(is_due).collect()
+    }
+
+    /// Puts certificates that another organisation's `authority` signed for this home's requests in their places: all
+    /// three, or none.
+    pub fn install(
+        &self,
+        authority: &CertificateDer<'static>,
+        certificates: &[CertificateDer<'static>],
+    ) -> Result<(), HomeError> {
+        let now_s = clock::unix_time_s();
+        let found = VOUCHED_FOR.map(|(name, holder): (_, Use)| {
+            let key = Identity::load(&self.path(&format!("{name}.key")))?;
+            let fitting = |certificate: &&CertificateDer<'static>| {
+                authority::fits(authority, certificate, &key, holder, now_s)
+            };
+            let found = certificates.iter().find(fitting).ok_or(HomeError::NoCertificate { name })?;
+            Ok::<_, HomeError>((name, found))
+        });
+        let found = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.write_certificate("authority", authority)?;
+        found.into_iter().try_for_each(|(name, certificate)| self.write_certificate(name, certificate))
+    }
+
+    fn write_certificate(&self, name: &str, certificate: &CertificateDer<'_>) -> Result<(), HomeError> {
+        let path = self.path(&format!("{name}.crt"));
+        write_whole(&path, to_pem(certificate).as_bytes()).map_err(|source| HomeError::Write { path, source })
+    }
+
+    /// Key and certificates of `coordinator`, `operator` or `issuer`.
     pub fn credentials(&self, name: &str) -> Result<Credentials, HomeError> {
+        let authority = self.authority()?;
         let path = self.path(&format!("{name}.crt"));
         let own = CertificateDer::from_pem_file(&path).map_err(|_| HomeError::Certificate { path })?;
         let identity = Identity::load(&self.path(&format!("{name}.key")))?;
-        Ok(Credentials { chain: vec![own, self.authority()?], identity })
+        Ok(Credentials { chain: vec![own, authority], identity })
     }
 
     /// Notes where the running coordinator listens, for operators on this machine.

@@ -5,6 +5,7 @@ use crate::store::{InviteRecord, SiteRecord};
 use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
+use tokio::sync::watch;
 use weighhouse_shared::clock;
 use weighhouse_shared::ids::SiteId;
 use weighhouse_shared::tls::{Gate, Peer, enrolment_proof_holds};
@@ -45,12 +46,15 @@ pub enum RosterError {
 #[derive(Debug, Default)]
 pub struct Roster {
     sites: BTreeMap<String, SiteRecord>,
+    /// How often a site was revoked since this coordinator started.
+    revocations: watch::Sender<u64>,
 }
 
 impl Roster {
     /// The roster of stored records.
     pub fn of(sites: Vec<SiteRecord>) -> Self {
-        Self { sites: sites.into_iter().map(|site| (site.name.clone(), site)).collect() }
+        let sites = sites.into_iter().map(|site| (site.name.clone(), site)).collect();
+        Self { sites, revocations: watch::Sender::default() }
     }
 
     /// A new site that may join with `invite`. An unused or revoked entry of that name is replaced.
@@ -115,7 +119,34 @@ impl Roster {
     pub fn revoke(&mut self, name: &str) -> Result<SiteRecord, RosterError> {
         let site = self.sites.get_mut(name).ok_or_else(|| RosterError::Unknown { name: name.into() })?;
         site.revoked = true;
-        Ok(site.clone())
+        let record = site.clone();
+        self.revocations.send_modify(|count| *count += 1);
+        Ok(record)
+    }
+
+    /// Changes whenever a site is revoked: every live connection looks then whether it is that site's.
+    pub fn revocations(&self) -> watch::Receiver<u64> {
+        self.revocations.subscribe()
+    }
+
+    /// The next certificate of a joined site, for the key it has: the one it has, unless `is_due` says of that one that it
+    /// should be renewed. None for a site that is not on the roster.
+    pub fn renew<E>(
+        &mut self,
+        id: SiteId,
+        is_due: impl FnOnce(&CertificateDer<'_>) -> bool,
+        certify: impl FnOnce(&str, &[u8; 32]) -> Result<CertificateDer<'static>, E>,
+    ) -> Result<Option<SiteRecord>, E> {
+        let Some(site) = self.sites.values_mut().find(|site| site_id(site) == Some(id) && !site.revoked)
+        else {
+            return Ok(None);
+        };
+        let Some(public_key) = site.public_key else { return Ok(None) };
+        let due = site.certificate.as_deref().is_none_or(|known| is_due(&CertificateDer::from(known)));
+        if due {
+            site.certificate = Some(certify(&site.name, &public_key)?.to_vec());
+        }
+        Ok(Some(site.clone()))
     }
 
     /// The name of a joined site that is not revoked.
@@ -206,6 +237,35 @@ mod tests {
         assert_eq!(enrol(&mut roster(), 7, 100), Err(RosterError::Invite));
         let certify = |_: &str| Ok::<_, ()>(CertificateDer::from(vec![]));
         assert_eq!(roster().enrol(&[7; 32], &[1; 16], &[0; 32], 50, certify), Err(RosterError::Invite));
+    }
+
+    #[test]
+    fn a_site_is_given_a_new_certificate_when_its_own_is_due_and_only_then() {
+        let mut roster = roster();
+        let id = site_id(&enrol(&mut roster, 7, 50).unwrap()).unwrap();
+        let mut renewed = |is_due: bool| {
+            let certify = |name: &str, key: &[u8; 32]| {
+                assert_eq!((name, key), ("berlin", &[7; 32]));
+                Ok::<_, std::convert::Infallible>(CertificateDer::from(vec![8]))
+            };
+            let Ok(record) = roster.renew(id, |_| is_due, certify);
+            record.unwrap().certificate.unwrap()
+        };
+        assert_eq!([renewed(false), renewed(true), renewed(false)], [[7], [8], [8]]);
+        roster.revoke("berlin").unwrap();
+        let never = |_: &str, _: &[u8; 32]| -> Result<_, ()> { panic!("nobody is certified") };
+        assert_eq!(roster.renew(id, |_| true, never), Ok(None));
+    }
+
+    #[test]
+    fn a_revocation_is_told_to_whoever_watches() {
+        let mut roster = roster();
+        let mut revocations = roster.revocations();
+        assert!(!revocations.has_changed().unwrap());
+        roster.revoke("berlin").unwrap();
+        assert!(revocations.has_changed().unwrap());
+        revocations.mark_unchanged();
+        assert!(roster.revoke("bonn").is_err() && !revocations.has_changed().unwrap());
     }
 
     #[test]

@@ -2,17 +2,18 @@
 
 use crate::admission::{Arriving, Spool};
 use crate::driver::{Inbox, Input, ToSite};
+use crate::roster::SharedRoster;
 use quinn::{Connection, RecvStream, SendStream};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use weighhouse_shared::ids::SiteId;
 use weighhouse_shared::tls::{self, Peer};
-use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Hello, LedgerHead, Outcome, Receipt, SiteToCoordinator, VersionRefused, Welcome,
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
+use weighhouse_shared::wire::{PROTOCOL_VERSION, common_version};
 
 /// Uploads read at a time, over all sites: more only fight for the same processors.
 pub const MAX_UPLOADS: usize = 8;
@@ -29,6 +30,17 @@ pub struct Shared {
     pub uploads: Semaphore,
     /// Where long updates wait.
     pub spool: Arc<Spool>,
+    /// Who may be here.
+    pub roster: SharedRoster,
+}
+
+impl Shared {
+    /// Returns once `site` is not on the roster, or no more.
+    async fn revoked(&self, site: SiteId) {
+        let roster = || self.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut revocations = roster().revocations();
+        while roster().name_of(site).is_some() && revocations.changed().await.is_ok() {}
+    }
 }
 
 /// Why a session ended.
@@ -48,8 +60,27 @@ pub enum SessionError {
     Closing,
 }
 
-/// Serves one site until its connection ends.
+/// Serves one site until its connection ends; a revoked one's ends at once, however far it has come.
 pub async fn serve(
+    connection: Connection,
+    peer: Peer,
+    session: u64,
+    shared: Arc<Shared>,
+) -> Result<(), SessionError> {
+    let Peer::Site(site) = peer else { return converse(connection, peer, session, shared).await };
+    let revoked = async {
+        shared.revoked(site).await;
+        // What is under way fails with the connection, and is cleared away as after any lost one.
+        connection.close(0u8.into(), b"");
+        std::future::pending().await
+    };
+    tokio::select! {
+        outcome = converse(connection.clone(), peer, session, shared.clone()) => outcome,
+        () = revoked => Ok(()),
+    }
+}
+
+async fn converse(
     connection: Connection,
     peer: Peer,
     session: u64,
@@ -74,7 +105,7 @@ pub async fn serve(
             }
         }
         (Peer::Site(site), Some(SiteToCoordinator::Hello(hello))) => {
-            if hello.protocol != PROTOCOL_VERSION {
+            if common_version(hello.protocol).is_none() {
                 let versions = VersionRefused { coordinator: PROTOCOL_VERSION, site: hello.protocol };
                 stream::send(&mut send, &CoordinatorToSite::VersionRefused(versions)).await?;
                 let _ = send.finish();
@@ -98,7 +129,8 @@ async fn serve_site(
 ) -> Result<(), SessionError> {
     tracing::info!(site = %site.short(), release = %hello.release.escape_debug(), "a site connected");
     let release = env!("CARGO_PKG_VERSION").to_owned();
-    let welcome = CoordinatorToSite::Welcome(Welcome { protocol: PROTOCOL_VERSION, release });
+    let protocol = common_version(hello.protocol).ok_or(SessionError::Protocol)?;
+    let welcome = CoordinatorToSite::Welcome(Welcome { protocol, release });
     stream::send(&mut send, &welcome).await?;
     let certificate = tls::connected_certificate(&connection).map_err(|_| SessionError::Protocol)?;
     let public_key = tls::public_key_of(&certificate).map_err(|_| SessionError::Protocol)?;
@@ -139,6 +171,7 @@ async fn read_control(
             SiteToCoordinator::Evaluation(evaluation) => Input::Evaluation(site, evaluation),
             SiteToCoordinator::RoundSkipped(skipped) => Input::Skipped(site, skipped),
             SiteToCoordinator::Standing(standing) => Input::Standing(site, standing),
+            SiteToCoordinator::Renew(_) => Input::Renew(site),
             SiteToCoordinator::LedgerHead(head) => {
                 Input::Head { site, session, head: checked_head(head, public_key)? }
             }

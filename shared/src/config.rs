@@ -60,17 +60,51 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Replaces `path` by `bytes` in one step: whoever reads sees the old or the new, also after a power cut.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    let draft = folder.join(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
-    let written = File::create(&draft).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&draft, path)?;
-        File::open(folder)?.sync_all()
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&draft);
+    let draft = Draft::create(path)?;
+    draft.file().write_all(bytes)?;
+    draft.commit()
+}
+
+/// A file that is written piece by piece and takes its place in one step, or never: dropped before
+/// [`commit`](Self::commit) it leaves nothing.
+#[derive(Debug)]
+pub struct Draft {
+    file: File,
+    /// Where it is written; None once it is in its place.
+    draft: Option<PathBuf>,
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Begins the file that will replace `path`, in the same folder.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let draft = path.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id()));
+        let file = File::create(&draft)?;
+        Ok(Self { file, draft: Some(draft), path: path.into() })
     }
-    written
+
+    /// What to write into.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Puts the file in its place, synced with its folder.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        if let Some(draft) = &self.draft {
+            std::fs::rename(draft, &self.path)?;
+        }
+        self.draft = None;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(draft) = &self.draft {
+            let _ = std::fs::remove_file(draft);
+        }
+    }
 }

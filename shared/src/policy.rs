@@ -95,6 +95,14 @@ pub enum ModelKind {
     WideAndDeep,
     /// A ranking of items.
     TwoTower,
+    /// Factors of items and of customers.
+    MatrixFactorisation,
+    /// Long short-term memory over sequences.
+    Lstm,
+    /// Convolutions along sequences.
+    Cnn,
+    /// Attention over sequences.
+    Transformer,
 }
 
 impl From<&LabelKind> for Task {
@@ -116,6 +124,10 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::Mlp { .. } => Self::Mlp,
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
             ModelSpec::TwoTower { .. } => Self::TwoTower,
+            ModelSpec::MatrixFactorisation { .. } => Self::MatrixFactorisation,
+            ModelSpec::Lstm { .. } => Self::Lstm,
+            ModelSpec::Cnn { .. } => Self::Cnn,
+            ModelSpec::Transformer { .. } => Self::Transformer,
         }
     }
 }
@@ -149,6 +161,10 @@ impl fmt::Display for ModelKind {
             Self::Mlp => "mlp",
             Self::WideAndDeep => "wide_and_deep",
             Self::TwoTower => "two_tower",
+            Self::MatrixFactorisation => "matrix_factorisation",
+            Self::Lstm => "lstm",
+            Self::Cnn => "cnn",
+            Self::Transformer => "transformer",
         })
     }
 }

@@ -153,6 +153,48 @@ pub fn public_key_of(certificate: &CertificateDer<'_>) -> Result<[u8; 32], Unkno
     Ok(parse(certificate)?.1)
 }
 
+/// When a certificate is valid, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// From then on.
+    pub not_before_s: u64,
+    /// Until then.
+    pub not_after_s: u64,
+}
+
+impl Validity {
+    /// Whether a certificate should be renewed at `now_s`: less than a third of its life is left.
+    pub fn renewal_is_due(&self, now_s: u64) -> bool {
+        let life_s = self.not_after_s.saturating_sub(self.not_before_s);
+        self.not_after_s.saturating_sub(now_s) < life_s / 3
+    }
+}
+
+/// When `certificate` is valid, whoever issued it.
+pub fn validity_of(certificate: &CertificateDer<'_>) -> Result<Validity, UnknownCertificate> {
+    let (_, parsed) =
+        X509Certificate::from_der(certificate).map_err(|_| UnknownCertificate { reason: "not X.509" })?;
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let validity = parsed.validity();
+    Ok(Validity { not_before_s: seconds(validity.not_before), not_after_s: seconds(validity.not_after) })
+}
+
+/// The public key in a site certificate that `authority` signed, itself or through one of `issuers`, and that is valid at
+/// `now_s` (seconds since 1970).
+pub fn verified_site_key(
+    authority: &CertificateDer<'static>,
+    issuers: &[CertificateDer<'static>],
+    certificate: &CertificateDer<'_>,
+    now_s: u64,
+) -> Result<[u8; 32], Error> {
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now_s));
+    member_verifier(authority)?.verify_client_cert(certificate, issuers, now)?;
+    match (peer_of(certificate), public_key_of(certificate)) {
+        (Ok(Peer::Site(_)), Ok(public_key)) => Ok(public_key),
+        _ => Err(Error::InvalidCertificate(CertificateError::InvalidPurpose)),
+    }
+}
+
 /// The public key in an operator certificate that `authority` signed and that is valid at `now`
 /// (seconds since 1970): the check a site makes before it believes a job's signature.
 pub fn verified_operator_key(
@@ -160,11 +202,8 @@ pub fn verified_operator_key(
     certificate: &CertificateDer<'_>,
     now_s: u64,
 ) -> Result<[u8; 32], Error> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(authority)?.into(), crypto_provider())
-        .build()
-        .map_err(|error| Error::General(error.to_string()))?;
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now_s));
-    verifier.verify_client_cert(certificate, &[], now)?;
+    member_verifier(authority)?.verify_client_cert(certificate, &[], now)?;
     match peer_of(certificate) {
         Ok(Peer::Operator { public_key }) => Ok(public_key),
         _ => Err(Error::InvalidCertificate(CertificateError::InvalidPurpose)),
@@ -266,17 +305,18 @@ fn roots(authority: &CertificateDer<'static>) -> Result<RootCertStore, Error> {
     Ok(roots)
 }
 
-/// The coordinator's side. `authority` signed the certificates of all peers; `gate` has the last word.
+/// The coordinator's side. `authority` signed operators' certificates itself, and sites' itself or through one of
+/// `issuers`, which are the coordinator's own; `gate` has the last word. What a peer shows beside its certificate
+/// is not looked at, so an issuer's key makes sites and nobody else.
 pub fn server_config(
     credentials: &Credentials,
     authority: &CertificateDer<'static>,
+    issuers: Vec<CertificateDer<'static>>,
     gate: Arc<dyn Gate>,
 ) -> Result<QuicServerConfig, Error> {
     let provider = crypto_provider();
-    let members = WebPkiClientVerifier::builder_with_provider(roots(authority)?.into(), provider.clone())
-        .build()
-        .map_err(|error| Error::General(error.to_string()))?;
-    let verifier = Arc::new(PeerVerifier { members, gate });
+    let members = member_verifier(authority)?;
+    let verifier = Arc::new(PeerVerifier { members, issuers, gate });
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -306,6 +346,12 @@ pub fn client_config(credentials: &Credentials, trust: Trust) -> Result<QuicClie
     QuicClientConfig::try_from(config).map_err(|error| Error::General(error.to_string()))
 }
 
+fn member_verifier(authority: &CertificateDer<'static>) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    WebPkiClientVerifier::builder_with_provider(roots(authority)?.into(), crypto_provider())
+        .build()
+        .map_err(|error| Error::General(error.to_string()))
+}
+
 fn coordinator_verifier(authority: &CertificateDer<'static>) -> Result<Arc<WebPkiServerVerifier>, Error> {
     WebPkiServerVerifier::builder_with_provider(roots(authority)?.into(), crypto_provider())
         .build()
@@ -316,6 +362,7 @@ fn coordinator_verifier(authority: &CertificateDer<'static>) -> Result<Arc<WebPk
 #[derive(Debug)]
 struct PeerVerifier {
     members: Arc<dyn ClientCertVerifier>,
+    issuers: Vec<CertificateDer<'static>>,
     gate: Arc<dyn Gate>,
 }
 
@@ -327,7 +374,7 @@ impl ClientCertVerifier for PeerVerifier {
     fn verify_client_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        _intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let refused = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
@@ -335,8 +382,11 @@ impl ClientCertVerifier for PeerVerifier {
         match peer {
             Peer::Coordinator => return Err(refused()),
             Peer::Enrolling { .. } => {}
-            Peer::Site(_) | Peer::Operator { .. } => {
-                self.members.verify_client_cert(end_entity, intermediates, now)?;
+            Peer::Site(_) => {
+                self.members.verify_client_cert(end_entity, &self.issuers, now)?;
+            }
+            Peer::Operator { .. } => {
+                self.members.verify_client_cert(end_entity, &[], now)?;
             }
         }
         if self.gate.admits(&peer) { Ok(ClientCertVerified::assertion()) } else { Err(refused()) }
@@ -445,6 +495,14 @@ mod tests {
         let certificate = params.self_signed(identity.certificate_key()).unwrap();
         assert!(peer_of(certificate.der()).is_err());
         assert!(peer_of(&CertificateDer::from(vec![0x30, 0x82])).is_err());
+    }
+
+    #[test]
+    fn renewal_is_due_when_less_than_a_third_of_a_life_is_left() {
+        let validity = Validity { not_before_s: 100, not_after_s: 400 };
+        assert!(!validity.renewal_is_due(300));
+        assert!(validity.renewal_is_due(301));
+        assert!(validity.renewal_is_due(1_000));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use processes::Processes;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use weighhouse_coordinator::home::Home;
+use weighhouse_coordinator::home::{Authority, Home};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::evaluation::Figure;
 use weighhouse_shared::job::{EvaluationAsked, FederationAsked, JobFile, PrivacyAsked, TrainingAsked};
@@ -310,7 +310,7 @@ async fn federate(
 ) -> Result<Federated> {
     let began = Instant::now();
     let home = folder.join("coordinator");
-    Home::init(&home, ([127, 0, 0, 1], 0).into(), "127.0.0.1:0")?;
+    Home::init(&home, ([127, 0, 0, 1], 0).into(), "127.0.0.1:0", Authority::Own)?;
     let mut processes = Processes::new()?;
     processes.start(&["coordinator", "serve"], &home, "listening").await?;
     let operator = Operator::connect(&home).await?;
@@ -351,7 +351,7 @@ async fn federate(
             epsilon: Some(arguments.epsilon),
             noise_multiplier: None,
             delta: arguments.delta,
-            clip_norm: ClipNorm::new(0.5)?,
+            clip_norm: Some(ClipNorm::new(0.5)?),
         },
         evaluation: EvaluationAsked::default(),
         federation: FederationAsked {

@@ -111,13 +111,19 @@ pub fn records(customers: usize) -> String {
 impl Federation {
     /// Makes and starts a coordinator on a free port.
     pub fn start() -> Self {
-        let mut federation = Self { folder: tempfile::tempdir().unwrap(), coordinator: None };
-        let home = federation.home();
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path().join("hq");
         let home = home.to_str().unwrap();
         // The port stays the same over restarts, as a real one does.
         let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let listen = port.to_string();
         output(&["coordinator", "init", "--home", home, "--listen", &listen, "--public-address", &listen]);
+        Self::at(folder)
+    }
+
+    /// Starts the coordinator whose home is `hq` in `folder`.
+    pub fn at(folder: tempfile::TempDir) -> Self {
+        let mut federation = Self { folder, coordinator: None };
         std::fs::write(federation.path("schema.toml"), SCHEMA).unwrap();
         federation.serve();
         federation

@@ -12,11 +12,11 @@ use weighhouse_shared::tls::{Credentials, Trust};
 use weighhouse_shared::wire::messages::{CoordinatorToSite, Hello, SiteToCoordinator};
 use weighhouse_shared::wire::{stream, transport};
 
-fn address(federation: &Federation) -> SocketAddr {
+pub fn address(federation: &Federation) -> SocketAddr {
     std::fs::read_to_string(federation.home().join("address")).unwrap().parse().unwrap()
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
@@ -25,13 +25,22 @@ fn hello(
     federation: &Federation,
     credentials: &Credentials,
 ) -> Result<Option<CoordinatorToSite>, ConnectError> {
+    hello_as(federation, credentials, 1)
+}
+
+/// Says hello as a site of version `protocol`.
+pub fn hello_as(
+    federation: &Federation,
+    credentials: &Credentials,
+    protocol: u16,
+) -> Result<Option<CoordinatorToSite>, ConnectError> {
     let authority = Home::at(&federation.home()).authority().unwrap();
     let to = address(federation);
     runtime().block_on(async {
         let (_endpoint, connection) = connect(to, credentials, Trust::Authority(authority)).await?;
         let lost = |error: stream::StreamError| ConnectError::from_stream(error);
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
-        let hello = SiteToCoordinator::Hello(Hello { protocol: 1, release: "x".into() });
+        let hello = SiteToCoordinator::Hello(Hello { protocol, release: "x".into() });
         stream::send(&mut send, &hello).await.map_err(lost)?;
         stream::receive(&mut receive).await.map_err(lost)
     })

@@ -36,8 +36,8 @@ fn train(federation: &Federation, homes: &[PathBuf; 2], model: &str) -> (String,
     let said = federation.operator(&["job", "submit", &job, "--watch"]);
     assert!(said.contains("finished"), "{said}");
     let events = federation.operator(&["job", "watch", "--format", "json"]);
-    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let last = events.filter(|event| event["committed"]["quality"].is_object()).last().unwrap();
+    let mut events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let last = events.rfind(|event| event["committed"]["quality"].is_object()).unwrap();
     (said, last["committed"]["quality"].clone())
 }
 

@@ -214,7 +214,7 @@ impl Driver {
 pub(super) mod tests {
     use super::*;
     use crate::admission::{Arriving, Spool};
-    use crate::authority;
+    use crate::authority::{self, Issuer};
     use crate::driver::{Input, Parts};
     use crate::roster::Roster;
     use crate::store::Store;
@@ -239,12 +239,22 @@ pub(super) mod tests {
         let store = std::iter::repeat_with(|| Store::open(state)).take(100_000).find_map(Result::ok);
         let (authority_key, identity) = (Identity::generate().unwrap(), Identity::generate().unwrap());
         let authority = authority::authority_certificate(&authority_key).unwrap();
+        let issuer = Issuer { key: authority_key, certificate: authority.clone() };
         let roster = Arc::new(Roster::default().into());
         let (certificate, public_address) = (authority.clone(), "localhost:1".to_owned());
         let store = store.unwrap();
         let spool = Spool::new(state.join("spool"));
-        let parts =
-            Parts { store, spool, roster, authority_key, authority, identity, certificate, public_address };
+        let parts = Parts {
+            store,
+            spool,
+            roster,
+            issuer,
+            authority,
+            identity,
+            certificate,
+            public_address,
+            metrics: Default::default(),
+        };
         Driver::restore(parts).unwrap().0
     }
 
@@ -279,7 +289,7 @@ pub(super) mod tests {
         let contract = codec::encode(&file.contract(schema.unwrap(), [0; 16]).unwrap());
         let operator = Identity::generate().unwrap();
         let now = clock::unix_time_s();
-        let (key, authority) = (&driver.parts.authority_key, &driver.parts.authority);
+        let (key, authority) = (&driver.parts.issuer.key, &driver.parts.authority);
         let issued = authority::issue(key, authority, Role::Operator, "x", &operator.public_key(), now);
         let signature = operator.sign(Purpose::JobContract, &contract).to_vec();
         let signed = SignedContract { contract, certificate: issued.unwrap().to_vec(), signature };

@@ -2,10 +2,34 @@
 //!
 //! # Connection
 //! One UDP port, QUIC, TLS 1.3 with certificates on both sides, ALPN `weighhouse/1`, key exchange
-//! X25519MLKEM768 only. The coordinator's handshake lets in: sites and operators whose certificate the
-//! federation's authority signed and the roster has not revoked; and enrolling sites whose self-signed
-//! certificate carries a valid proof of an open invite's secret ([`tls`](crate::tls)). Anyone else has seen the
-//! coordinator's certificate and nothing more.
+//! X25519MLKEM768 only. The coordinator's handshake lets in: operators whose certificate the federation's authority
+//! signed; sites whose certificate its issuer signed and the roster has not revoked; and enrolling sites whose
+//! self-signed certificate carries a valid proof of an open invite's secret ([`tls`](crate::tls)). Anyone else has seen
+//! the coordinator's certificate and nothing more.
+//!
+//! # Certificates
+//! The authority signs three: the coordinator's, the operator's, and an issuer's, whose key is the coordinator's and which
+//! signs sites'. A site trusts the authority; a coordinator or an operator that only the issuer vouches for is nobody. So
+//! the authority's key is needed once in years and may be kept elsewhere (`coordinator renew`), or be another
+//! organisation's (`coordinator init --external-authority`); whoever takes the coordinator over can let sites in, and can
+//! neither make jobs nor speak as an operator.
+//!
+//! | certificate | life | renewed |
+//! | --- | --- | --- |
+//! | a site's | 2 years | by itself once less than a third is left: looked at on each connection and daily, for the same key |
+//! | coordinator's, operator's | 2 years | by the daemon, at its start and daily, if `authority.key` is in the home; else by `coordinator renew` or `install` |
+//! | issuer's | 5 years | as the coordinator's |
+//! | authority's | 20 years | never: it is what a site joined |
+//!
+//! No certificate outlives its signer's. An invite is good for the hours it was made for, and for one site; a join that
+//! was cut off may be repeated with the same key. Revocation ends the site's live connections at once, whatever they are
+//! doing or waiting for; it needs no certificate list, since every handshake asks the roster.
+//!
+//! # Versions
+//! The protocol's major version is in the handshake (`weighhouse/1`), its minor version in the first message
+//! ([`wire::PROTOCOL_VERSION`](crate::wire::PROTOCOL_VERSION)). Both sides speak the older minor version of both, as long as
+//! it is at least [`wire::OLDEST_PROTOCOL_VERSION`](crate::wire::OLDEST_PROTOCOL_VERSION); else the site is told both versions.
+//! So sites and coordinator may be updated in any order.
 //!
 //! # Frames
 //! Control messages are frames: length, number, canonical bytes ([`wire::frame`](crate::wire::frame)). A frame is at
@@ -36,6 +60,8 @@
 //!                                <-      Witnessed (once the round is on disk)
 //!                                <-      JobEnded
 //! Standing                       ->
+//! Renew (by the calendar)        ->
+//!                                <-      Renewed (its next certificate)
 //! ```
 //! A site that says it waits, for its own people to approve the job, may say accepted or refused at any later time
 //! without being asked; the job does not wait for it, unless it has too few sites without it.

@@ -308,7 +308,10 @@ mod tests {
             refusal(&altered("layers.1.bias", "layers.1.bent")),
             "expected tensor `layers.1.bias` as F32 of shape [2], got nothing"
         );
-        assert_eq!(refusal(&altered("\"4\"", "\"0\"")), "the model in the file is not valid");
+        assert_eq!(
+            refusal(&altered(r#"\"numbers\":4"#, r#"\"numbers\":0"#)),
+            "the model in the file is not valid"
+        );
         assert_eq!(
             refusal(&altered("weighhouse.schema", "weighhouse.schemo")),
             "model metadata `weighhouse.schema` is missing or malformed"

@@ -29,11 +29,39 @@ pub enum ModelError {
         /// Sampled items in the spec.
         got: u32,
     },
+    /// A convolution without a middle, or too wide.
+    #[error("kernel must be an odd number of steps from 1 to 31, got {got}")]
+    Kernel {
+        /// Steps in the spec.
+        got: u32,
+    },
     /// A dropout that leaves too little.
     #[error("dropout must be 0 to 0.9, got {got}")]
     Dropout {
         /// The probability in the spec.
         got: f64,
+    },
+    /// No layers of a transformer, or too many.
+    #[error("a transformer has 1 to 12 layers, got {got}")]
+    TransformerLayers {
+        /// Layers in the spec.
+        got: u32,
+    },
+    /// Steps' vectors that are empty, too wide, or not of whole heads.
+    #[error(
+        "the width of a transformer must be 2 to 512 and a multiple of its heads, got {width} for {heads} heads"
+    )]
+    TransformerWidth {
+        /// Entries in the spec.
+        width: u32,
+        /// Heads in the spec.
+        heads: u32,
+    },
+    /// A feed-forward part that is empty or too wide.
+    #[error("feed_forward must be 1 to 4096 units, got {got}")]
+    FeedForward {
+        /// Units in the spec.
+        got: u32,
     },
     /// A layer that is empty or too wide.
     #[error("a layer has 1 to {limit} outputs, got {got}: choose smaller sizes for the model")]
@@ -74,6 +102,17 @@ pub enum ModelError {
         "this model cannot rank items: choose two_tower, matrix_factorisation or a model of sequences for a label of kind item"
     )]
     CannotRank,
+    /// A history that is not one of items.
+    #[error(
+        "matrix_factorisation needs one sequence feature of items: with the items of the label if that is of kind item; with a number besides, and a first categorical feature of the same items, if the label is a number"
+    )]
+    History,
+    /// A penalty that is none or too large.
+    #[error("ridge must be above 0 and at most 1e6, got {got}")]
+    Ridge {
+        /// The penalty in the spec.
+        got: f64,
+    },
     /// A model of sequences without any.
     #[error("this model reads sequences, and the schema has no feature with a `length`")]
     NoSequence,

@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Dropout, Embedding, Linear, Pooling},
+    layers::{Activation, Attention, Dropout, Embedding, Factors, LayerNorm, Linear, Lstm, Pooling, Unfold},
 };
 
 /// Most parameters of a network.
@@ -26,7 +26,7 @@ pub enum Level {
     /// One for each step of each row's sequence.
     Step,
     /// While a model learns to rank, for each row the item of its label and then the sampled negatives; while it
-    /// scores, one for each item there is.
+    /// scores, one for each item there is. If items are rated and not ranked, the item of each row.
     Candidate,
 }
 
@@ -64,7 +64,7 @@ pub(super) enum IdSource {
     StepColumn(usize),
     /// The step's place in its sequence, from 0.
     Position,
-    /// The item.
+    /// The item of a [`Level::Candidate`]; if items are rated, the rows' first categorical column.
     Candidate,
 }
 
@@ -141,8 +141,33 @@ pub(super) enum Node {
     Pool { input: Slot, pooling: Pooling, output: Slot },
     /// Zeroes entries while a model learns.
     Dropout { input: Slot, layer: Dropout, output: Slot },
+    /// Each row's factors, from the items of its steps, whose ids are `history`, and the ratings of the steps, if they
+    /// have any. No gradient goes through them.
+    Factors { history: usize, ratings: Option<Slot>, layer: Factors, output: Slot },
     /// The inner product of each row with each of its candidates, and the candidate's bias.
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
+    /// The hidden state of each step from the gates, to which a linear node has added the part of the step's input.
+    Lstm { layer: Lstm, states: LstmSlots, output: Slot },
+    /// Each step with its neighbours.
+    Unfold { input: Slot, layer: Unfold, output: Slot },
+    /// Normalised rows, and what their gain and bias make of them.
+    LayerNorm { input: Slot, layer: LayerNorm, normal: Slot, output: Slot },
+    /// Each step from those of its row; the input holds queries, keys and values.
+    Attention { input: Slot, layer: Attention, output: Slot },
+}
+
+/// What an LSTM layer keeps of each step beside its hidden state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LstmSlots {
+    /// `[steps, 4 x hidden]`: before the node the linear layer's output, behind it the gates' values. Gradients are
+    /// those before the gates' activation.
+    pub gates: Slot,
+    /// `[steps, hidden]`: the hidden state of the step before, zeros at the first.
+    pub previous: Slot,
+    /// `[steps, hidden]`.
+    pub cells: Slot,
+    /// `[steps, hidden]`: the hyperbolic tangent of the cells.
+    pub squashed: Slot,
 }
 
 impl Node {
@@ -157,7 +182,12 @@ impl Node {
             | Self::Linear { output, .. }
             | Self::Pool { output, .. }
             | Self::Dropout { output, .. }
-            | Self::Dot { output, .. } => output,
+            | Self::Factors { output, .. }
+            | Self::Dot { output, .. }
+            | Self::Lstm { output, .. }
+            | Self::LayerNorm { output, .. }
+            | Self::Attention { output, .. }
+            | Self::Unfold { output, .. } => output,
         }
     }
 }
@@ -166,8 +196,11 @@ impl Node {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Init {
     Zeros,
+    Ones,
     /// Uniform between plus and minus this.
     Uniform(f64),
+    /// Ones in the second quarter, the forget gate's, else zeros (Jozefowicz et al. 2015): memory begins long.
+    ForgetGate,
 }
 
 /// One named tensor inside the flat parameters.
@@ -175,7 +208,8 @@ pub(super) enum Init {
 pub struct TensorSpec {
     /// As in PyTorch where there is such a module: `layers.0.weight`, `lstm.0.weight_ih_l0`, ...
     pub name: String,
-    /// `[outputs, inputs]` of a weight, `[outputs]` of a bias, `[ids, entries]` of an embedding, as in PyTorch.
+    /// `[outputs, inputs]` of a weight, `[outputs, inputs, kernel]` of a convolution's, `[outputs]` of a bias, `[ids,
+    /// entries]` of an embedding, as in PyTorch.
     pub shape: Vec<usize>,
     /// Position of its first entry in the flat parameters.
     pub offset: usize,
@@ -325,10 +359,26 @@ impl Builder {
         activation: Activation,
         init: Init,
     ) -> Slot {
+        let inputs = self.width(input);
+        let bias = biased.then(|| (format!("{name}.bias"), Init::Zeros));
+        self.linear_of(format!("{name}.weight"), &[outputs, inputs], bias, input, activation, init)
+    }
+
+    /// A linear layer under any names, whose weight has any `shape` of `[outputs, ..]` with the inputs' entries.
+    fn linear_of(
+        &mut self,
+        weight: String,
+        shape: &[usize],
+        bias: Option<(String, Init)>,
+        input: Slot,
+        activation: Activation,
+        init: Init,
+    ) -> Slot {
+        let (biased, outputs) = (bias.is_some(), shape[0]);
         let SlotShape { level, width: inputs, .. } = self.shape(input);
-        let offset = self.tensor(format!("{name}.weight"), &[outputs, inputs], init);
-        if biased {
-            self.tensor(format!("{name}.bias"), &[outputs], Init::Zeros);
+        let offset = self.tensor(weight, shape, init);
+        if let Some((bias, init)) = bias {
+            self.tensor(bias, &[outputs], init);
         }
         let output = self.slot(level, outputs, true);
         let layer = Linear { inputs, outputs, offset, biased, activation };
@@ -348,6 +398,24 @@ impl Builder {
         output
     }
 
+    /// Each row's factors, from the items of its steps' first categorical column and their first numbers, if `rated`;
+    /// `vectors` and `biases` are the items', which [`embedding`](Self::embedding) made.
+    pub(super) fn factors(&mut self, vectors: Slot, biases: Slot, rated: bool, ridge: f64) -> Slot {
+        let table = |slot: Slot| {
+            let of_slot = |node: &Node| match node {
+                Node::Embedding { table, output, .. } if *output == slot => Some(table.clone()),
+                _ => None,
+            };
+            self.nodes.iter().find_map(of_slot).expect("an embedding")
+        };
+        let layer = Factors { items: table(vectors), biases: table(biases), ridge };
+        let ratings = rated.then(|| self.step_numbers(1));
+        let (history, output) =
+            (self.source(IdSource::StepColumn(0)), self.slot(Level::Row, self.width(vectors), false));
+        self.nodes.push(Node::Factors { history, ratings, layer, output });
+        output
+    }
+
     /// The inner product of each row of `rows` with each of its candidates, and the candidate's bias.
     pub(super) fn dot(&mut self, rows: Slot, candidates: Slot, biases: Slot) -> Slot {
         let (of_rows, of_candidates) = (self.shape(rows), self.shape(candidates));
@@ -363,6 +431,46 @@ impl Builder {
         output
     }
 
+    /// Each row normalised, then `name.weight` `[width]`, of ones, times it and `name.bias` `[width]`, of zeros, added.
+    pub(super) fn layer_norm(&mut self, name: &str, input: Slot) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        let offset = self.tensor(format!("{name}.weight"), &[width], Init::Ones);
+        self.tensor(format!("{name}.bias"), &[width], Init::Zeros);
+        let (normal, output) = (self.slot(level, width, false), self.slot(level, width, true));
+        self.nodes.push(Node::LayerNorm { input, layer: LayerNorm { width, offset }, normal, output });
+        self.taps.push(Tap::Scale { input: normal, output });
+        output
+    }
+
+    /// Self-attention of so many heads over the steps of each row, with the names and shapes of PyTorch's
+    /// `MultiheadAttention`: `name.in_proj_weight` `[3 width, width]` and its bias make queries, keys and values;
+    /// `name.out_proj` is a linear layer behind. If `causal`, a step sees only itself and those before it.
+    pub(super) fn attention(
+        &mut self,
+        name: &str,
+        input: Slot,
+        heads: usize,
+        causal: bool,
+        init: Init,
+    ) -> Slot {
+        let SlotShape { level, width, .. } = self.shape(input);
+        assert_eq!(level, Level::Step, "attention is over steps");
+        assert_eq!(width % heads, 0, "heads of one width");
+        let (weight, bias) = (format!("{name}.in_proj_weight"), format!("{name}.in_proj_bias"));
+        let projected = self.linear_of(
+            weight,
+            &[3 * width, width],
+            Some((bias, Init::Zeros)),
+            input,
+            Activation::None,
+            init,
+        );
+        let output = self.slot(level, width, true);
+        let layer = Attention { width, heads, causal };
+        self.nodes.push(Node::Attention { input: projected, layer, output });
+        self.linear(&format!("{name}.out_proj"), output, width, true, Activation::None, init)
+    }
+
     /// One row for each sequence of steps.
     pub(super) fn pool(&mut self, input: Slot, pooling: Pooling) -> Slot {
         let SlotShape { level, width, learned } = self.shape(input);
@@ -370,6 +478,49 @@ impl Builder {
         let output = self.slot(Level::Row, width, learned);
         self.nodes.push(Node::Pool { input, pooling, output });
         output
+    }
+
+    /// The hidden states of an LSTM over the steps of `input`: `name.weight_ih_l0` `[4 x hidden, inputs]`,
+    /// `name.bias_ih_l0` `[4 x hidden]` and `name.weight_hh_l0` `[4 x hidden, hidden]`, all gates one below
+    /// the other in the order input, forget, cell, output. PyTorch's second bias, `bias_hh_l0`, is zero.
+    ///
+    /// Both weights have the gates' gradients as their factors: one tap with the steps' inputs, one with the hidden
+    /// states before.
+    pub(super) fn lstm(&mut self, name: &str, input: Slot, hidden: usize) -> Slot {
+        // As in PyTorch.
+        let init = Init::Uniform(1.0 / (hidden as f64).sqrt());
+        let SlotShape { level, width: inputs, .. } = self.shape(input);
+        assert_eq!(level, Level::Step, "an LSTM goes along steps");
+        let [weight, bias] = ["weight_ih_l0", "bias_ih_l0"].map(|part| format!("{name}.{part}"));
+        let shape = [hidden.saturating_mul(4), inputs];
+        let gates =
+            self.linear_of(weight, &shape, Some((bias, Init::ForgetGate)), input, Activation::None, init);
+        let offset = self.tensor(format!("{name}.weight_hh_l0"), &[shape[0], hidden], init);
+        let [previous, cells, squashed] = [(); 3].map(|()| self.slot(Level::Step, hidden, false));
+        let output = self.slot(Level::Step, hidden, true);
+        let states = LstmSlots { gates, previous, cells, squashed };
+        self.nodes.push(Node::Lstm { layer: Lstm { hidden, offset }, states, output });
+        self.taps.push(Tap::Linear { input: previous, output: gates, biased: false });
+        output
+    }
+
+    /// A convolution of `kernel` steps, an odd number, along the steps of `input`, with zeros around each sequence:
+    /// `name.weight` `[channels, inputs, kernel]` and `name.bias` `[channels]` of zeros, as PyTorch's `Conv1d`.
+    pub(super) fn convolution(
+        &mut self,
+        name: &str,
+        input: Slot,
+        [channels, kernel]: [usize; 2],
+        activation: Activation,
+        init: Init,
+    ) -> Slot {
+        let SlotShape { level, width, learned } = self.shape(input);
+        assert_eq!(level, Level::Step, "a convolution goes along steps");
+        let windows = self.slot(Level::Step, width * kernel, learned);
+        self.nodes.push(Node::Unfold { input, layer: Unfold { kernel }, output: windows });
+        let bias = Some((format!("{name}.bias"), Init::Zeros));
+        let shape = [channels, width, kernel];
+        self.linear_of(format!("{name}.weight"), &shape, bias, windows, activation, init)
     }
 
     /// The network whose loss is of `output`. Errors if it is larger than a network may be.

@@ -10,8 +10,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::{
     Batch, ModelError, ModelSpec, Rows, Tap, TensorSpec, Workspace,
     error::expect_length,
-    graph::{Graph, IdSource, Init, Level, Node, Slot, SlotShape},
-    layers::{add_embedding_gradient, add_linear_gradient},
+    graph::{Graph, IdSource, Init, Level, LstmSlots, Node, Slot, SlotShape},
+    layers::{LstmStates, add_embedding_gradient, add_linear_gradient},
     loss,
     product::{dot, first_not_finite},
     workspace::Buffers,
@@ -33,7 +33,7 @@ pub struct Network {
 
 /// What a forward is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     /// Dropout is on, and candidates are the label's item and sampled negatives.
     Learn,
     /// Dropout is off, and candidates are all items.
@@ -79,8 +79,8 @@ impl Network {
     }
 
     /// Where a job starts, everybody with the seed at the same bits: weights uniform within a bound of their layer
-    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, embeddings within `1 / sqrt(entries)`, a wide part
-    /// zero.
+    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero but for forget gates, whose are one, gains one,
+    /// embeddings within `1 / sqrt(entries)`, or of variance 1 before a transformer, a wide part zero.
     ///
     /// The draws are SHA-256 over seed, tensor name and counter. They are public and protect nothing; privacy noise
     /// never comes from here.
@@ -90,7 +90,12 @@ impl Network {
             let entries = &mut parameters[tensor.offset..][..tensor.entries()];
             match tensor.init {
                 Init::Zeros => {}
+                Init::Ones => entries.fill(1.0),
                 Init::Uniform(bound) => draw_uniform(&seed, &tensor.name, bound, entries),
+                Init::ForgetGate => {
+                    let quarter = entries.len() / 4;
+                    entries[quarter..2 * quarter].fill(1.0);
+                }
             }
         }
         parameters
@@ -99,6 +104,20 @@ impl Network {
     /// Factor rows that a row has at a tap, but for its steps.
     pub(crate) fn factor_rows(&self) -> usize {
         1 + self.graph.negatives
+    }
+
+    /// About how many bytes of buffers a row with so many steps takes while the model learns: values, gradients and the
+    /// integer factors of both.
+    pub fn buffer_bytes(&self, rows: usize, steps: usize) -> usize {
+        let floats = self.slots.iter().map(|shape| {
+            let rows = match shape.level {
+                Level::Row => rows,
+                Level::Step => steps,
+                Level::Candidate => rows * (1 + self.graph.negatives),
+            };
+            rows * shape.width * if shape.learned { 4 } else { 2 }
+        });
+        floats.sum::<usize>() * size_of::<f32>()
     }
 
     /// How many bytes of [`Batch::draws`] so many rows with so many steps take while the model learns.
@@ -224,21 +243,38 @@ impl Network {
             gradients.clear();
             gradients.resize(if shape.learned { values.len() } else { 0 }, 0.0);
         }
-        let output = &mut workspace.slots[self.graph.output.0];
-        let width = self.slots[self.graph.output.0].width * (1 + self.graph.negatives);
-        loss::differentiate(
-            self.shape.target,
-            width,
-            &output.values,
-            batch.labels,
-            batch.customer_starts,
-            &mut output.gradients,
-        );
+        let Buffers { values, gradients } = &mut workspace.slots[self.graph.output.0];
+        self.differentiate_loss(values, batch, gradients);
         self.run_backward(parameters, batch, workspace);
     }
 
+    /// The gradient by the outputs while the model learns.
+    pub(super) fn differentiate_loss(&self, outputs: &[f32], batch: &Batch, gradients: &mut [f32]) {
+        let width = self.slots[self.graph.output.0].width * (1 + self.graph.negatives);
+        let (labels, starts) = (batch.labels, batch.customer_starts);
+        loss::differentiate(self.shape.target, width, outputs, labels, starts, gradients);
+    }
+
+    /// The dropout's part of a batch's draws.
+    pub(super) fn dropout_draws<'a>(&self, batch: &Batch<'a>) -> &'a [u8] {
+        batch.draws.get(batch.labels.len() * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default()
+    }
+
+    /// The ids that are looked up to score so many rows, by source.
+    pub(super) fn scoring_ids<'a>(
+        &self,
+        rows: &Rows,
+        count: usize,
+        workspace: &'a mut Workspace,
+    ) -> &'a [Vec<u32>] {
+        let customer_starts: Vec<u32> = (0..=count as u32).collect();
+        let batch = Batch { rows: *rows, customer_starts: &customer_starts, ..Batch::default() };
+        self.shape_batch(&batch, Mode::Score, workspace);
+        &workspace.ids
+    }
+
     /// How many rows each level has for each customer, and the ids that are looked up.
-    fn shape_batch(&self, batch: &Batch, mode: Mode, workspace: &mut Workspace) {
+    pub(super) fn shape_batch(&self, batch: &Batch, mode: Mode, workspace: &mut Workspace) {
         (workspace.taps, workspace.shapes) = (self.taps.clone(), self.slots.clone());
         workspace.customers = batch.customers();
         let step_starts = batch.rows.step_starts;
@@ -255,7 +291,8 @@ impl Network {
                     (Mode::Learn, _) => {
                         starts.extend(customers.map(|row| row * (1 + self.graph.negatives as u32)))
                     }
-                    (Mode::Score, target) => starts.extend([0, target.outputs() as u32]),
+                    (Mode::Score, Target::Item(items)) => starts.extend([0, items as u32]),
+                    (Mode::Score, _) => starts.extend(customers),
                 },
                 _ => starts.push(0),
             }
@@ -274,6 +311,9 @@ impl Network {
                 }
                 IdSource::Position => {
                     step_starts.windows(2).for_each(|span| ids.extend(0..span[1] - span[0]));
+                }
+                IdSource::Candidate if !matches!(self.shape.target, Target::Item(_)) => {
+                    ids.extend(batch.rows.ids.iter().step_by(inputs.columns()))
                 }
                 IdSource::Candidate if mode == Mode::Score => {
                     ids.extend(0..self.shape.target.outputs() as u32)
@@ -301,7 +341,7 @@ impl Network {
         let counts = [Level::Row, Level::Step, Level::Candidate].map(|level| workspace.count(level));
         let rows = counts[Level::Row as usize];
         let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
-        let Workspace { slots, ids, packing, .. } = workspace;
+        let Workspace { slots, ids, packing, recurrence, attention, .. } = workspace;
         slots.resize_with(self.slots.len(), Buffers::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
             buffers.values.clear();
@@ -343,12 +383,20 @@ impl Network {
                     layer.add(of(input), own, &mut values);
                     draws = rest;
                 }
+                Node::Factors { history, ratings, layer, .. } => layer.forward(
+                    parameters,
+                    batch.rows.step_starts,
+                    &ids[*history],
+                    ratings.as_ref().map(of),
+                    &mut values,
+                ),
                 Node::Dot { rows, candidates, biases, .. } => {
                     let width = self.slots[rows.0].width;
-                    // While scoring every row has the same candidates.
-                    let own = if mode == Mode::Score { 0 } else { 1 + self.graph.negatives };
-                    let each = self.shape.target.outputs();
-                    let each = if mode == Mode::Score { each } else { own };
+                    // While a ranking is scored every row has the same candidates.
+                    let (own, each) = match (mode, self.shape.target) {
+                        (Mode::Score, Target::Item(items)) => (0, items),
+                        _ => (1 + self.graph.negatives, 1 + self.graph.negatives),
+                    };
                     let (candidates, biases) = (of(candidates), of(biases));
                     values.clear();
                     for (at, row) in of(rows).chunks_exact(width).enumerate() {
@@ -356,6 +404,22 @@ impl Network {
                         let items = candidates[at * own * width..][..each * width].chunks_exact(width);
                         values.extend(items.zip(biases).map(|(item, bias)| dot::<_, f32>(row, item) + bias));
                     }
+                }
+                Node::Lstm { layer, states, .. } => {
+                    let (states, _) = lstm_states(slots, states);
+                    layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
+                }
+                Node::Unfold { input, layer, .. } => {
+                    layer.forward(batch.rows.step_starts, self.slots[input.0].width, of(input), &mut values)
+                }
+                Node::LayerNorm { input, layer, normal, .. } => {
+                    let mut normal_values = std::mem::take(&mut slots[normal.0].values);
+                    let input = &slots[input.0].values;
+                    layer.forward(parameters, input, &mut normal_values, &mut values);
+                    slots[normal.0].values = normal_values;
+                }
+                Node::Attention { input, layer, .. } => {
+                    layer.forward(batch.rows.step_starts, of(input), &mut values, attention)
                 }
             }
             slots[output.0].values = values;
@@ -365,7 +429,7 @@ impl Network {
     /// Fills the gradients of all learned slots, given those of the output and zeros elsewhere.
     fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         let rows = workspace.count(Level::Row);
-        let Workspace { slots, packing, .. } = workspace;
+        let Workspace { slots, packing, recurrence, attention, line, .. } = workspace;
         let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
         for node in self.graph.nodes.iter().rev() {
             let output = node.output();
@@ -376,7 +440,10 @@ impl Network {
             let mut from = std::mem::take(&mut slots[output.0].gradients);
             let learned = |slot: &&Slot| self.slots[slot.0].learned;
             match node {
-                Node::Numbers { .. } | Node::StepNumbers { .. } | Node::Embedding { .. } => {}
+                Node::Numbers { .. }
+                | Node::StepNumbers { .. }
+                | Node::Embedding { .. }
+                | Node::Factors { .. } => {}
                 Node::Concat { inputs, .. } => {
                     let mut first = 0;
                     for input in inputs {
@@ -398,12 +465,10 @@ impl Network {
                         layer.backward(parameters, &from, &mut slots[input.0].gradients, packing);
                     }
                 }
-                Node::Pool { input, pooling, .. } => pooling.backward(
-                    batch.rows.step_starts,
-                    shape.width,
-                    &from,
-                    &mut slots[input.0].gradients,
-                ),
+                Node::Pool { input, pooling, .. } => {
+                    let Buffers { values, gradients } = &mut slots[input.0];
+                    pooling.backward(batch.rows.step_starts, shape.width, values, &from, gradients);
+                }
                 Node::Dropout { input, layer, .. } => {
                     let (rest, own) = draws.split_at(draws.len() - from.len());
                     layer.add(&from, own, &mut slots[input.0].gradients);
@@ -415,11 +480,38 @@ impl Network {
                     add(&from, &mut slots[biases.0].gradients);
                     for (at, (row, &gradient)) in (0..).map(|at| at / own).zip(&from).enumerate() {
                         let (user, item) = (row * width..(row + 1) * width, at * width..(at + 1) * width);
-                        for (user, item) in user.zip(item) {
-                            slots[rows.0].gradients[user] += gradient * slots[candidates.0].values[item];
-                            slots[candidates.0].gradients[item] += gradient * slots[rows.0].values[user];
+                        if self.slots[rows.0].learned {
+                            for (to, item) in user.clone().zip(item.clone()) {
+                                slots[rows.0].gradients[to] += gradient * slots[candidates.0].values[item];
+                            }
+                        }
+                        for (user, to) in user.zip(item) {
+                            slots[candidates.0].gradients[to] += gradient * slots[rows.0].values[user];
                         }
                     }
+                }
+                Node::Lstm { layer, states, .. } => {
+                    let (states, gradients) = lstm_states(slots, states);
+                    let starts = batch.rows.step_starts;
+                    layer.backward(parameters, starts, states, &from, gradients, recurrence);
+                }
+                Node::Unfold { input, layer, .. } => layer.backward(
+                    batch.rows.step_starts,
+                    self.slots[input.0].width,
+                    &from,
+                    &mut slots[input.0].gradients,
+                ),
+                Node::LayerNorm { input, layer, normal, .. } => {
+                    if learned(&input) {
+                        let mut to = std::mem::take(&mut slots[input.0].gradients);
+                        let values = [input, normal].map(|slot| slots[slot.0].values.as_slice());
+                        layer.backward(parameters, [values[0], values[1], &from], &mut to, line);
+                        slots[input.0].gradients = to;
+                    }
+                }
+                Node::Attention { input, layer, .. } => {
+                    let Buffers { values, gradients } = &mut slots[input.0];
+                    layer.backward(batch.rows.step_starts, values, &from, gradients, attention);
                 }
             }
             slots[output.0].gradients = from;
@@ -469,6 +561,20 @@ impl Network {
         let share = 1.0 / (*customers).max(1) as f32;
         out.iter_mut().for_each(|entry| *entry *= share);
     }
+}
+
+/// What an LSTM layer keeps, and the gradients by its gates.
+fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> (LstmStates<'a>, &'a mut [f32]) {
+    let places = [of.gates, of.previous, of.cells, of.squashed].map(|slot| slot.0);
+    let [gates, previous, cells, squashed] =
+        slots.get_disjoint_mut(places).expect("four slots of the network");
+    let states = LstmStates {
+        gates: &mut gates.values,
+        previous: &mut previous.values,
+        cells: &mut cells.values,
+        squashed: &mut squashed.values,
+    };
+    (states, &mut gates.gradients)
 }
 
 /// `to += from`.

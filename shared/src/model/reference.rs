@@ -19,7 +19,42 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
     let steps = SequenceShape { length: 6, numbers: 2, vocabularies: vec![7] };
     let sequence = InputShape { sequence: Some(steps.clone()), ..InputShape::default() };
     let everything = InputShape { sequence: Some(steps), ..mixed.clone() };
+    let step_numbers = InputShape {
+        sequence: Some(SequenceShape { length: 4, numbers: 3, vocabularies: vec![] }),
+        ..InputShape::default()
+    };
+    let lstm = |hidden: &[u32], dropout| ModelSpec::Lstm {
+        hidden: hidden.into(),
+        dropout,
+        embedding_dim: 2,
+        negatives: 3,
+    };
+    let stepwise = |numbers, vocabularies: &[usize]| InputShape {
+        sequence: Some(SequenceShape { length: 5, numbers, vocabularies: vocabularies.into() }),
+        ..InputShape::default()
+    };
+    let (numeric_steps, id_steps) = (stepwise(3, &[]), stepwise(0, &[7, 4]));
+    let transformer = |layers, width, heads, dropout| ModelSpec::Transformer {
+        layers,
+        width,
+        heads,
+        feed_forward: 5,
+        dropout,
+        negatives: 3,
+    };
+    let cnn = |channels: &[u32], kernel, dropout| ModelSpec::Cnn {
+        channels: channels.into(),
+        kernel,
+        dropout,
+        embedding_dim: 2,
+        negatives: 3,
+    };
     let of = |inputs: &InputShape, target| DataShape { inputs: inputs.clone(), target };
+    let history = |numbers| {
+        let sequence = Some(SequenceShape { length: 6, numbers, vocabularies: vec![7] });
+        InputShape { sequence, ..InputShape::default() }
+    };
+    let factorisation = |factors| ModelSpec::MatrixFactorisation { factors, negatives: 5, ridge: 0.5 };
     let binary = |inputs: &InputShape| of(inputs, Target::Binary);
     vec![
         (ModelSpec::Logistic {}, 5.into()),
@@ -41,7 +76,26 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         (wide_and_deep(&[6]), of(&everything, Target::Classes(3))),
         (mlp(&[6]), of(&mixed, Target::Count)),
         (ModelSpec::Logistic {}, of(&mixed, Target::Number)),
+        (factorisation(4), of(&history(0), Target::Item(7))),
+        (factorisation(3), of(&InputShape { vocabularies: vec![7, 2], ..history(1) }, Target::Number)),
         (ModelSpec::TwoTower { hidden: vec![6], dim: 4, negatives: 3 }, of(&everything, Target::Item(9))),
+        (lstm(&[3], 0.0), binary(&sequence)),
+        (lstm(&[5, 3], 0.25), binary(&everything)),
+        (lstm(&[4], 0.0), of(&step_numbers, Target::Number)),
+        (lstm(&[3, 2], 0.0), of(&sequence, Target::Classes(3))),
+        (lstm(&[4], 0.5), of(&step_numbers, Target::Count)),
+        (lstm(&[4], 0.0), of(&everything, Target::Item(9))),
+        (transformer(1, 4, 2, 0.0), binary(&everything)),
+        (transformer(2, 6, 3, 0.0), of(&sequence, Target::Number)),
+        (transformer(1, 4, 1, 0.25), of(&numeric_steps, Target::Classes(3))),
+        (transformer(1, 6, 2, 0.0), of(&id_steps, Target::Count)),
+        (transformer(1, 4, 2, 0.0), of(&id_steps, Target::Item(9))),
+        (transformer(1, 4, 2, 0.25), of(&everything, Target::Item(9))),
+        (cnn(&[4], 3, 0.0), binary(&sequence)),
+        (cnn(&[5, 3], 3, 0.25), binary(&everything)),
+        (cnn(&[4], 5, 0.0), of(&step_numbers, Target::Number)),
+        (cnn(&[6], 1, 0.0), of(&sequence, Target::Classes(3))),
+        (cnn(&[4], 3, 0.0), of(&everything, Target::Item(9))),
     ]
 }
 
@@ -50,24 +104,25 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
 pub(crate) fn gradient(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> (f64, Vec<f64>) {
     const STEP: f64 = 1e-6;
     let mut moved = parameters.to_vec();
+    let still = forward(network, parameters, batch, None);
     let mut slope = |at: usize| {
         let mut loss_at = |value: f64| {
             moved[at] = value;
-            loss(network, &moved, batch)
+            loss(network, &moved, batch, Some(&still))
         };
         let difference = loss_at(parameters[at] + STEP) - loss_at(parameters[at] - STEP);
         moved[at] = parameters[at];
         difference / (2.0 * STEP)
     };
     let gradient = (0..parameters.len()).map(&mut slope).collect();
-    (loss(network, parameters, batch), gradient)
+    (loss(network, parameters, batch, None), gradient)
 }
 
-/// The mean loss over all rows of `batch` as one customer's.
-pub(crate) fn loss(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> f64 {
+/// The mean loss over all rows of `batch` as one customer's; what no gradient goes through is taken from `still`.
+fn loss(network: &Network, parameters: &[f64], batch: &OwnedBatch, still: Option<&[Matrix]>) -> f64 {
     let graph = network.graph();
     let rows = batch.labels.len();
-    let slots = forward(network, parameters, batch);
+    let slots = forward(network, parameters, batch, still);
     let outputs = &slots[graph.output.0];
     let each = outputs.len() / rows;
     let of_row = |(row, &label): (usize, &f32)| {
@@ -94,7 +149,12 @@ pub(crate) fn loss(network: &Network, parameters: &[f64], batch: &OwnedBatch) ->
 type Matrix = Vec<Vec<f64>>;
 
 /// Every slot's rows.
-fn forward(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> Vec<Matrix> {
+fn forward(
+    network: &Network,
+    parameters: &[f64],
+    batch: &OwnedBatch,
+    still: Option<&[Matrix]>,
+) -> Vec<Matrix> {
     let graph = network.graph();
     let inputs = network.inputs();
     let rows = batch.labels.len();
@@ -117,6 +177,9 @@ fn forward(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> Vec<Mat
             IdSource::Column(at) => column(&batch.ids, inputs.columns(), at),
             IdSource::StepColumn(at) => column(&batch.step_ids, step_shape.columns(), at),
             IdSource::Position => spans.iter().flat_map(|span| 0..span.len()).collect(),
+            IdSource::Candidate if !matches!(network.target(), Target::Item(_)) => {
+                column(&batch.ids, inputs.columns(), 0)
+            }
             IdSource::Candidate => {
                 let items = network.target().outputs() as u64;
                 let mut draws = batch.draws.chunks_exact(4);
@@ -171,9 +234,12 @@ fn forward(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> Vec<Mat
                     let steps = &slots[input.0][span.clone()];
                     let counted = match pooling {
                         Pooling::Last => &steps[steps.len().saturating_sub(1)..],
-                        Pooling::Mean => steps,
+                        Pooling::Mean | Pooling::Max => steps,
                     };
                     let entry = |at: usize| {
+                        if *pooling == Pooling::Max {
+                            return counted.iter().map(|step| step[at]).reduce(f64::max).unwrap_or(0.0);
+                        }
                         counted.iter().map(|step| step[at]).sum::<f64>() / counted.len().max(1) as f64
                     };
                     (0..width).map(entry).collect()
@@ -184,12 +250,101 @@ fn forward(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> Vec<Mat
                 let mut drop = |x: &f64| x * f64::from(layer.factor(*draws.next().unwrap()));
                 slots[input.0].iter().map(|row| row.iter().map(&mut drop).collect()).collect()
             }
+            Node::Factors { output, .. } if still.is_some() => still.unwrap()[output.0].clone(),
+            Node::Factors { history, ratings, layer, .. } => {
+                let (history, dim) = (ids(graph.ids[*history]), layer.items.dim);
+                let factors = |span: &std::ops::Range<usize>| {
+                    let mut system = vec![vec![0.0; dim + 1]; dim];
+                    (0..dim).for_each(|at| system[at][at] = layer.ridge);
+                    for step in span.clone() {
+                        let vector = &parameters[layer.items.offset + history[step] * dim..][..dim];
+                        let bias = parameters[layer.biases.offset + history[step]];
+                        let wanted = ratings.map_or(1.0, |slot| slots[slot.0][step][0] - bias);
+                        for (line, v) in system.iter_mut().zip(vector) {
+                            line.iter_mut().zip(vector).for_each(|(entry, w)| *entry += v * w);
+                            line[dim] += v * wanted;
+                        }
+                    }
+                    eliminate(system)
+                };
+                spans.iter().map(factors).collect()
+            }
             Node::Dot { rows: users, candidates, biases, .. } => {
                 let score = |(at, item): (usize, &Vec<f64>)| {
                     let user = &slots[users.0][at / (1 + negatives)];
                     vec![slots[biases.0][at][0] + user.iter().zip(item).map(|(u, v)| u * v).sum::<f64>()]
                 };
                 slots[candidates.0].iter().enumerate().map(score).collect()
+            }
+            Node::Lstm { layer, states, .. } => {
+                let width = layer.hidden;
+                let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+                let mut states_of_steps = Matrix::new();
+                for span in &spans {
+                    let (mut hidden, mut cell) = (vec![0.0; width], vec![0.0; width]);
+                    for step in span.clone() {
+                        let gate = |at: usize| {
+                            let weight = &parameters[layer.offset + at * width..][..width];
+                            let recurrent = weight.iter().zip(&hidden).map(|(w, h)| w * h).sum::<f64>();
+                            slots[states.gates.0][step][at] + recurrent
+                        };
+                        let gates: Vec<f64> = (0..4 * width).map(gate).collect();
+                        for at in 0..width {
+                            let [i, f, g, o] = [0, 1, 2, 3].map(|quarter| gates[quarter * width + at]);
+                            cell[at] = sigmoid(f) * cell[at] + sigmoid(i) * g.tanh();
+                            hidden[at] = sigmoid(o) * cell[at].tanh();
+                        }
+                        states_of_steps.push(hidden.clone());
+                    }
+                }
+                states_of_steps
+            }
+            Node::Unfold { input, layer, .. } => {
+                let of_step = |span: &std::ops::Range<usize>, step: usize| -> Vec<f64> {
+                    let width = graph.slots[input.0].width;
+                    let entry = |at: usize| {
+                        let neighbour = (step + at % layer.kernel).checked_sub(layer.kernel / 2);
+                        match neighbour.filter(|neighbour| span.contains(neighbour)) {
+                            Some(neighbour) => slots[input.0][neighbour][at / layer.kernel],
+                            None => 0.0,
+                        }
+                    };
+                    (0..width * layer.kernel).map(entry).collect()
+                };
+                spans.iter().flat_map(|span| span.clone().map(move |step| of_step(span, step))).collect()
+            }
+            Node::LayerNorm { input, layer, .. } => {
+                let width = layer.width;
+                let normalise = |row: &Vec<f64>| -> Vec<f64> {
+                    let mean = row.iter().sum::<f64>() / width as f64;
+                    let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                    let entry = |at: usize| {
+                        let (gain, bias) =
+                            (parameters[layer.offset + at], parameters[layer.offset + width + at]);
+                        (row[at] - mean) / (variance + 1e-5).sqrt() * gain + bias
+                    };
+                    (0..width).map(entry).collect()
+                };
+                slots[input.0].iter().map(normalise).collect()
+            }
+            Node::Attention { input, layer, .. } => {
+                let (width, own) = (layer.width, layer.width / layer.heads);
+                let attend = |span: &std::ops::Range<usize>, step: usize| -> Vec<f64> {
+                    let rows = &slots[input.0][span.clone()];
+                    let seen = if layer.causal { &rows[..=step] } else { rows };
+                    let entry = |at: usize| {
+                        let head = at / own * own..at / own * own + own;
+                        let score = |other: &Vec<f64>| -> f64 {
+                            let products = head.clone().map(|at| rows[step][at] * other[width + at]);
+                            (products.sum::<f64>() / (own as f64).sqrt()).exp()
+                        };
+                        let total: f64 = seen.iter().map(score).sum();
+                        seen.iter().map(|other| score(other) * other[2 * width + at]).sum::<f64>() / total
+                    };
+                    (0..width).map(entry).collect()
+                };
+                let steps = spans.iter().flat_map(|span| (0..span.len()).map(move |step| (span, step)));
+                steps.map(|(span, step)| attend(span, step)).collect()
             }
         };
         let shape = graph.slots[node.output().0];
@@ -202,6 +357,20 @@ fn forward(network: &Network, parameters: &[f64], batch: &OwnedBatch) -> Vec<Mat
         slots[node.output().0] = value;
     }
     slots
+}
+
+/// Solves a system by Gauss's elimination; each line ends with its right side.
+fn eliminate(mut system: Matrix) -> Vec<f64> {
+    let size = system.len();
+    for at in 0..size {
+        let pivot = system[at].iter().map(|entry| entry / system[at][at]).collect::<Vec<_>>();
+        for (other, line) in system.iter_mut().enumerate() {
+            let factor = if other == at { 0.0 } else { line[at] };
+            line.iter_mut().zip(&pivot).for_each(|(entry, pivot)| *entry -= factor * pivot);
+        }
+        system[at] = pivot;
+    }
+    system.into_iter().map(|line| line[size]).collect()
 }
 
 /// L2 norm.

@@ -3,15 +3,9 @@
 //! Flat parameters and rows enter, the predictions of each row leave. Held together with
 //! [`Network::outputs`] to 1e-5 by a test; memory is bounded by a chunk of rows, whatever their number.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::Device;
 
-use super::{
-    ModelError, Network, Rows,
-    error::expect_length,
-    graph::{IdSource, Node, Slot},
-    layers::{Activation, Pooling},
-    loss::predict,
-};
+use super::{ModelError, Network, Rows, Workspace, error::expect_length, loss::predict, tensors};
 use crate::schema::SequenceShape;
 
 /// Rows that are on the device at a time, with one output each.
@@ -31,19 +25,20 @@ pub fn score(
     expect_length("parameters", network.parameter_count(), parameters.len())?;
     let count = network.check_rows(rows)?;
     let outputs = network.target().outputs();
-    let tensors = network.tensors().iter().map(|tensor| {
-        let entries = &parameters[tensor.offset..][..tensor.entries()];
-        Ok((tensor.offset, Tensor::from_slice(entries, tensor.shape.as_slice(), device)?))
-    });
-    let tensors = tensors.collect::<Result<Vec<_>, ModelError>>()?;
+    let tensors = tensors::load(network, parameters, device)?;
     let chunk = (CHUNK_ROWS / outputs).max(1);
+    let mut workspace = Workspace::new();
     let mut scores = Vec::with_capacity(count * outputs);
     for first in (0..count).step_by(chunk) {
-        let starts = chunk_starts(rows.step_starts, first, count.min(first + chunk));
-        let part = part_of(network, rows, first, count.min(first + chunk), &starts);
+        let end = count.min(first + chunk);
+        let starts = chunk_starts(rows.step_starts, first, end);
+        let rows = part_of(network, rows, first, end, &starts);
+        let ids = network.scoring_ids(&rows, end - first, &mut workspace);
+        let (tensors, count) = (tensors.as_slice(), end - first);
         let pass =
-            Pass { network, tensors: &tensors, rows: &part, count: count.min(first + chunk) - first, device };
-        scores.extend(pass.run()?.flatten_all()?.to_vec1::<f32>()?);
+            tensors::Pass { network, parameters, tensors, rows: &rows, count, ids, device, learning: None };
+        let outputs = pass.run()?.swap_remove(network.graph().output.0).expect("a node for each slot");
+        scores.extend(outputs.flatten_all()?.to_vec1::<f32>()?);
     }
     scores.chunks_exact_mut(outputs).for_each(|row| predict(network.target(), row));
     Ok(scores)
@@ -66,113 +61,6 @@ fn part_of<'a>(network: &Network, rows: &Rows<'a>, first: usize, end: usize, sta
         step_starts: starts,
         step_numbers: &rows.step_numbers[at(first) * step.numbers..at(end) * step.numbers],
         step_ids: &rows.step_ids[at(first) * step.columns()..at(end) * step.columns()],
-    }
-}
-
-/// One chunk of rows through the nodes.
-struct Pass<'a> {
-    network: &'a Network,
-    /// With their offsets in the flat parameters.
-    tensors: &'a [(usize, Tensor)],
-    rows: &'a Rows<'a>,
-    count: usize,
-    device: &'a Device,
-}
-
-type TensorResult = Result<Tensor, candle_core::Error>;
-
-impl Pass<'_> {
-    /// The outputs, `[rows, outputs]`.
-    fn run(&self) -> TensorResult {
-        let graph = self.network.graph();
-        let mut slots: Vec<Option<Tensor>> = vec![None; graph.slots.len()];
-        for node in &graph.nodes {
-            let value = self.value(node, &slots)?;
-            slots[node.output().0] = Some(value);
-        }
-        Ok(slots.swap_remove(graph.output.0).expect("a node for each slot"))
-    }
-
-    /// The tensor at an offset of the flat parameters.
-    fn tensor(&self, offset: usize) -> &Tensor {
-        let at = self.tensors.binary_search_by_key(&offset, |(offset, _)| *offset);
-        &self.tensors[at.expect("a tensor at each layer's offset")].1
-    }
-
-    fn value(&self, node: &Node, slots: &[Option<Tensor>]) -> TensorResult {
-        let of = |slot: &Slot| slots[slot.0].as_ref().expect("nodes in the order of their slots");
-        let steps = self.rows.step_starts.last().map_or(0, |&end| end as usize);
-        let width = self.network.graph().slots[node.output().0].width;
-        match node {
-            Node::Numbers { .. } => Tensor::from_slice(self.rows.numbers, (self.count, width), self.device),
-            Node::StepNumbers { .. } => {
-                Tensor::from_slice(self.rows.step_numbers, (steps, width), self.device)
-            }
-            Node::Embedding { ids, table, .. } => {
-                self.tensor(table.offset).index_select(&self.ids(self.network.graph().ids[*ids])?, 0)
-            }
-            Node::Concat { inputs, .. } => Tensor::cat(&inputs.iter().map(of).collect::<Vec<_>>(), D::Minus1),
-            Node::Sum { inputs, .. } => {
-                let mut parts = inputs.iter().map(of);
-                let first = parts.next().expect("a sum has parts").clone();
-                parts.try_fold(first, |sum, part| sum + part)
-            }
-            Node::Linear { input, layer, .. } => {
-                let mut value = of(input).matmul(&self.tensor(layer.offset).t()?)?;
-                if layer.biased {
-                    let bias = self.tensor(layer.offset + layer.outputs * layer.inputs);
-                    value = value.broadcast_add(bias)?;
-                }
-                match layer.activation {
-                    Activation::None => Ok(value),
-                    Activation::Relu => value.relu(),
-                }
-            }
-            Node::Pool { input, pooling, .. } => self.pool(of(input), *pooling, width),
-            Node::Dropout { input, .. } => Ok(of(input).clone()),
-            Node::Dot { rows, candidates, biases, .. } => {
-                of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
-            }
-        }
-    }
-
-    fn ids(&self, source: IdSource) -> TensorResult {
-        let every = |ids: &[u32], columns: usize, column: usize| {
-            ids.iter().skip(column).step_by(columns.max(1)).copied().collect::<Vec<_>>()
-        };
-        let inputs = self.network.inputs();
-        let ids = match source {
-            IdSource::Column(column) => every(self.rows.ids, inputs.columns(), column),
-            IdSource::StepColumn(column) => {
-                let columns = inputs.sequence.as_ref().map_or(1, SequenceShape::columns);
-                every(self.rows.step_ids, columns, column)
-            }
-            IdSource::Position => {
-                self.rows.step_starts.windows(2).flat_map(|span| 0..span[1] - span[0]).collect()
-            }
-            IdSource::Candidate => (0..self.network.target().outputs() as u32).collect(),
-        };
-        let count = ids.len();
-        Tensor::from_vec(ids, count, self.device)
-    }
-
-    /// Sums each row's steps, each with its weight.
-    fn pool(&self, steps: &Tensor, pooling: Pooling, width: usize) -> TensorResult {
-        let (mut rows, mut weights) = (Vec::new(), Vec::new());
-        for (row, span) in (0u32..).zip(self.rows.step_starts.windows(2)) {
-            let count = span[1] - span[0];
-            rows.extend((0..count).map(|_| row));
-            weights.extend((1..=count).map(|step| match pooling {
-                Pooling::Mean => 1.0 / count as f32,
-                Pooling::Last => f32::from(u8::from(step == count)),
-            }));
-        }
-        let zeros = Tensor::zeros((self.count, width), DType::F32, self.device)?;
-        if rows.is_empty() {
-            return Ok(zeros);
-        }
-        let (count, weights) = (rows.len(), Tensor::from_vec(weights, (rows.len(), 1), self.device)?);
-        zeros.index_add(&Tensor::from_vec(rows, count, self.device)?, &steps.broadcast_mul(&weights)?, 0)
     }
 }
 
@@ -211,6 +99,22 @@ mod tests {
         let scores = score(&network, &[1e30, 0.0], &rows, &Device::Cpu).unwrap();
         assert_eq!(scores.len(), numbers.len());
         assert!(scores.iter().enumerate().all(|(i, &score)| score == if i % 2 == 0 { 1.0 } else { 0.0 }));
+    }
+
+    #[test]
+    fn rows_whose_sequences_are_all_empty_are_scored() {
+        for (spec, shape) in reference::zoo().into_iter().filter(|(_, shape)| shape.inputs.sequence.is_some())
+        {
+            let network = Network::new(&spec, shape.clone()).unwrap();
+            let parameters = network.initial_parameters([3; 32]);
+            let mut batch = reference::OwnedBatch::draw(5, shape, &[1; 3], 2.0);
+            batch.step_starts.fill(0);
+            batch.step_numbers.clear();
+            batch.step_ids.clear();
+            let scores = score(&network, &parameters, &batch.rows(), &Device::Cpu).unwrap();
+            assert_eq!(scores.len(), 3 * network.target().outputs());
+            assert!(scores.iter().all(|score| score.is_finite()), "{spec:?}");
+        }
     }
 
     #[test]

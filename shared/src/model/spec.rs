@@ -19,6 +19,15 @@ pub const DEFAULT_EMBEDDING_DIM: u32 = 8;
 pub const MAX_NEGATIVES: u32 = 1024;
 /// Items sampled for each row where the spec does not say.
 pub const DEFAULT_NEGATIVES: u32 = 16;
+/// Largest penalty on a customer's factors.
+pub const MAX_RIDGE: f64 = 1e6;
+/// Most layers of a transformer.
+pub const MAX_TRANSFORMER_LAYERS: u32 = 12;
+/// Most entries of a transformer's vectors: normalised, none is past the 32 to which the grid of gradients reads
+/// activations.
+pub const MAX_TRANSFORMER_WIDTH: u32 = 512;
+/// Most steps that a convolution sees at a time.
+pub const MAX_KERNEL: u32 = 31;
 /// Most of a layer's entries that dropout zeroes.
 pub const MAX_DROPOUT: f64 = 0.9;
 
@@ -55,6 +64,24 @@ pub enum ModelSpec {
         #[serde(default = "default_embedding_dim")]
         embedding_dim: u32,
     },
+    /// Ranks or rates items by the inner product of a customer's factors and the item's, and the item's bias (Koren et
+    /// al. 2009, "Matrix factorization techniques for recommender systems"). A row's history is its sequence of items. The
+    /// customer's factors stay at the site: they are found from the history anew by ridge regression, so a new
+    /// customer needs no training; the items' factors and biases are what is shared and learned.
+    ///
+    /// For labels of kind item, the sequence has one categorical column of as many ids; for a number, the rating, it has
+    /// in addition one number, the item's rating, and the row's first categorical column is the item to be rated.
+    MatrixFactorisation {
+        /// Factors of an item: 1 to 256.
+        #[serde(default = "default_dim")]
+        factors: u32,
+        /// Items sampled for each row to rank against: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+        /// Penalty on a customer's factors, above 0, at most 1e6.
+        #[serde(default = "default_ridge")]
+        ridge: f64,
+    },
     /// Ranks items (Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations"): one tower turns a row into
     /// a vector, the other, an embedding and a bias, an item; their inner product is the item's score. For labels of kind
     /// item. Learned by the cross-entropy of the right item among itself and items sampled uniformly.
@@ -68,6 +95,89 @@ pub enum ModelSpec {
         #[serde(default = "default_negatives")]
         negatives: u32,
     },
+    /// Long short-term memory (Hochreiter & Schmidhuber 1997): reads each row's sequence step by step, its last hidden
+    /// state goes to the output with the row's other features. For rows with a sequence, and any label; items are
+    /// ranked by the inner product with the vector of each.
+    Lstm {
+        /// Units of each layer, first to last: 1 to 8 layers, each of 1 to 1024 units.
+        hidden: Vec<u32>,
+        /// Probability with which an entry of a hidden state is zeroed on its way to the next layer and to the output
+        /// while the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_sequence_dropout")]
+        dropout: f64,
+        /// Entries of each category's embedding, of steps and of rows: 1 to 256.
+        #[serde(default = "default_dim")]
+        embedding_dim: u32,
+        /// Items sampled for each row if the label is of kind item: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+    /// Encoder over each row's sequence (Vaswani et al. 2017, "Attention Is All You Need", with the normalisation before
+    /// each part, Xiong et al. 2020). A step is the sum of the embeddings of its categories, a linear layer of its numbers
+    /// and the embedding of its place; the mean of the encoded steps, and what the row holds beside them, enter a linear
+    /// layer. For labels of kind item it ranks the next one (Kang & McAuley 2018, "Self-Attentive Sequential
+    /// Recommendation"): a step sees only those before it, and the last one's vector meets the items' as in `two_tower`.
+    Transformer {
+        /// Layers of attention and feed-forward: 1 to 12.
+        #[serde(default = "default_layers")]
+        layers: u32,
+        /// Entries of a step's vector: 2 to 512, a multiple of `heads`.
+        #[serde(default = "default_width")]
+        width: u32,
+        /// Heads of the attention, each of `width / heads` entries.
+        #[serde(default = "default_heads")]
+        heads: u32,
+        /// Units between the two linear layers of a feed-forward part: 1 to 4096.
+        #[serde(default = "default_feed_forward")]
+        feed_forward: u32,
+        /// Probability with which an entry of the embedded steps and behind each attention and feed-forward part is
+        /// zeroed while the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_dropout")]
+        dropout: f64,
+        /// Items sampled for each row if it ranks: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+    /// Convolutions along each row's sequence with ReLU (Kim 2014, "Convolutional Neural Networks for Sentence
+    /// Classification"; Tang & Wang 2018 for sequences of purchases): the largest value of each channel over the steps
+    /// goes to the output with the row's other features. For the same rows and labels as `lstm`.
+    Cnn {
+        /// Channels of each convolution, first to last: 1 to 8, each of 1 to 4096 channels.
+        channels: Vec<u32>,
+        /// Steps that a convolution sees at a time, an odd number from 1 to 31; the sequence has zeros around it.
+        #[serde(default = "default_kernel")]
+        kernel: u32,
+        /// Probability with which an entry of a channel is zeroed on its way to the next layer and to the output while
+        /// the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_sequence_dropout")]
+        dropout: f64,
+        /// Entries of each category's embedding, of steps and of rows: 1 to 256.
+        #[serde(default = "default_dim")]
+        embedding_dim: u32,
+        /// Items sampled for each row if the label is of kind item: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+}
+
+fn default_layers() -> u32 {
+    2
+}
+
+fn default_width() -> u32 {
+    64
+}
+
+fn default_heads() -> u32 {
+    4
+}
+
+fn default_feed_forward() -> u32 {
+    256
+}
+
+fn default_dropout() -> f64 {
+    0.1
 }
 
 fn default_embedding_dim() -> u32 {
@@ -78,8 +188,20 @@ fn default_dim() -> u32 {
     32
 }
 
+fn default_ridge() -> f64 {
+    1.0
+}
+
 fn default_negatives() -> u32 {
     DEFAULT_NEGATIVES
+}
+
+fn default_kernel() -> u32 {
+    3
+}
+
+fn default_sequence_dropout() -> f64 {
+    0.2
 }
 
 impl ModelSpec {
@@ -95,9 +217,44 @@ impl ModelSpec {
                 check_hidden(hidden)?;
                 check_embedding(*embedding_dim)
             }
+            Self::MatrixFactorisation { factors, negatives, ridge } => {
+                check_embedding(*factors)?;
+                check_negatives(*negatives)?;
+                let holds = *ridge > 0.0 && *ridge <= MAX_RIDGE;
+                if holds { Ok(()) } else { Err(ModelError::Ridge { got: *ridge }) }
+            }
             Self::TwoTower { hidden, dim, negatives } => {
                 check_hidden(hidden)?;
                 check_embedding(*dim)?;
+                check_negatives(*negatives)
+            }
+            Self::Lstm { hidden, dropout, embedding_dim, negatives } => {
+                check_hidden(hidden)?;
+                check_dropout(*dropout)?;
+                check_embedding(*embedding_dim)?;
+                check_negatives(*negatives)
+            }
+            Self::Transformer { layers, width, heads, feed_forward, dropout, negatives } => {
+                if *layers == 0 || *layers > MAX_TRANSFORMER_LAYERS {
+                    return Err(ModelError::TransformerLayers { got: *layers });
+                }
+                let whole = width.checked_rem(*heads) == Some(0);
+                if !whole || !(2..=MAX_TRANSFORMER_WIDTH).contains(width) {
+                    return Err(ModelError::TransformerWidth { width: *width, heads: *heads });
+                }
+                if *feed_forward == 0 || *feed_forward > MAX_HIDDEN_UNITS {
+                    return Err(ModelError::FeedForward { got: *feed_forward });
+                }
+                check_dropout(*dropout)?;
+                check_negatives(*negatives)
+            }
+            Self::Cnn { channels, kernel, dropout, embedding_dim, negatives } => {
+                check_hidden(channels)?;
+                if kernel % 2 == 0 || *kernel > MAX_KERNEL {
+                    return Err(ModelError::Kernel { got: *kernel });
+                }
+                check_dropout(*dropout)?;
+                check_embedding(*embedding_dim)?;
                 check_negatives(*negatives)
             }
         }
@@ -148,6 +305,31 @@ mod tests {
                 "[model.wide_and_deep]\nhidden = [32]\nembedding_dim = 4",
                 ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: 4 },
             ),
+            (
+                "[model.lstm]\nhidden = [128, 64]",
+                ModelSpec::Lstm { hidden: vec![128, 64], dropout: 0.2, embedding_dim: 32, negatives: 16 },
+            ),
+            (
+                "[model.cnn]\nchannels = [64, 64]",
+                ModelSpec::Cnn {
+                    channels: vec![64, 64],
+                    kernel: 3,
+                    dropout: 0.2,
+                    embedding_dim: 32,
+                    negatives: 16,
+                },
+            ),
+            (
+                "[model.transformer]\nlayers = 1",
+                ModelSpec::Transformer {
+                    layers: 1,
+                    width: 64,
+                    heads: 4,
+                    feed_forward: 256,
+                    dropout: 0.1,
+                    negatives: 16,
+                },
+            ),
         ] {
             let job: Job = toml::from_str(text).unwrap();
             assert_eq!(job.model, spec);
@@ -185,6 +367,26 @@ mod tests {
         for embedding_dim in [0, 257] {
             let spec = ModelSpec::WideAndDeep { hidden: vec![4], embedding_dim };
             assert!(matches!(spec.check(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+        }
+        for kernel in [0, 2, 33] {
+            let spec = format!("[model.cnn]\nchannels = [4]\nkernel = {kernel}");
+            let refusal = toml::from_str::<Job>(&spec).unwrap().model.check();
+            assert!(matches!(refusal, Err(ModelError::Kernel { got }) if got == kernel));
+        }
+        let refusal = |text: &str| {
+            let job: Job = toml::from_str(&format!("[model.transformer]\n{text}")).unwrap();
+            job.model.check().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refusal(""), "");
+        assert_eq!(refusal("layers = 13"), "a transformer has 1 to 12 layers, got 13");
+        assert_eq!(refusal("feed_forward = 0"), "feed_forward must be 1 to 4096 units, got 0");
+        for (width, heads) in [(64, 0), (64, 5), (0, 4), (516, 4)] {
+            assert_eq!(
+                refusal(&format!("width = {width}\nheads = {heads}")),
+                format!(
+                    "the width of a transformer must be 2 to 512 and a multiple of its heads, got {width} for {heads} heads"
+                )
+            );
         }
     }
 }

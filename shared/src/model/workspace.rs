@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{
     graph::{Level, Slot, SlotShape, Tap},
+    layers::{AttentionScratch, Recurrence},
     product::Packing,
 };
 
@@ -31,6 +32,10 @@ pub struct Workspace {
     /// Customer `i` has the factor rows `starts[level][i] .. starts[level][i + 1]` at each [`Level`].
     pub(super) starts: [Vec<u32>; 3],
     pub(super) packing: Packing<f32>,
+    pub(super) recurrence: Recurrence,
+    pub(super) attention: AttentionScratch,
+    /// Any row of a layer.
+    pub(super) line: Vec<f32>,
     pub(super) customers: usize,
 }
 

@@ -25,6 +25,9 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
             let last = zoo.hidden_layers("layers", inputs, hidden, *dropout);
             zoo.head(&format!("layers.{}", hidden.len()), last, None)?
         }
+        ModelSpec::MatrixFactorisation { factors, negatives, ridge } => {
+            zoo.factorisation(*factors as usize, *negatives as usize, *ridge)?
+        }
         ModelSpec::TwoTower { hidden, dim, negatives } => {
             let inputs = zoo.row_vector("", DEFAULT_EMBEDDING_DIM as usize)?;
             let last = zoo.hidden_layers("user", inputs, hidden, 0.0);
@@ -39,6 +42,56 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
             let deep = zoo.head(&format!("layers.{}", hidden.len()), last, None)?;
             let wide = zoo.wide(false)?;
             zoo.builder.sum(vec![deep, wide])
+        }
+        ModelSpec::Lstm { hidden, dropout, embedding_dim, negatives } => {
+            let dim = *embedding_dim as usize;
+            let mut steps = zoo.sequence("", dim)?;
+            for (index, &units) in hidden.iter().enumerate() {
+                if index > 0 {
+                    steps = zoo.builder.dropout(steps, *dropout);
+                }
+                steps = zoo.builder.lstm(&format!("lstm.{index}"), steps, units as usize);
+            }
+            let last = zoo.builder.pool(steps, Pooling::Last);
+            let last = zoo.builder.dropout(last, *dropout);
+            zoo.sequence_head(last, dim, *negatives)?
+        }
+        ModelSpec::Cnn { channels, kernel, dropout, embedding_dim, negatives } => {
+            let (dim, kernel) = (*embedding_dim as usize, *kernel as usize);
+            let mut steps = zoo.sequence("", dim)?;
+            for (index, &channels) in channels.iter().enumerate() {
+                if index > 0 {
+                    steps = zoo.builder.dropout(steps, *dropout);
+                }
+                let init = kaiming(zoo.builder.width(steps) * kernel, 2.0);
+                let (name, sizes) = (format!("conv.{index}"), [channels as usize, kernel]);
+                steps = zoo.builder.convolution(&name, steps, sizes, Activation::Relu, init);
+            }
+            let largest = zoo.builder.pool(steps, Pooling::Max);
+            let largest = zoo.builder.dropout(largest, *dropout);
+            zoo.sequence_head(largest, dim, *negatives)?
+        }
+        ModelSpec::Transformer { layers, width, heads, feed_forward, dropout, negatives } => {
+            let ranks = matches!(shape.target, Target::Item(_));
+            let steps = zoo.embedded_steps(*width as usize)?;
+            let mut last = zoo.builder.dropout(steps, *dropout);
+            for layer in 0..*layers {
+                let name = format!("encoder.layers.{layer}");
+                let sizes = [*heads as usize, *feed_forward as usize];
+                last = zoo.encoder_layer(&name, last, sizes, ranks, *dropout);
+            }
+            let encoded = zoo.builder.layer_norm("encoder.norm", last);
+            let pooling = if ranks { Pooling::Last } else { Pooling::Mean };
+            let sequence = zoo.builder.pool(encoded, pooling);
+            let mut parts = zoo.static_vector("", DEFAULT_EMBEDDING_DIM as usize);
+            parts.push(sequence);
+            let mut row = zoo.builder.concat(parts);
+            if ranks && row != sequence {
+                // Items' vectors are as wide as the steps'.
+                let init = kaiming(zoo.builder.width(row), 1.0);
+                row = zoo.builder.linear("join", row, *width as usize, true, Activation::None, init);
+            }
+            zoo.head("head", row, ranks.then_some(*negatives))?
         }
     };
     zoo.builder.finish(output)
@@ -124,6 +177,72 @@ impl Zoo<'_> {
         self.builder.concat(parts)
     }
 
+    /// The steps that a model of sequences reads.
+    fn sequence(&mut self, prefix: &str, dim: usize) -> Result<Slot, ModelError> {
+        match self.shape.inputs.sequence {
+            Some(_) => Ok(self.step_vector(prefix, dim)),
+            None => Err(ModelError::NoSequence),
+        }
+    }
+
+    /// The outputs of a model of sequences, from what it made of a row's sequence and the row's other features.
+    fn sequence_head(&mut self, summary: Slot, dim: usize, negatives: u32) -> Result<Slot, ModelError> {
+        let mut parts = vec![summary];
+        parts.extend(self.static_vector("", dim));
+        let last = self.builder.concat(parts);
+        self.head("head", last, Some(negatives))
+    }
+
+    /// A vector of each step: the sum of its ids' embeddings, a linear layer of its numbers and the embedding of its
+    /// place. Embeddings start with variance 1, as PyTorch's: before a normalisation smaller ones would have gradients
+    /// that much larger.
+    fn embedded_steps(&mut self, width: usize) -> Result<Slot, ModelError> {
+        let sequence = self.shape.inputs.sequence.as_ref().ok_or(ModelError::NoSequence)?;
+        let SequenceShape { length, numbers, vocabularies } = sequence;
+        let init = Init::Uniform(3f64.sqrt());
+        let mut parts = Vec::new();
+        if *numbers > 0 {
+            let input = self.builder.step_numbers(*numbers);
+            let init = kaiming(*numbers, 1.0);
+            parts.push(self.builder.linear("step_numbers", input, width, true, Activation::None, init));
+        }
+        for (column, &vocabulary) in vocabularies.iter().enumerate() {
+            let (name, source) = (format!("step_embeddings.{column}"), IdSource::StepColumn(column));
+            parts.push(self.builder.embedding(&name, source, [vocabulary, width], init));
+        }
+        parts.push(self.builder.embedding("positions", IdSource::Position, [*length, width], init));
+        Ok(self.builder.sum(parts))
+    }
+
+    /// One layer of a transformer's encoder, with the names of PyTorch's `TransformerEncoderLayer`, `norm_first`:
+    /// `x + out_proj(attention(norm1(x)))`, then `y + linear2(relu(linear1(norm2(y))))`.
+    fn encoder_layer(
+        &mut self,
+        name: &str,
+        input: Slot,
+        [heads, feed_forward]: [usize; 2],
+        causal: bool,
+        dropout: f64,
+    ) -> Slot {
+        let builder = &mut self.builder;
+        let width = builder.width(input);
+        let normal = builder.layer_norm(&format!("{name}.norm1"), input);
+        let init = kaiming(width, 1.0);
+        let attended = builder.attention(&format!("{name}.self_attn"), normal, heads, causal, init);
+        let attended = builder.dropout(attended, dropout);
+        let between = builder.sum(vec![input, attended]);
+        let normal = builder.layer_norm(&format!("{name}.norm2"), between);
+        let linear1 = format!("{name}.linear1");
+        let inner =
+            builder.linear(&linear1, normal, feed_forward, true, Activation::Relu, kaiming(width, 2.0));
+        let inner = builder.dropout(inner, dropout);
+        let linear2 = format!("{name}.linear2");
+        let outer =
+            builder.linear(&linear2, inner, width, true, Activation::None, kaiming(feed_forward, 1.0));
+        let outer = builder.dropout(outer, dropout);
+        builder.sum(vec![between, outer])
+    }
+
     /// Linear layers `name.0`, `name.1`, ... with ReLU, each with dropout behind it.
     fn hidden_layers(&mut self, name: &str, input: Slot, hidden: &[u32], dropout: f64) -> Slot {
         let layers = hidden.iter().enumerate();
@@ -154,6 +273,27 @@ impl Zoo<'_> {
                 Ok(self.builder.linear(name, last, outputs, true, Activation::None, init))
             }
         }
+    }
+
+    /// The inner product of the row's factors, found from its history, with the item's factors, and the item's bias.
+    fn factorisation(&mut self, dim: usize, negatives: usize, ridge: f64) -> Result<Slot, ModelError> {
+        let InputShape { vocabularies, sequence, .. } = &self.shape.inputs;
+        let steps = sequence.as_ref().ok_or(ModelError::NoSequence)?;
+        let &[history] = steps.vocabularies.as_slice() else { return Err(ModelError::History) };
+        let (items, rated) = match (self.shape.target, vocabularies.first(), steps.numbers) {
+            (Target::Item(items), _, 0) => (items, false),
+            (Target::Number, Some(&items), 1) => (items, true),
+            _ => return Err(ModelError::History),
+        };
+        if items != history {
+            return Err(ModelError::History);
+        }
+        let candidate = IdSource::Candidate;
+        let vectors = self.builder.embedding("items", candidate, [items, dim], embedding_init(dim));
+        let biases = self.builder.embedding("item_biases", candidate, [items, 1], Init::Zeros);
+        self.builder.negatives = if rated { 0 } else { negatives };
+        let factors = self.builder.factors(vectors, biases, rated, ridge);
+        Ok(self.builder.dot(factors, vectors, biases))
     }
 
     /// One linear layer over the numbers and one weight for each category, for each output.

@@ -13,6 +13,8 @@
 //! 3. [`clipped_sum`] adds exactly the sum of the `v_i` of the batch's customers, whatever their order, and however
 //!    they are split over several calls.
 //!
+//! With [`Clipping::Quantile`] `v_i` has one more entry, plus or minus [`COUNT`], and its norm is that of all entries.
+//!
 //! So adding or removing one customer changes the sum by exactly that customer's `v_i`: by at most `S`. No float
 //! rounding is left to argue about between the clipped vectors and the integers that the noise is added to.
 //!
@@ -43,7 +45,8 @@
 //! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`; and over gains, entry by entry, of
 //! `(sum of a_r g_r)^2 + (2^10 sum of g_r)^2`. These *taps* ([`Tap`]) own
 //! every parameter once: what is added to the sum is laid out by the same taps, and [`clipped_sum`] panics before any
-//! noise is drawn if they do not fill it. If the squared norm is more than `S^2`, `c` shrinks by `S / |v_i|` and the
+//! noise is drawn if they do not fill it. If the squared norm is more than `S^2` (less the square of the count's entry, if
+//! there is one), `c` shrinks by the root of their ratio and the
 //! margin, and `g` is rounded again; after four times it is rounded towards zero; if that does not do either, the
 //! customer counts as zero. A customer whose gradient is not finite (the parameters may be a hostile coordinator's)
 //! counts as zero as well: a refusal would tell.
@@ -58,15 +61,16 @@
 //! sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
 //!
 //! Point 2 rests on the row independence of [`Network`] on one machine; a customer's floats are computed anew in each
-//! call and may differ between processors, where the promise holds on each.
+//! call and may differ between processors, where the promise holds on each. On an accelerator ([`Engine`]) it rests on the
+//! device's library.
 
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 use super::ClipNorm;
 use crate::model::{
-    Batch, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
-    add_weighted_rows, dot,
+    Batch, Engine, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
+    add_weighted_rows, dot, push_gram,
 };
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
@@ -101,7 +105,16 @@ pub enum Clipping {
     /// By `C / (n + gamma)`, [`AUTOMATIC_GAMMA`] (Bu et al. 2023, "Automatic clipping"): every customer
     /// counts about alike, and `C` is but a part of the step size.
     Automatic,
+    /// As fixed, but `C` follows a quantile of the norms (Andrew et al. 2021, "Differentially private learning with
+    /// adaptive clipping"): of each customer, whether its norm is within `C` is released in the same sum, as one more
+    /// entry of the same vector, see [`COUNT`].
+    Quantile,
 }
+
+/// With [`Clipping::Quantile`] the sum has one more entry, to which a customer adds this if its norm is within the clip
+/// norm and takes it away if not: a quarter of the sensitivity. The rest of the vector is held below
+/// `S sqrt(15/16)`, so that all of it is within `S`, and the same noise on every entry pays for both.
+pub const COUNT: i64 = SENSITIVITY as i64 / 4;
 
 /// `gamma` of [`Clipping::Automatic`], in units of the loss gradient: the paper's default. Gradients well below it
 /// fade out, those above have about the clip norm.
@@ -112,7 +125,7 @@ impl Clipping {
     #[inline(always)]
     fn factor(self, norm: f64, clip: f64) -> f64 {
         match self {
-            Self::Fixed => {
+            Self::Fixed | Self::Quantile => {
                 if norm > clip {
                     clip / norm
                 } else {
@@ -122,6 +135,17 @@ impl Clipping {
             Self::Automatic => clip / (norm + AUTOMATIC_GAMMA),
         }
     }
+
+    /// Squared L2 norm of the integers of a customer's gradient, at most.
+    fn squared_limit(self) -> i128 {
+        let count = if self == Self::Quantile { i128::from(COUNT) } else { 0 };
+        i128::from(SENSITIVITY).pow(2) - count.pow(2)
+    }
+
+    /// Entries of the sum beside the gradient's.
+    pub fn counts(self) -> usize {
+        usize::from(self == Self::Quantile)
+    }
 }
 
 /// The grid on which gradients of a clip norm are summed.
@@ -129,17 +153,34 @@ impl Clipping {
 pub struct Grid {
     clip: ClipNorm,
     clipping: Clipping,
+    recorded: ClipNorm,
 }
 
 impl Grid {
     /// The grid of a clip norm, with [`Clipping::Fixed`].
     pub fn new(clip: ClipNorm) -> Self {
-        Self { clip, clipping: Clipping::Fixed }
+        Self { clip, clipping: Clipping::Fixed, recorded: clip }
     }
 
     /// The same grid, gradients scaled to it in this way.
     pub fn with_clipping(self, clipping: Clipping) -> Self {
         Self { clipping, ..self }
+    }
+
+    /// The same grid at another clip norm, which a noised sum suggested: the noise in integers is the same, so the
+    /// privacy is; only the unit differs.
+    pub fn with_clip(self, clip: ClipNorm) -> Self {
+        Self { clip, ..self }
+    }
+
+    /// How gradients are scaled to the clip norm.
+    pub fn clipping(&self) -> Clipping {
+        self.clipping
+    }
+
+    /// The clip norm that stands in the contract and in the ledger, in units of the loss gradient.
+    pub fn recorded_clip(&self) -> ClipNorm {
+        self.recorded
     }
 
     /// The clip norm, in units of the loss gradient.
@@ -161,6 +202,7 @@ impl Grid {
 /// Buffers of [`clipped_sum`]: one a thread, kept between batches. Holds un-noised data; `Debug` prints shapes.
 #[derive(Clone, Default)]
 pub struct SumWorkspace {
+    engine: Engine,
     floats: Workspace,
     integers: IntegerFactors,
     products: Vec<f64>,
@@ -170,9 +212,14 @@ pub struct SumWorkspace {
 }
 
 impl SumWorkspace {
-    /// Empty buffers.
+    /// Empty buffers; gradients are computed on the processor.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Empty buffers; gradients are computed by `engine`.
+    pub fn on(engine: Engine) -> Self {
+        Self { engine, ..Self::default() }
     }
 }
 
@@ -196,14 +243,15 @@ struct IntegerFactors {
 
 /// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
 ///
-/// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`]; the caller
+/// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`], and then, with
+/// [`Clipping::Quantile`], one entry of units of [`COUNT`]; the caller
 /// zeroes it before the first call. One customer more or less in all calls together changes it by at
 /// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
 /// `16 bytes x rows x (inputs + hidden units)`; the result is the same.
 ///
 /// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, an id is
 /// outside its vocabulary, or a parameter, an input or a label is not finite, naming its row. Customers whose gradient
-/// overflows count as zero.
+/// overflows count as zero. On an accelerator also if the device fails.
 pub fn clipped_sum(
     network: &Network,
     parameters: &[f32],
@@ -212,8 +260,9 @@ pub fn clipped_sum(
     workspace: &mut SumWorkspace,
     sum: &mut [i64],
 ) -> Result<(), ModelError> {
-    if sum.len() != network.parameter_count() {
-        let (expected, got) = (network.parameter_count(), sum.len());
+    let expected = network.parameter_count() + grid.clipping.counts();
+    if sum.len() != expected {
+        let got = sum.len();
         return Err(ModelError::Length { what: "entries in the sum", expected, got });
     }
     network.check(parameters, batch)?;
@@ -225,15 +274,20 @@ pub fn clipped_sum(
             return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
         }
     }
-    network.differentiate(parameters, batch, &mut workspace.floats);
-    workspace.clip(grid);
-    workspace.add_to(sum);
+    workspace.engine.differentiate(network, parameters, batch, &mut workspace.floats)?;
+    let within = workspace.clip(grid);
+    let (gradient, counts) = sum.split_at_mut(network.parameter_count());
+    workspace.add_to(gradient);
+    if let [count] = counts {
+        *count += COUNT * (2 * within as i64 - batch.customers() as i64);
+    }
     Ok(())
 }
 
 impl SumWorkspace {
-    /// Float factors to integer factors of customers whose norm is at most [`SENSITIVITY`].
-    fn clip(&mut self, grid: &Grid) {
+    /// Float factors to integer factors of customers whose norm is at most what the clipping allows; how many of the
+    /// customers had a norm within the clip norm.
+    fn clip(&mut self, grid: &Grid) -> usize {
         let Self { floats, integers, scratch, .. } = self;
         integers.shape(floats);
         Arch::new().dispatch(Clip {
@@ -242,7 +296,7 @@ impl SumWorkspace {
             floats,
             integers,
             scratch,
-        });
+        })
     }
 
     /// The exact integer products of all taps, added to `sum`.
@@ -388,23 +442,25 @@ struct Clip<'a> {
 }
 
 impl WithSimd for Clip<'_> {
-    type Output = ();
+    type Output = usize;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, _: S) -> usize {
         for (index, integers) in self.integers.activations.iter_mut().enumerate() {
             if !integers.is_empty() {
                 round_activations(self.floats.values(Slot::of_index(index)), integers);
             }
         }
-        for customer in 0..self.floats.customers() {
-            clip_customer(self.clip, self.clipping, customer, self.floats, self.integers, self.scratch);
-        }
+        let (floats, integers, scratch) = (self.floats, self.integers, self.scratch);
+        let customers = 0..floats.customers();
+        let within =
+            |customer: &usize| clip_customer(self.clip, self.clipping, *customer, floats, integers, scratch);
+        customers.filter(within).count()
     }
 }
 
-/// Fills the integer gradients of one customer; the norm of its integer gradient is at most [`SENSITIVITY`]
-/// afterwards. The integer activations are there already.
+/// Fills the integer gradients of one customer; the norm of its integer gradient is at most what the clipping allows
+/// afterwards. The integer activations are there already. Whether the norm was within the clip norm before.
 #[inline(always)]
 fn clip_customer(
     clip: f64,
@@ -413,13 +469,15 @@ fn clip_customer(
     floats: &Workspace,
     integers: &mut IntegerFactors,
     scratch: &mut NormScratch,
-) {
+) -> bool {
+    let limit = clipping.squared_limit();
+    let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
     scratch.measure_inputs(floats, integers, customer);
     // In units of the activation's integers.
     let squared: f64 = scratch.squared_norm(floats, integers, customer, |slot| floats.gradients(slot));
     let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
-        let factor = clipping.factor(norm, clip * MARGIN);
+        let factor = clipping.factor(norm, bound * MARGIN);
         let mut scale = factor * (GRADIENT_STEPS / clip);
         for attempt in 0..=ATTEMPTS {
             if attempt < ATTEMPTS {
@@ -431,13 +489,14 @@ fn clip_customer(
             }
             let gradients = |slot: Slot| integers.gradients[slot.index()].as_slice();
             let squared: i128 = scratch.squared_norm(floats, integers, customer, gradients);
-            if squared <= (SENSITIVITY as i128).pow(2) {
-                return;
+            if squared <= limit {
+                return norm <= bound;
             }
-            scale *= MARGIN * SENSITIVITY as f64 / (squared as f64).sqrt();
+            scale *= MARGIN * (limit as f64 / squared as f64).sqrt();
         }
     }
     integers.write_gradients(floats, customer, |_, to| to.fill(0.0));
+    false
 }
 
 /// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well. Comparisons and not
@@ -479,6 +538,7 @@ struct NormScratch {
     /// For each embedding tap the customer's ids with the factor row each is of, counted from its first, sorted.
     sorted_ids: Vec<(u32, u32)>,
     line: Vec<f64>,
+    padded: Vec<f64>,
 }
 
 /// What a squared norm is summed in: f64 for the clip factor, i128 for the check.
@@ -510,13 +570,13 @@ fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
     rows * (rows + 1) / 2 * (inputs + outputs) <= (rows + 4) * inputs * outputs
 }
 
-/// Pushes the dot products of rows `r <= s` of a `[rows, width]` matrix, each plus `constant`.
+/// [`push_gram`], for the usual customer of one row without leaving the loops here.
 #[inline(always)]
-fn push_gram(matrix: &[f32], width: usize, constant: f64, gram: &mut Vec<f64>) {
-    for (r, row) in matrix.chunks_exact(width).enumerate() {
-        gram.extend(
-            matrix[r * width..].chunks_exact(width).map(|other| dot::<_, f64>(row, other) + constant),
-        );
+fn push_dots(matrix: &[f32], width: usize, constant: f64, gram: &mut Vec<f64>, padded: &mut Vec<f64>) {
+    if matrix.len() == width {
+        gram.push(dot::<_, f64>(matrix, matrix) + constant);
+    } else {
+        push_gram(matrix, width, constant, gram, padded);
     }
 }
 
@@ -534,7 +594,7 @@ impl NormScratch {
                         part(&integers.activations[input.index()], entries(floats, input, customer));
                     if gram_is_cheaper(activations.len() / inputs, inputs, outputs) {
                         let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
-                        push_gram(activations, inputs, bias, &mut self.grams);
+                        push_dots(activations, inputs, bias, &mut self.grams, &mut self.padded);
                     }
                 }
                 Tap::Embedding { ids, output, .. } => self.sort_ids(floats, ids, output, customer),
@@ -581,7 +641,7 @@ impl NormScratch {
                     if gram_is_cheaper(rows, inputs, width) {
                         if gram_of != Some(output) {
                             self.gradient_gram.clear();
-                            push_gram(gradients, width, 0.0, &mut self.gradient_gram);
+                            push_dots(gradients, width, 0.0, &mut self.gradient_gram, &mut self.padded);
                             gram_of = Some(output);
                         }
                         let own = &self.grams[grams..grams + self.gradient_gram.len()];

@@ -62,6 +62,7 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
         ("enrol", M::Enrol(Enrol {})),
         ("job_answer", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::RefusedBudget })),
         ("evaluation", M::Evaluation(Evaluation { job: JOB, round: ROUND, histogram: vec![-1, 1 << 40] })),
+        ("renew", M::Renew(Renew {})),
         ("round_skipped", M::RoundSkipped(RoundSkipped { job: JOB, round: ROUND })),
         ("standing", M::Standing(standing())),
         (
@@ -115,6 +116,7 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
             "enrolled",
             M::Enrolled(Enrolled { name: "berlin".into(), certificate: vec![1], authority: vec![2] }),
         ),
+        ("renewed", M::Renewed(Renewed { certificate: vec![1] })),
         ("job_offer", M::JobOffer(signed())),
         ("round_start", M::RoundStart(RoundStart { job: JOB, round: ROUND, task, model: MODEL })),
         ("receipt", M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::Corrupt })),
@@ -229,8 +231,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 7 + 8 + 11 + 12; progress has five samples of one number.
-    assert_eq!(numbers.len(), 38);
+    // 8 + 9 + 11 + 12; progress has five samples of one number.
+    assert_eq!(numbers.len(), 40);
 }
 
 fn survives(bytes: &[u8]) {

@@ -27,6 +27,8 @@ pub enum SiteToCoordinator {
     Standing(Standing),
     /// How far the site's ledger has come: right after [`Hello`], and before each contribution.
     LedgerHead(LedgerHead),
+    /// The site's certificate is about to expire; since version 2.
+    Renew(Renew),
 }
 
 /// To a site.
@@ -34,7 +36,7 @@ pub enum SiteToCoordinator {
 pub enum CoordinatorToSite {
     /// The answer to [`Hello`].
     Welcome(Welcome),
-    /// The answer to a [`Hello`] of another version; the connection ends.
+    /// The answer to a [`Hello`] of a version that is no longer spoken; the connection ends.
     VersionRefused(VersionRefused),
     /// The answer to [`Enrol`]; the connection ends.
     Enrolled(Enrolled),
@@ -49,6 +51,8 @@ pub enum CoordinatorToSite {
     /// What the coordinator holds of the site's ledger: the answer to the first [`LedgerHead`], and after each
     /// committed round.
     Witnessed(Witnessed),
+    /// The answer to [`Renew`].
+    Renewed(Renewed),
 }
 
 /// From an operator.
@@ -120,6 +124,10 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrol {}
 
+/// Constant: asked for by the calendar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {}
+
 /// A constant of the job and the site's policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobAnswer {
@@ -188,10 +196,17 @@ pub struct LedgerHead {
     pub signature: Vec<u8>,
 }
 
+/// The site's next certificate, for the same key; since version 2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// DER.
+    pub certificate: Vec<u8>,
+}
+
 /// The coordinator knows the site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// [`super::PROTOCOL_VERSION`] of the coordinator.
+    /// What both speak from here on: the older of both sides' [`super::PROTOCOL_VERSION`].
     pub protocol: u16,
     /// Its release, for people.
     pub release: String,
@@ -272,6 +287,22 @@ pub enum Outcome {
     Corrupt,
     /// No head of the ledger that released it came before it.
     Unwitnessed,
+}
+
+impl Outcome {
+    /// Its name in metrics and for people.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::WrongShape => "wrong_shape",
+            Self::OutOfRange => "out_of_range",
+            Self::WrongRound => "wrong_round",
+            Self::WrongModel => "wrong_model",
+            Self::Repeated => "repeated",
+            Self::Corrupt => "corrupt",
+            Self::Unwitnessed => "unwitnessed",
+        }
+    }
 }
 
 /// A job is over.

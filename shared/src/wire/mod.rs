@@ -22,4 +22,15 @@ mod golden;
 pub const ALPN: &[u8] = b"weighhouse/1";
 
 /// Version of the protocol inside the connection: raised when messages are added.
-pub const PROTOCOL_VERSION: u16 = 1;
+///
+/// 1: the first. 2: sites' certificates are renewed ([`messages::Renew`]).
+pub const PROTOCOL_VERSION: u16 = 2;
+
+/// The oldest version that is still spoken.
+pub const OLDEST_PROTOCOL_VERSION: u16 = 1;
+
+/// What this release speaks with a peer of version `theirs`: the older of both. None if that is no longer spoken here.
+pub fn common_version(theirs: u16) -> Option<u16> {
+    let common = theirs.min(PROTOCOL_VERSION);
+    (common >= OLDEST_PROTOCOL_VERSION).then_some(common)
+}

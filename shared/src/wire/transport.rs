@@ -49,14 +49,19 @@ fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
 /// (RFC 9000, section 10.3), by which a peer of the process before learns at its next packet that its
 /// connection is gone, instead of waiting for silence.
 pub fn listen(address: SocketAddr, tls: QuicServerConfig, restart_key: &[u8; 32]) -> io::Result<Endpoint> {
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport()));
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
     let (identifiers, _) = restart_key.split_first_chunk::<8>().expect("32 bytes hold 8");
     let identifiers = u64::from_le_bytes(*identifiers);
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, restart_key)));
     endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(identifiers)));
-    Endpoint::new(endpoint, Some(config), socket(address)?, runtime)
+    Endpoint::new(endpoint, Some(server_config(tls)), socket(address)?, runtime)
+}
+
+/// What the coordinator's endpoint answers new connections with.
+pub fn server_config(tls: QuicServerConfig) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    config.transport_config(Arc::new(transport()));
+    config
 }
 
 /// A site's or an operator's endpoint, towards a coordinator at `remote`. Must be called inside the runtime.
