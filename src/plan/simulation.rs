@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use weighhouse_shared::evaluation::{Figure, Quality};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::{Batch, LocalOptimizer, Network, ServerState, score};
-use weighhouse_shared::privacy::grid::{SumWorkspace, clipped_sum};
+use weighhouse_shared::privacy::grid::{COUNT, Grid, SumWorkspace, clipped_sum};
 use weighhouse_shared::privacy::{DiscreteGaussian, Generator, SamplingRate};
 use weighhouse_shared::schema::{InputShape, LabelKind, RowTable, Schema, SequenceShape, Target};
 
@@ -245,6 +245,14 @@ fn draw_inputs(shape: &InputShape, rows: &mut RowTable, generator: &mut Generato
     steps
 }
 
+/// Which round of what.
+#[derive(Clone, Copy)]
+struct Round<'a> {
+    contract: &'a JobContract,
+    network: &'a Network,
+    round: u32,
+}
+
 impl Customers {
     /// Makes `sites` sites of `customers` each, one row of `schema` a customer.
     pub fn generate(schema: &Schema, sites: usize, customers: usize, generator: &mut Generator) -> Self {
@@ -295,9 +303,13 @@ impl Customers {
             generator.fill(&mut seed);
             let mut model = network.initial_parameters(seed);
             let mut state = contract.server_state(model.len());
+            let mut grids = vec![contract.grid(); self.sites.len()];
             let begun = Instant::now();
             for round in 0..contract.training.rounds {
-                let heard = self.round(contract, network, round, &mut model, state.as_mut(), generator)?;
+                let heard = {
+                    let at = Round { contract, network, round };
+                    self.round(at, &mut model, &mut grids, state.as_mut(), generator)?
+                };
                 if round == 0 {
                     sum.first_signal_to_noise += share * heard;
                 }
@@ -321,29 +333,27 @@ impl Customers {
         Ok(sum)
     }
 
-    /// Round `round` of all sites; returns the first step's signal to noise.
+    /// One round of all sites, each with its grid of `grids`; returns the first step's signal to noise.
     fn round(
         &self,
-        contract: &JobContract,
-        network: &Network,
-        round: u32,
+        Round { contract, network, round }: Round<'_>,
         model: &mut [f32],
+        grids: &mut [Grid],
         state: Option<&mut ServerState>,
         generator: &mut Generator,
     ) -> Result<f64> {
         let training = &contract.training;
-        let grid = contract.grid();
-        let sigma = contract.privacy.noise_multiplier.value() * grid.sensitivity() as f64;
+        let sigma = contract.privacy.noise_multiplier.value() * contract.grid().sensitivity() as f64;
         let noise = DiscreteGaussian::new(sigma)?;
-        let scale = grid.unit() / training.expected_batch();
+        let expected = training.expected_batch();
         let mut workspace = SumWorkspace::new();
         let mut signal = vec![0i64; model.len()];
         let mut change = vec![0.0f64; model.len()];
-        for site in &self.sites {
+        for (site, grid) in self.sites.iter().zip(grids) {
             let mut local = model.to_vec();
             let mut optimizer = LocalOptimizer::start(training.optimizer, training.proximal, model.len());
             for index in 0..training.local_steps {
-                let mut sum = vec![0i64; model.len()];
+                let mut sum = vec![0i64; model.len() + grid.clipping().counts()];
                 for chosen in site.sample(training.sampling_rate, generator).chunks(MICRO_BATCH) {
                     let gathered = site.gather(&self.shape, chosen);
                     let starts: Vec<u32> = (0..=gathered.len() as u32).collect();
@@ -353,14 +363,21 @@ impl Customers {
                     generator.fill(&mut draws);
                     let (rows, labels) = (gathered.as_rows(&step_starts), gathered.labels.as_slice());
                     let batch = Batch { rows, labels, customer_starts: &starts, draws: &draws };
-                    clipped_sum(network, &local, &batch, &grid, &mut workspace, &mut sum)?;
+                    clipped_sum(network, &local, &batch, grid, &mut workspace, &mut sum)?;
                 }
                 if index == 0 {
                     signal.iter_mut().zip(&sum).for_each(|(total, value)| *total += value);
                 }
                 noise.add_to(&mut sum, generator);
+                let (sum, count) = sum.split_at(model.len());
+                let scale = grid.unit() / expected;
                 let gradient = sum.iter().map(|value| *value as f64 * scale);
                 optimizer.step(&mut local, model, gradient, training.rate(round, index));
+                if let [count] = count {
+                    // The norm follows a quantile, as at a site.
+                    let share = 0.5 + *count as f64 / (2.0 * COUNT as f64 * expected);
+                    *grid = grid.with_clip(training.next_clip_norm(grid.clip(), share));
+                }
             }
             for ((change, local), global) in change.iter_mut().zip(&local).zip(model.iter()) {
                 *change += f64::from(*local) - f64::from(*global);
@@ -460,7 +477,7 @@ mod tests {
     #[test]
     fn the_simulation_follows_the_contracts_rules() {
         let customers = Customers::generate(&numbers(), 3, 100, &mut Generator::from_seed(6));
-        let (plain, network) = contract(8.0);
+        let (plain, network) = contract_of(numbers(), 8.0, "clipping = \"fixed\"");
         let run = |change: &dyn Fn(&mut JobContract)| {
             let mut changed = plain.clone();
             change(&mut changed);
@@ -473,13 +490,14 @@ mod tests {
         assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
         // Rules that do not.
         let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
-        let changes: [&dyn Fn(&mut JobContract); 6] = [
+        let changes: [&dyn Fn(&mut JobContract); 7] = [
             &|job| job.federation.server_optimizer = server(0.9),
             &|job| job.training.average_weights = 0.9,
             &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
             &|job| job.training.schedule = Schedule::Linear,
             &|job| job.training.proximal = 0.5,
             &|job| job.training.clipping = Clipping::Automatic,
+            &|job| job.training.clipping = Clipping::Quantile,
         ];
         for (index, change) in changes.into_iter().enumerate() {
             assert_ne!(run(change), same, "change {index} made none");

@@ -167,6 +167,22 @@ impl<'a> RowReader<'a> {
         cell: impl Fn(usize) -> &'c [u8],
         table: &mut RowTable,
     ) -> Result<f32, CellFault> {
+        self.read_inputs(cell, table)?;
+        let read = self.label.read(label).ok_or_else(|| CellFault::Label {
+            column: self.schema.label.column.clone(),
+            text: beginning(label),
+            expected: self.label.expected(),
+        })?;
+        table.labels.push(read);
+        Ok(read)
+    }
+
+    /// The same for a record without a label, which `table` then has none of.
+    pub fn read_inputs<'c>(
+        &self,
+        cell: impl Fn(usize) -> &'c [u8],
+        table: &mut RowTable,
+    ) -> Result<(), CellFault> {
         let mut steps = None;
         let (mut number_at, mut id_at) = (0, 0);
         for (at, (feature, reader)) in self.schema.features.iter().zip(&self.features).enumerate() {
@@ -209,13 +225,7 @@ impl<'a> RowReader<'a> {
                 Some(_) => id_at += 1,
             }
         }
-        let read = self.label.read(label).ok_or_else(|| CellFault::Label {
-            column: self.schema.label.column.clone(),
-            text: beginning(label),
-            expected: self.label.expected(),
-        })?;
-        table.labels.push(read);
-        Ok(read)
+        Ok(())
     }
 }
 
