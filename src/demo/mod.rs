@@ -277,7 +277,7 @@ fn parse_model(text: &str) -> Result<ModelSpec> {
     let (name, widths) = text.split_once(':').unwrap_or(("mlp", text));
     let hidden = widths.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>().ok();
     match (name, hidden) {
-        ("mlp", Some(hidden)) => Ok(ModelSpec::Mlp { hidden, dropout: 0.0 }),
+        ("mlp", Some(hidden)) => Ok(ModelSpec::Mlp { hidden, dropout: 0.0, activation: Default::default() }),
         ("wide_and_deep", Some(hidden)) => {
             Ok(ModelSpec::WideAndDeep { hidden, embedding_dim: DEFAULT_EMBEDDING_DIM })
         }
@@ -549,7 +549,10 @@ mod tests {
     #[test]
     fn a_model_is_named_or_given_by_its_widths() {
         assert_eq!(parse_model("logistic").unwrap(), ModelSpec::Logistic {});
-        assert_eq!(parse_model("64,32").unwrap(), ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0 });
+        assert_eq!(
+            parse_model("64,32").unwrap(),
+            ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0, activation: Default::default() }
+        );
         let wide_and_deep = ModelSpec::WideAndDeep { hidden: vec![16], embedding_dim: DEFAULT_EMBEDDING_DIM };
         assert_eq!(parse_model("wide_and_deep:16").unwrap(), wide_and_deep);
         let ranking = ModelSpec::TwoTower { hidden: vec![8], dim: RANKING_DIM, negatives: DEFAULT_NEGATIVES };
