@@ -31,12 +31,14 @@ pub struct Workplace {
 }
 
 /// What may leave for one round: noised, paid and released.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Contribution {
     /// Counts of held-out customers' scores.
     pub evaluation: Option<Vec<i64>>,
     /// The update, with its hash.
     pub update: Option<(ContentHash, Bytes)>,
+    /// What the ledger debited for them.
+    pub charges: Vec<Charge>,
 }
 
 /// Why a round's work gave nothing. Stays at the site.
@@ -84,10 +86,12 @@ impl Workplace {
         }
         self.outbox.forget(checked.job, Some(start.round))?;
 
+        let mut charges = Vec::new();
         let evaluation = match (start.task.evaluate, &contract.evaluation, contract.evaluation_charge()) {
             (true, Some(plan), Some(charge)) => {
                 let event = GaussianEvent { steps: 1, ..charge };
                 let charge = Charge { population: Population::Holdout, event };
+                charges.push(charge);
                 let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
                 self.paid(start, ReleaseKind::Evaluation, charge, mechanism, |debit| {
                     let max_rows = contract.training.max_rows_per_customer as usize;
@@ -102,6 +106,7 @@ impl Workplace {
         let update = match start.task.train {
             true => {
                 let charge = Charge { population: Population::Training, event: contract.round_charge() };
+                charges.push(charge);
                 let mechanism =
                     Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
                 self.paid(start, ReleaseKind::Update, charge, mechanism, |debit| {
@@ -116,7 +121,8 @@ impl Workplace {
             }
             false => None,
         };
-        Ok(Contribution { evaluation: evaluation.map(|(_, bytes)| histogram_counts(&bytes)), update })
+        let evaluation = evaluation.map(|(_, bytes)| histogram_counts(&bytes));
+        Ok(Contribution { evaluation, update, charges })
     }
 
     /// The bytes for (job, round, kind): the stored ones if there are any, else new ones made with a

@@ -21,8 +21,8 @@ use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, RoundSkipped,
-    SignedContract, SiteToCoordinator, Witnessed,
+    CoordinatorToSite, Debited, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Outcome,
+    Receipt, RoundSkipped, SignedContract, SiteToCoordinator, Witnessed,
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
 use weighhouse_shared::wire::transport;
@@ -176,6 +176,15 @@ pub enum Notice {
         job: JobId,
         /// The round.
         round: RoundId,
+    },
+    /// The coordinator did not count a contribution, or closed a round without it.
+    Refused {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: RoundId,
+        /// Why.
+        outcome: Outcome,
     },
     /// A job is over.
     JobEnded {
@@ -340,7 +349,11 @@ async fn session(
                         Event::JobEnded(ended.job)
                     }
                     CoordinatorToSite::Receipt(receipt) => {
-                        tracing::debug!(job = %receipt.job.short(), round = receipt.round.0, outcome = ?receipt.outcome, "receipt");
+                        let Receipt { job, round, outcome } = receipt;
+                        tracing::debug!(job = %job.short(), round = round.0, %outcome, "receipt");
+                        if outcome != Outcome::Admitted && rounds.model_len(&job).is_some() {
+                            notice(Notice::Refused { job, round, outcome });
+                        }
                         continue;
                     }
                     CoordinatorToSite::Witnessed(witnessed) => {
@@ -397,7 +410,11 @@ async fn session(
                 }
                 Action::Send { start, contribution } => {
                     let (job, round) = (start.job, start.round);
-                    let Contribution { evaluation, update } = contribution;
+                    let Contribution { evaluation, update, charges } = contribution;
+                    for charge in charges {
+                        let debited = SiteToCoordinator::Debited(Debited { job, round, charge });
+                        stream::send(&mut send, &debited).await.map_err(lost)?;
+                    }
                     if evaluation.is_some() || update.is_some() {
                         // What released them is on disk, so the head covers it.
                         let head = told_head(site, Some((job, round)));

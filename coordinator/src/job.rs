@@ -186,11 +186,15 @@ impl JobMachine {
         base: Option<ContentHash>,
         part: Part,
     ) -> Result<(), Outcome> {
-        let Phase::Open(open) = &self.phase else { return Err(Outcome::WrongRound) };
+        let open = match &self.phase {
+            // The contribution of a site that was too slow.
+            _ if round < self.round => return Err(Outcome::Late),
+            Phase::Over => return Err(Outcome::Late),
+            Phase::Committing if round == self.round => return Err(Outcome::Late),
+            Phase::Open(open) if round == self.round => open,
+            _ => return Err(Outcome::WrongRound),
+        };
         let progress = open.sites.get(&site).ok_or(Outcome::WrongRound)?;
-        if round != self.round {
-            return Err(Outcome::WrongRound);
-        }
         if base.is_some_and(|base| base != self.model) {
             return Err(Outcome::WrongModel);
         }
@@ -462,7 +466,11 @@ mod tests {
         contribute(&mut machine, 1, Part::Update, 10);
         assert_eq!(verdict(&machine, 1, 0, model(0)), Err(Outcome::Repeated));
         contribute(&mut machine, 2, Part::Update, 11);
-        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::WrongRound), "the round is being stored");
+        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Late), "the round is being stored");
+        machine.handle(Event::Committed(model(1)), 12);
+        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Late), "the next round is open");
+        machine.handle(Event::Stop, 13);
+        assert_eq!(verdict(&machine, 2, 1, model(1)), Err(Outcome::Late), "the job is over");
     }
 
     #[test]

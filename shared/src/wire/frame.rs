@@ -104,6 +104,7 @@ frame_numbers!(SiteToCoordinator {
     5 => RoundSkipped,
     6 => LedgerHead,
     7 => Standing,
+    21 => Debited,
 });
 
 frame_numbers!(CoordinatorToSite {
@@ -129,6 +130,7 @@ frame_numbers!(OperatorToCoordinator {
     209 => ExportModel,
     210 => ListWitnesses,
     211 => AskRoom,
+    221 => ListRefusals,
 });
 
 frame_numbers!(CoordinatorToOperator {
@@ -144,4 +146,5 @@ frame_numbers!(CoordinatorToOperator {
     310 => Refused,
     311 => Witnesses,
     312 => Room,
+    321 => Refusals,
 });
