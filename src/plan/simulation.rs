@@ -247,8 +247,8 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weighhouse_shared::job::JobFile;
-    use weighhouse_shared::model::{Optimizer, Schedule, ServerOptimizer};
+    use weighhouse_shared::job::{JobFile, Strategy};
+    use weighhouse_shared::model::{Optimizer, Schedule};
     use weighhouse_shared::privacy::grid::Clipping;
     use weighhouse_shared::schema::Schema;
 
@@ -297,13 +297,13 @@ mod tests {
         };
         let (same, rate) = (run(&|_| ()), 1.0);
         // Rules that come to plain averaging.
-        let server = |momentum| ServerOptimizer::Momentum { learning_rate: rate, momentum };
-        assert_eq!(run(&|job| job.federation.server_optimizer = server(0.0)), same);
+        let server = |momentum| Strategy::FedAvgM { learning_rate: rate, momentum };
+        assert_eq!(run(&|job| job.federation.strategy = server(0.0)), same);
         assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
         // Rules that do not.
         let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
         let changes: [&dyn Fn(&mut JobContract); 6] = [
-            &|job| job.federation.server_optimizer = server(0.9),
+            &|job| job.federation.strategy = server(0.9),
             &|job| job.training.average_weights = 0.9,
             &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
             &|job| job.training.schedule = Schedule::Linear,
