@@ -14,6 +14,7 @@ use weighhouse_client::approvals::{Approvals, Verdict};
 use weighhouse_client::budget::{Budget, read_ledger};
 use weighhouse_client::contribute::Workplace;
 use weighhouse_client::enrol::join;
+use weighhouse_client::feedback::Feedback;
 use weighhouse_client::home::{Home, NewConfig};
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::policy;
@@ -178,6 +179,11 @@ impl Refusals {
         }
         let fresh = Self { counts: BTreeMap::new(), last_round: round, last: outcome };
         let refusals = known.entry(job).or_insert(fresh);
+        // A round that closed without the site, and then its update that came too late, are one.
+        let told = (refusals.last_round, refusals.last) == (round, outcome) && !refusals.counts.is_empty();
+        if told && outcome == Outcome::Late {
+            return;
+        }
         *refusals.counts.entry(outcome).or_default() += 1;
         (refusals.last_round, refusals.last) = (round, outcome);
     }
@@ -240,7 +246,9 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let budget = Mutex::new(budget);
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
-    let workplace = Arc::new(Workplace { records, budget, outbox });
+    let feedback = Feedback::open(&home.path("feedback"))
+        .context("cannot make the feedback folder; is the disk full?")?;
+    let workplace = Arc::new(Workplace { records, budget, outbox, feedback });
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let approvals = match policy.jobs.approval {

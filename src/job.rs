@@ -209,6 +209,9 @@ pub fn describe(event: &JobEvent) -> String {
         JobEvent::Refused { site, round, outcome } => {
             format!("round {round}: a contribution of {site} was refused: {outcome}")
         }
+        JobEvent::LeftOut { site, round } => {
+            format!("round {round} closed without {site}, which is in the next")
+        }
         JobEvent::Refusals(refused) => {
             format!("refused so far: {}", counts_text(refused.iter().map(|each| (each.outcome, each.count))))
         }

@@ -5,12 +5,13 @@
 //! for the same round gets the stored bytes, or nothing.
 
 use crate::budget::{Budget, BudgetError};
+use crate::feedback::Feedback;
 use crate::offer::CheckedContract;
 use crate::outbox::Outbox;
 use crate::quality::{self, QualityError};
 use crate::records::Records;
 use crate::train::{RoundBase, TrainError};
-use crate::update::{histogram_bytes, histogram_counts};
+use crate::update::{CompressError, histogram_bytes, histogram_counts};
 use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
@@ -28,6 +29,8 @@ pub struct Workplace {
     pub budget: Mutex<Budget>,
     /// What was paid for.
     pub outbox: Outbox,
+    /// What compression left out of updates.
+    pub feedback: Feedback,
 }
 
 /// What may leave for one round: noised, paid and released.
@@ -59,6 +62,9 @@ pub enum WorkError {
     /// Scoring failed.
     #[error(transparent)]
     Quality(#[from] QualityError),
+    /// Compression failed.
+    #[error(transparent)]
+    Compress(#[from] CompressError),
     /// The system's generator failed.
     #[error("no randomness to be had from the system")]
     Generator(#[from] GeneratorError),
@@ -116,7 +122,7 @@ impl Workplace {
                     let base = RoundBase { round: start.round, parameters };
                     let update =
                         local_update(contract, &network, base, table, debit, &mut generator, memory)?;
-                    Ok(update.into_bytes())
+                    Ok(update.compressed(start.job, contract.federation.compression, &self.feedback)?)
                 })?
             }
             false => None,

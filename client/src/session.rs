@@ -456,6 +456,9 @@ async fn session(
                     if let Err(error) = site.workplace.outbox.forget(job, None) {
                         tracing::warn!(%error, "the outbox could not be cleared");
                     }
+                    if let Err(error) = site.workplace.feedback.forget(job) {
+                        tracing::warn!(%error, "the feedback folder could not be cleared");
+                    }
                     send_standing(site, &mut send).await?;
                 }
             }

@@ -8,6 +8,7 @@ use crate::spool::{Spool, SpoolFile};
 use std::cmp::Ordering;
 use std::io;
 use std::sync::Arc;
+use weighhouse_shared::compression::{Compression, Decoder, Encoding, Malformed};
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId};
 use weighhouse_shared::job::UPDATE_LIMIT;
 use weighhouse_shared::wire::messages::Outcome;
@@ -57,6 +58,8 @@ pub struct Arriving {
     received: u64,
     hasher: Hashing,
     fault: Option<Outcome>,
+    /// For updates that are compressed.
+    decoder: Option<Decoder>,
     body: Body,
     /// Bytes of a value that was cut by the end of a chunk.
     carry: Vec<u8>,
@@ -82,8 +85,9 @@ pub struct ParsedUpdate {
     pub base: ContentHash,
     /// Hash of its bytes.
     pub content: ContentHash,
-    /// How many they are.
+    /// How many they are, as they came.
     pub len: u64,
+    /// 32-bit integers.
     body: Body,
 }
 
@@ -97,22 +101,25 @@ pub fn check_len(len: u64, expected: u64) -> Result<(), Outcome> {
 }
 
 impl Arriving {
-    /// Begins with the first piece. `expected_len` is the length of the job's updates; a longer body is
-    /// kept in a file of `spool`.
-    pub fn begin(first: Piece, expected_len: u64, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
-        if let Err(outcome) = check_len(first.total, expected_len) {
+    /// Begins with the first piece. `encoding` is that of the job's updates; what is kept is the 32-bit integers, in a file
+    /// of `spool` if they are long.
+    pub fn begin(first: Piece, encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
+        if let Err(outcome) = check_len(first.total, encoding.len()) {
             return Ok(Err(outcome));
         }
         if first.offset != 0 {
             return Ok(Err(Outcome::Corrupt));
         }
-        let body = if first.total <= MEMORY_LEN {
-            Body::Memory(Vec::with_capacity(first.total as usize))
+        let Encoding { compression, parameters } = encoding;
+        let decoder = (compression != Compression::None).then(|| Decoder::new(compression, parameters));
+        let len = 4 * parameters;
+        let body = if len <= MEMORY_LEN {
+            Body::Memory(Vec::with_capacity(len as usize))
         } else {
             Body::File(spool.file()?)
         };
         let hasher = Hashing(ContentHasher::default());
-        Ok(Ok(Self { first, received: 0, hasher, fault: None, body, carry: Vec::new() }))
+        Ok(Ok(Self { first, received: 0, hasher, fault: None, decoder, body, carry: Vec::new() }))
     }
 
     /// Whether `piece` is the next one.
@@ -127,10 +134,31 @@ impl Arriving {
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.0.update(bytes);
         self.received += bytes.len() as u64;
+        let Some(mut decoder) = self.decoder.take() else { return self.keep(bytes) };
+        // Bytes that stand for nothing are hashed to their end, so that damage on the way shows as such.
+        if self.fault != Some(Outcome::WrongShape) {
+            let decoded = decoder.push(bytes, |values| Ok(self.keep(values)?));
+            self.judge(decoded)?;
+        }
+        self.decoder = Some(decoder);
+        Ok(())
+    }
+
+    /// Checks integers and keeps them.
+    fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.check_range(bytes);
         match &mut self.body {
             Body::Memory(body) => body.extend_from_slice(bytes),
             Body::File(file) => file.write(bytes)?,
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, decoded: Result<(), Undecoded>) -> io::Result<()> {
+        match decoded {
+            Ok(()) => {}
+            Err(Undecoded::Malformed(_)) => self.fault = Some(Outcome::WrongShape),
+            Err(Undecoded::Disk(error)) => return Err(error),
         }
         Ok(())
     }
@@ -166,16 +194,38 @@ impl Arriving {
     }
 
     /// The update, or why it is none.
-    pub fn finish(self) -> Result<ParsedUpdate, Outcome> {
-        let Self { first, received, hasher, fault, body, carry } = self;
+    pub fn finish(mut self) -> io::Result<Result<ParsedUpdate, Outcome>> {
+        if let (Some(decoder), None) = (self.decoder.take(), self.fault) {
+            let decoded = decoder.finish(|values| Ok(self.keep(values)?));
+            self.judge(decoded)?;
+        }
+        let Self { first, received, hasher, fault, body, carry, .. } = self;
         if received != first.total || !carry.is_empty() || hasher.0.finish() != first.content {
-            return Err(Outcome::Corrupt);
+            return Ok(Err(Outcome::Corrupt));
         }
         if let Some(fault) = fault {
-            return Err(fault);
+            return Ok(Err(fault));
         }
         let Piece { job, round, base, content, total: len, .. } = first;
-        Ok(ParsedUpdate { job, round, base, content, len, body })
+        Ok(Ok(ParsedUpdate { job, round, base, content, len, body }))
+    }
+}
+
+/// Why compressed bytes did not become integers that are kept.
+enum Undecoded {
+    Malformed(Malformed),
+    Disk(io::Error),
+}
+
+impl From<Malformed> for Undecoded {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<io::Error> for Undecoded {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
     }
 }
 
@@ -251,11 +301,47 @@ pub(crate) mod tests {
         body: &[u8],
         chunk: usize,
     ) -> Result<ParsedUpdate, Outcome> {
-        let mut arriving = Arriving::begin(piece, body.len() as u64, spool).unwrap()?;
+        let parameters = (body.len() / 4) as u64;
+        parse_as(Encoding { compression: Compression::None, parameters }, spool, piece, body, chunk)
+    }
+
+    fn parse_as(
+        encoding: Encoding,
+        spool: &Arc<Spool>,
+        piece: Piece,
+        body: &[u8],
+        chunk: usize,
+    ) -> Result<ParsedUpdate, Outcome> {
+        let mut arriving = Arriving::begin(piece, encoding, spool).unwrap()?;
         for part in body.chunks(chunk) {
             arriving.push(part).unwrap();
         }
-        arriving.finish()
+        arriving.finish().unwrap()
+    }
+
+    /// A job of three values, of which one is sent: eight bytes, place and value.
+    #[test]
+    fn a_compressed_update_is_kept_as_integers_and_each_way_to_be_wrong_has_its_label() {
+        let spool = Spool::new("".into());
+        let encoding = Encoding { compression: Compression::TopK { share: 0.2 }, parameters: 3 };
+        let sent = |at: i32, value: i32| {
+            let body = bytes(&[at, value]);
+            parse_as(encoding, &spool, piece(&body), &body, 3).map(|update| update.admit(Ok(())).unwrap())
+        };
+        assert_eq!(read(&mut sent(1, -7).unwrap()), bytes(&[0, -7, 0]));
+        assert_eq!(sent(3, 1).unwrap_err(), Outcome::WrongShape);
+        assert_eq!(sent(-1, 1).unwrap_err(), Outcome::WrongShape);
+        assert_eq!(sent(0, UPDATE_LIMIT + 1).unwrap_err(), Outcome::OutOfRange);
+        // A step that makes any level too large.
+        let encoding = Encoding { compression: Compression::Int8, parameters: 1 };
+        let levels = |step: u32, level: u8| {
+            let body = [&step.to_le_bytes()[..], &[level]].concat();
+            parse_as(encoding, &spool, piece(&body), &body, 2)
+        };
+        assert!(levels(UPDATE_LIMIT as u32, 1).is_ok());
+        assert_eq!(levels(UPDATE_LIMIT as u32, 2).unwrap_err(), Outcome::OutOfRange);
+        assert!(matches!(levels(u32::MAX, 0x80).unwrap_err(), Outcome::OutOfRange));
+        assert!(levels(u32::MAX, 127).is_err());
     }
 
     #[test]

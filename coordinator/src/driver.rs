@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
+use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::evaluation::{ScoreHistogram, auc_from_histogram, log_loss_from_histogram};
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
@@ -125,6 +126,8 @@ pub enum Input {
     Skipped(SiteId, RoundSkipped),
     /// A site says what its budget still allows.
     Standing(SiteId, Standing),
+    /// One more piece of a site's update to a job came in.
+    Arriving(SiteId, JobId),
     /// A site's update is whole.
     Update(SiteId, ParsedUpdate),
     /// What arrived from a site is no update of this job.
@@ -135,8 +138,8 @@ pub enum Input {
         site: SiteId,
         /// What its sender says of it.
         piece: Piece,
-        /// How long an update of its job is, in bytes; or why it is not read.
-        reply: oneshot::Sender<Result<u64, Outcome>>,
+        /// What an update of its job is as bytes; or why it is not read.
+        reply: oneshot::Sender<Result<Encoding, Outcome>>,
     },
     /// An operator's request.
     Request {
@@ -333,8 +336,14 @@ impl Driver {
                 self.refuse(site, job, round, outcome)?
             }
             Input::Announced { site, piece, reply } => {
-                let _ = reply.send(self.announced(site, &piece));
+                let answer = self.announced(site, &piece);
+                let wanted = answer.is_ok();
+                let _ = reply.send(answer);
+                if wanted {
+                    self.step(piece.job, Event::Progress(site))?;
+                }
             }
+            Input::Arriving(site, job) => self.step(job, Event::Progress(site))?,
             Input::Request { request, reply } => {
                 let answer = match self.request(request) {
                     Ok(answer) => answer,
@@ -389,7 +398,8 @@ impl Driver {
         }
         let actions = job.machine.handle(event, now);
         let must_save = actions.iter().any(|action| matches!(action, Action::Save | Action::End(_)));
-        let only_save = !actions.iter().any(|action| matches!(action, Action::Commit(_)));
+        let closes = |action: &Action| matches!(action, Action::Commit(_) | Action::GiveUp(_));
+        let only_save = !actions.iter().any(closes);
         if must_save && only_save {
             self.save_with_witnesses(id)?;
         }
@@ -401,7 +411,9 @@ impl Driver {
                     self.send(site, CoordinatorToSite::JobOffer(signed));
                 }
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
-                Action::Commit(round) => self.commit(id, round)?,
+                Action::Commit(round) => self.commit(id, round, true)?,
+                Action::GiveUp(round) => self.commit(id, round, false)?,
+                Action::Late(site, round) => self.left_out(id, site, round),
                 Action::Dismiss(site) => {
                     let reason = "it has all the sites it takes".to_owned();
                     let ended = JobEnded { job: id, status: JobStatus::Failed { reason } };
@@ -467,8 +479,8 @@ impl Driver {
         self.tell_witnessed(witnessed)
     }
 
-    /// Stores what the closed round came to, then goes on.
-    fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
+    /// Stores what the closed round came to, then goes on; nothing of the round counts if it is given up.
+    fn commit(&mut self, id: JobId, round: RoundId, counts: bool) -> Result<(), DriverError> {
         let old = self.model(id)?.hash;
         let now = self.now();
         let Some(job) = self.jobs.get(&id) else { return Ok(()) };
@@ -477,7 +489,10 @@ impl Driver {
         let concludes = trains && round.0 + 1 == contract.training.rounds;
         let mut state = if trains { self.take_server_state(id)? } else { None };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-        let histogram = job.histogram.take();
+        if !counts && let Some(aggregate) = &mut job.aggregate {
+            aggregate.clear().map_err(spool_failed)?;
+        }
+        let histogram = job.histogram.take().filter(|_| counts);
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
         let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
         let Some(mut new) = job.model.take() else { return Ok(()) };
@@ -528,7 +543,12 @@ impl Driver {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::End(status) => self.end(id, status)?,
-                Action::Save | Action::Offer(_) | Action::Commit(_) | Action::Dismiss(_) => {}
+                Action::Save
+                | Action::Offer(_)
+                | Action::Commit(_)
+                | Action::GiveUp(_)
+                | Action::Late(..)
+                | Action::Dismiss(_) => {}
             }
         }
         Ok(())

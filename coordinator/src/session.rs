@@ -241,7 +241,7 @@ async fn read_upload(
             Err(error) => return Err(error),
         }
         if arriving.is_complete() {
-            return Ok(arriving.finish());
+            return Ok(arriving.finish()?);
         }
         stream = connection.accept_uni().await.map_err(StreamError::from)?;
         piece = stream::receive_piece(&mut stream).await?;
@@ -249,5 +249,7 @@ async fn read_upload(
             let _ = stream.stop(0u8.into());
             return Ok(Err(Outcome::Corrupt));
         }
+        let progress = Input::Arriving(site, piece.job);
+        shared.inbox.send(progress).await.map_err(|_| SessionError::Closing)?;
     }
 }

@@ -8,6 +8,7 @@ mod training;
 pub use strategy::{MAX_COMPARED_SITES, Rule, Strategy, StrategyName};
 pub use training::{OptimizerName, Training, TrainingAsked};
 
+use crate::compression::{Compression, Encoding};
 use crate::ids::JobId;
 use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
@@ -107,8 +108,12 @@ pub struct FederationAsked {
     pub min_sites: u32,
     /// A job takes the first this many sites that accept it.
     pub max_sites: u32,
-    /// Seconds a round waits for contributions once enough sites take part.
+    /// Seconds a round stays open at least; a site that comes in that time takes part in it.
+    pub min_time_s: u32,
+    /// Seconds after which a round closes, whoever is missing.
     pub max_time_s: u32,
+    /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
+    pub max_idle_s: u32,
     /// How the sites' updates move the global model.
     pub strategy: StrategyName,
     /// For fedavgm, fedadagrad, fedadam and fedyogi; left out: 0.1 for fedavgm, 0.05 for the others.
@@ -135,6 +140,26 @@ pub struct FederationAsked {
     /// L2 norm to which the coordinator scales down each site's update; left out: as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_bound: Option<f64>,
+    /// How updates travel.
+    pub compression: CompressionName,
+    /// For top_k: share of the values that are sent; left out: 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k_share: Option<f64>,
+}
+
+/// Ways for updates to travel, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompressionName {
+    /// [`Compression::None`].
+    #[default]
+    None,
+    /// [`Compression::Int8`].
+    Int8,
+    /// [`Compression::Int4`].
+    Int4,
+    /// [`Compression::TopK`].
+    TopK,
 }
 
 impl Default for FederationAsked {
@@ -143,7 +168,9 @@ impl Default for FederationAsked {
             mode: ProtectionMode::Site,
             min_sites: 2,
             max_sites: 10_000,
+            min_time_s: 0,
             max_time_s: 600,
+            max_idle_s: 120,
             strategy: StrategyName::FedAvg,
             server_learning_rate: None,
             server_momentum: None,
@@ -153,13 +180,15 @@ impl Default for FederationAsked {
             trim_share: None,
             hostile_sites: None,
             norm_bound: None,
+            compression: CompressionName::None,
+            top_k_share: None,
         }
     }
 }
 
 impl FederationAsked {
     fn fixed(&self) -> Result<Federation, JobError> {
-        let Self { mode, min_sites, max_sites, max_time_s, norm_bound, .. } = *self;
+        let Self { mode, min_sites, max_sites, min_time_s, max_time_s, max_idle_s, norm_bound, .. } = *self;
         let strategy = StrategyAsked {
             name: self.strategy,
             learning_rate: self.server_learning_rate,
@@ -171,7 +200,27 @@ impl FederationAsked {
             hostile_sites: self.hostile_sites,
         }
         .fixed(min_sites)?;
-        Ok(Federation { mode, min_sites, max_sites, max_time_s, strategy, norm_bound })
+        let compression = match (self.compression, self.top_k_share) {
+            (CompressionName::TopK, share) => Compression::TopK { share: share.unwrap_or(0.1) },
+            (_, Some(_)) => {
+                let belongs_to = "compression = \"top_k\"";
+                return Err(JobError::Stray { field: "federation.top_k_share", belongs_to });
+            }
+            (CompressionName::None, None) => Compression::None,
+            (CompressionName::Int8, None) => Compression::Int8,
+            (CompressionName::Int4, None) => Compression::Int4,
+        };
+        Ok(Federation {
+            mode,
+            min_sites,
+            max_sites,
+            min_time_s,
+            max_time_s,
+            max_idle_s,
+            strategy,
+            norm_bound,
+            compression,
+        })
     }
 }
 
@@ -185,12 +234,18 @@ pub struct Federation {
     pub min_sites: u32,
     /// A job takes the first this many sites that accept it.
     pub max_sites: u32,
-    /// Seconds a round waits for contributions once enough sites take part.
+    /// Seconds a round stays open at least; a site that comes in that time takes part in it.
+    pub min_time_s: u32,
+    /// Seconds after which a round closes, whoever is missing.
     pub max_time_s: u32,
+    /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
+    pub max_idle_s: u32,
     /// How the sites' updates move the global model.
     pub strategy: Strategy,
     /// L2 norm, in units of the model's parameters, to which the coordinator scales down each site's update.
     pub norm_bound: Option<f64>,
+    /// How updates travel.
+    pub compression: Compression,
 }
 
 /// How a site's contribution is protected before it leaves.
@@ -427,7 +482,8 @@ impl JobContract {
         self.schema.validate()?;
         self.network()?;
         self.training.check()?;
-        let Federation { min_sites, max_sites, max_time_s, strategy, norm_bound, .. } = self.federation;
+        let Federation { min_sites, max_sites, min_time_s, max_time_s, max_idle_s, strategy, .. } =
+            self.federation;
         range(
             "federation.min_sites",
             "from 1 to 100000",
@@ -442,8 +498,16 @@ impl JobContract {
             max_time_s.into(),
             (1..=1_000_000).contains(&max_time_s),
         )?;
+        let min_holds = min_time_s <= max_time_s;
+        range("federation.min_time_s", "from 0 to max_time_s", min_time_s.into(), min_holds)?;
+        let idle_holds = (1..=1_000_000).contains(&max_idle_s);
+        range("federation.max_idle_s", "from 1 to 1000000", max_idle_s.into(), idle_holds)?;
         strategy.check(min_sites, max_sites, self.training.proximal)?;
-        if let Some(bound) = norm_bound {
+        if let Compression::TopK { share } = self.federation.compression {
+            let holds = (1e-6..=1.0).contains(&share);
+            range("federation.top_k_share", "from 1e-6 to 1", share, holds)?;
+        }
+        if let Some(bound) = self.federation.norm_bound {
             let holds = bound > 0.0 && bound <= 1e6;
             range("federation.norm_bound", "above 0 and at most 1e6", bound, holds)?;
         }
@@ -470,6 +534,12 @@ impl JobContract {
     pub fn network(&self) -> Result<Network, JobError> {
         Network::new(&self.model, self.schema.input_shape())
             .map_err(|error| JobError::Model { reason: error.to_string() })
+    }
+
+    /// What the contract's updates are as bytes.
+    pub fn update_encoding(&self) -> Result<Encoding, JobError> {
+        let parameters = self.network()?.parameter_count() as u64;
+        Ok(Encoding { compression: self.federation.compression, parameters })
     }
 
     /// The grid on which the contract's gradients are clipped and summed.
@@ -593,6 +663,7 @@ mod tests {
             ("", "server_learning_rate = 1.0", "\"fedadam\" or \"fedyogi\" only; leave it out"),
             ("", "strategy = \"krum\"\ntrim_share = 0.1", "strategy = \"trimmed_mean\" only"),
             ("", "strategy = \"fedmedian\"\nhostile_sites = 2", "\"multi_krum\" or \"bulyan\" only"),
+            ("", "compression = \"int8\"\ntop_k_share = 0.1", "compression = \"top_k\" only"),
             ("proximal = 0.1", "", "training.proximal goes with strategy = \"fedprox\""),
             (
                 "",
@@ -628,6 +699,10 @@ mod tests {
             (String::new(), "strategy = \"trimmed_mean\"\nmin_sites = 9\ntrim_share = 0.5".into()),
             (String::new(), "strategy = \"krum\"\nmin_sites = 9\nhostile_sites = 0".into()),
             (String::new(), "strategy = \"krum\"\nmin_sites = 9\nmax_sites = 1001".into()),
+            (String::new(), "min_time_s = 601".into()),
+            (String::new(), "max_idle_s = 0".into()),
+            (String::new(), "compression = \"top_k\"\ntop_k_share = 0.0".into()),
+            (String::new(), "compression = \"top_k\"\ntop_k_share = 1.5".into()),
             (String::new(), "norm_bound = 0.0".into()),
             (String::new(), "norm_bound = nan".into()),
         ] {

@@ -7,6 +7,7 @@ mod demo;
 mod durability;
 mod federation;
 mod go_between;
+mod hostile;
 mod intruders;
 mod kill_loop;
 mod known_faults;

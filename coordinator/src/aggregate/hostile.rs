@@ -5,6 +5,7 @@ use super::tests::federation;
 use super::*;
 use crate::admission::Arriving;
 use crate::global_model::GlobalModel;
+use weighhouse_shared::compression::{Compression, Encoding};
 use weighhouse_shared::ids::{JobId, RoundId};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::messages::Outcome;
@@ -174,9 +175,10 @@ fn admit(body: &[u8], spool: &Arc<Spool>) -> Result<AdmittedUpdate, Outcome> {
         offset: 0,
         len: body.len() as u32,
     };
-    let mut arriving = Arriving::begin(piece, piece.total, spool).unwrap()?;
+    let encoding = Encoding { compression: Compression::None, parameters: body.len() as u64 / 4 };
+    let mut arriving = Arriving::begin(piece, encoding, spool).unwrap()?;
     arriving.push(body).unwrap();
-    arriving.finish()?.admit(Ok(()))
+    arriving.finish().unwrap()?.admit(Ok(()))
 }
 
 /// Log loss on customers of no site after all rounds; None if a round did not have enough updates.
@@ -244,8 +246,12 @@ fn what_each_strategy_withstands_is_what_the_manual_says() {
     for (name, keys) in STRATEGIES {
         let kept: Vec<Option<f64>> = ATTACKS.iter().map(|(attack, _)| kept(keys, *attack, best)).collect();
         figures += &format!("{name}: {kept:.2?}\n");
-        let words: Vec<&str> =
-            kept.iter().map(|kept| if *kept >= KEPT { "holds" } else { "fails" }).collect();
+        let word = |kept: &Option<f64>| match kept {
+            None => "stalls",
+            Some(kept) if *kept >= KEPT => "holds",
+            Some(_) => "fails",
+        };
+        let words: Vec<&str> = kept.iter().map(word).collect();
         table.push(format!("//! | {name} | {} |", words.join(" | ")));
     }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/src/manual/robustness.rs");

@@ -2,6 +2,7 @@ use super::*;
 use crate::admission::Arriving;
 use proptest::prelude::*;
 use std::time::Instant;
+use weighhouse_shared::compression::{Compression, Encoding};
 use weighhouse_shared::ids::{JobId, RoundId};
 use weighhouse_shared::job::JobFile;
 use weighhouse_shared::wire::stream::Piece;
@@ -31,9 +32,10 @@ pub fn admitted(values: &[i32], spool: &Arc<Spool>) -> AdmittedUpdate {
         offset: 0,
         len: body.len() as u32,
     };
-    let mut arriving = Arriving::begin(piece, piece.total, spool).unwrap().unwrap();
+    let encoding = Encoding { compression: Compression::None, parameters: values.len() as u64 };
+    let mut arriving = Arriving::begin(piece, encoding, spool).unwrap().unwrap();
     arriving.push(&body).unwrap();
-    arriving.finish().unwrap().admit(Ok(())).unwrap()
+    arriving.finish().unwrap().unwrap().admit(Ok(())).unwrap()
 }
 
 /// All of `updates` under these keys of a job's federation.

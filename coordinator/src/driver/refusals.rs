@@ -4,6 +4,7 @@
 use super::{Driver, DriverError, Job, tell};
 use crate::admission::{FaultRate, check_len};
 use crate::job::Part;
+use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Charge, Population};
 use weighhouse_shared::privacy::accountant::GaussianEvent;
@@ -33,18 +34,17 @@ impl Driver {
         self.faults.get(&site).copied().unwrap_or_default()
     }
 
-    /// Whether the update that `piece` begins is read: the length of the job's updates, or why not. What needs no
+    /// Whether the update that `piece` begins is read: what the job's updates are as bytes, or why not. What needs no
     /// body is checked here, so that a refused update costs no bandwidth.
-    pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<u64, Outcome> {
+    pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<Encoding, Outcome> {
         if self.faults(site).is_exceeded(self.now()) {
             return Err(Outcome::RateLimited);
         }
         let job = self.jobs.get(&piece.job).ok_or(Outcome::WrongRound)?;
-        let network = job.machine.contract().network().map_err(|_| Outcome::WrongRound)?;
-        let len = 4 * network.parameter_count() as u64;
-        check_len(piece.total, len)?;
+        let encoding = job.machine.contract().update_encoding().map_err(|_| Outcome::WrongRound)?;
+        check_len(piece.total, encoding.len())?;
         job.machine.verdict(site, piece.round, Some(piece.base), Part::Update)?;
-        Ok(len)
+        Ok(encoding)
     }
 
     /// Whether the ledger of `site` debited for its contribution what the contract says.
@@ -98,6 +98,15 @@ impl Driver {
         Ok(())
     }
 
+    /// A round closed without a site that was in it: the site and all watchers are told. It is in the next.
+    pub(super) fn left_out(&mut self, id: JobId, site: SiteId, round: RoundId) {
+        let name = self.site_name(site);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            tell(&mut job.watchers, JobEvent::LeftOut { site: name, round });
+        }
+        self.send(site, CoordinatorToSite::Receipt(Receipt { job: id, round, outcome: Outcome::Late }));
+    }
+
     /// The jobs in which something was refused, oldest first.
     pub(super) fn list_refusals(&self) -> Vec<JobRefusals> {
         let mut jobs: Vec<_> = self.jobs.iter().filter(|(_, job)| !job.refused.is_empty()).collect();
@@ -133,7 +142,7 @@ mod tests {
         let job = submit(&mut driver, "[training]\nrounds = 2");
         let good = piece(&driver, job);
         let answer = |driver: &Driver, piece: Piece| driver.announced(SITE, &piece);
-        assert_eq!(answer(&driver, good), Ok(8));
+        assert_eq!(answer(&driver, good).unwrap().len(), 8);
         for (bad, outcome) in [
             (Piece { total: 12, ..good }, Outcome::TooLong),
             (Piece { total: 4, ..good }, Outcome::WrongShape),
@@ -223,7 +232,7 @@ mod tests {
                 driver.refuse(SITE, job, FIRST, outcome).unwrap();
             }
         }
-        assert_eq!(driver.announced(SITE, &piece), Ok(8));
+        assert!(driver.announced(SITE, &piece).is_ok());
         for _ in 0..MAX_FAULTS {
             driver.refuse(SITE, job, FIRST, Outcome::Corrupt).unwrap();
         }

@@ -255,6 +255,7 @@ pub(super) mod tests {
     use std::path::Path;
     use std::sync::Arc;
     use tokio::sync::mpsc;
+    use weighhouse_shared::compression::{Compression, Encoding};
     use weighhouse_shared::identity::{Identity, Purpose};
     use weighhouse_shared::job::JobFile;
     use weighhouse_shared::ledger::Head;
@@ -347,9 +348,10 @@ pub(super) mod tests {
         let base = driver.jobs[&job].machine.model();
         let (content, total) = (ContentHash::of(&body), body.len() as u64);
         let piece = Piece { job, round, base, content, total, offset: 0, len: body.len() as u32 };
-        let mut arriving = Arriving::begin(piece, total, &Spool::new(spool.into())).unwrap().unwrap();
+        let encoding = Encoding { compression: Compression::None, parameters: 2 };
+        let mut arriving = Arriving::begin(piece, encoding, &Spool::new(spool.into())).unwrap().unwrap();
         arriving.push(&body).unwrap();
-        arriving.finish().unwrap()
+        arriving.finish().unwrap().unwrap()
     }
 
     /// All that was sent so far.

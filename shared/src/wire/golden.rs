@@ -193,6 +193,7 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
         ("witnesses", M::Witnesses(WitnessesHeader { count: 2, len: 900, last: 9, certificate: vec![1] })),
         ("progress_ledger_set_back", M::Progress(JobEvent::LedgerSetBack { site: "berlin".into() })),
         ("progress_refused", M::Progress(refused)),
+        ("progress_left_out", M::Progress(JobEvent::LeftOut { site: "berlin".into(), round: ROUND })),
         ("progress_refusals", M::Progress(JobEvent::Refusals(refusals()))),
         ("refusals", M::Refusals(vec![JobRefusals { job: JOB, refused: refusals() }])),
     ]
@@ -248,7 +249,7 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 8 + 8 + 12 + 13; progress has seven samples of one number.
+    // 8 + 8 + 12 + 13; progress has eight samples of one number.
     assert_eq!(numbers.len(), 41);
 }
 
@@ -269,7 +270,7 @@ proptest! {
     }
 
     #[test]
-    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..18, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..19, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let messages = to_operators();
         let mut bytes = frame::encode(&messages[message].1).split_off(4);
         let at = at.index(bytes.len());

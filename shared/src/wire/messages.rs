@@ -585,6 +585,13 @@ pub enum JobEvent {
     },
     /// How many contributions were refused so far, by label; told before and after all else if there are any.
     Refusals(Vec<RefusalCount>),
+    /// A round closed without a site that was in it. It is in the next.
+    LeftOut {
+        /// The site's name.
+        site: String,
+        /// The round.
+        round: RoundId,
+    },
 }
 
 /// Contributions refused for one reason.
