@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use simulation::Customers;
 use std::path::Path;
-use weighhouse_shared::job::{JobContract, JobFile};
+use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::privacy::{Delta, Epsilon, Generator};
 use weighhouse_shared::schema::Schema;
@@ -131,6 +131,9 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     let simulated = arguments.simulate || work <= SIMULATED_OPERATIONS;
     if !simulated {
         notes.push("not simulated, the model is large: add --simulate, and a few minutes".into());
+    }
+    if simulated && written.federation.schedule != FederationSchedule::Synchronous {
+        notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());
     }
     let mut generator = Generator::from_system()?;
     let ground = simulated

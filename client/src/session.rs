@@ -2,7 +2,7 @@
 //! actions, reconnects with growing pauses when the link is lost.
 
 use crate::approvals::Approvals;
-use crate::contribute::{Contribution, WorkError, Workplace};
+use crate::contribute::{Contribution, PaidBytes, WorkError, Workplace};
 use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::offer;
 use crate::round::{Action, Event, Rounds};
@@ -428,10 +428,9 @@ async fn session(
                         stream::send(&mut send, &skipped).await.map_err(lost)?;
                     }
                     match update {
-                        Some((content, bytes)) => {
+                        Some(PaidBytes { base, content, bytes }) => {
                             let connection = connection.clone();
                             tasks.spawn(async move {
-                                let base = start.model;
                                 // A lost link shows on the connection; the bytes are sent again then.
                                 let _ = stream::send_content(&connection, job, round, base, content, &bytes)
                                     .await;

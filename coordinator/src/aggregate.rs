@@ -16,7 +16,9 @@ use norm::SquaredNorm;
 use std::io;
 use std::sync::Arc;
 use weighhouse_shared::ids::ContentHash;
-use weighhouse_shared::job::{Federation, Rule, UPDATE_STEP};
+use weighhouse_shared::job::{
+    Federation, FederationSchedule, Rule, UPDATE_STEP, WHOLE_WEIGHT, staleness_weight,
+};
 
 /// Bytes of the block of columns that a rule works on at a time.
 pub const WORK_LEN: usize = 16 << 20;
@@ -29,6 +31,8 @@ pub struct Aggregate {
     norm_bound: Option<f64>,
     sum: Vec<i64>,
     updates: u32,
+    /// What updates are multiplied by: their weights' unit.
+    unit: u32,
     /// For rules that need all updates.
     rows: Option<Rows>,
 }
@@ -39,7 +43,7 @@ pub struct Combined<'a> {
     /// One a parameter.
     pub sums: &'a [i64],
     /// At least 1.
-    pub divisor: u32,
+    pub divisor: u64,
 }
 
 impl Aggregate {
@@ -51,12 +55,18 @@ impl Aggregate {
             _ => Some(Rows { file: spool.file()?, parameters, contents: Vec::new() }),
         };
         let norm_bound = federation.norm_bound.map(|bound| bound / UPDATE_STEP);
-        Ok(Self { rule, norm_bound, sum: vec![0; parameters], updates: 0, rows })
+        let unit = match federation.schedule {
+            FederationSchedule::Synchronous => 1,
+            FederationSchedule::Buffered { .. } => WHOLE_WEIGHT,
+        };
+        Ok(Self { rule, norm_bound, sum: vec![0; parameters], updates: 0, unit, rows })
     }
 
-    /// Adds an update. It was parsed before, so nothing in it can fail half-way but the disk; on an error
+    /// Adds an update that was made `staleness` versions ago, which counts with the buffered schedule only. It was parsed
+    /// before, so nothing in it can fail half-way but the disk; on an error
     /// the aggregate must be given up.
-    pub fn add(&mut self, mut update: AdmittedUpdate) -> io::Result<()> {
+    pub fn add(&mut self, mut update: AdmittedUpdate, staleness: u32) -> io::Result<()> {
+        let weight = if self.unit == 1 { 1 } else { i64::from(staleness_weight(staleness)) };
         let factor = match self.norm_bound {
             None => None,
             Some(bound) => {
@@ -80,8 +90,8 @@ impl Aggregate {
             return update.read(|part| {
                 let (values, _) = part.as_chunks::<4>();
                 for (sum, value) in sum[at..].iter_mut().zip(values) {
-                    // Each value is at most 2^29 and there are at most 2^17 sites: far from overflow.
-                    *sum += i64::from(scaled(*value));
+                    // Each value is at most 2^29, a weight at most 2^16, and there are at most 2^17 sites: 2^62.
+                    *sum += i64::from(scaled(*value)) * weight;
                 }
                 at += values.len();
                 Ok(())
@@ -105,8 +115,8 @@ impl Aggregate {
             return Ok(None);
         }
         let divisor = match &self.rows {
-            None => self.updates,
-            Some(rows) => rules::combine(self.rule, rows, &mut self.sum)?,
+            None => u64::from(self.updates) * u64::from(self.unit),
+            Some(rows) => rules::combine(self.rule, rows, &mut self.sum)?.into(),
         };
         Ok(Some(Combined { sums: &self.sum, divisor }))
     }

@@ -240,7 +240,7 @@ impl Driver {
         for (id, record) in parts.store.jobs()? {
             let contract: JobContract = codec::decode(&record.signed.contract)
                 .map_err(|error| DriverError::Job { reason: error.to_string() })?;
-            let machine = JobMachine::restore(
+            let mut machine = JobMachine::restore(
                 contract.into(),
                 record.status,
                 record.round,
@@ -248,6 +248,12 @@ impl Driver {
                 &record.answers,
                 0,
             );
+            if machine.released().is_some() {
+                let first = GlobalModel::initial(id, machine.contract());
+                let first = first.map_err(|error| DriverError::Job { reason: error.to_string() })?.hash;
+                let later = parts.store.rounds(id)?.into_iter().map(|round| round.model);
+                machine.resume(parts.store.released(id)?, std::iter::once(first).chain(later));
+            }
             // What a process that was killed right after a commit did not get to.
             let awaited = (!machine.status().is_final()).then(|| machine.round());
             parts.store.forget_server_states(id, awaited)?;
@@ -468,6 +474,9 @@ impl Driver {
             model: job.machine.model(),
             answers: job.machine.answers(),
         };
+        if let Some(released) = job.machine.released() {
+            self.parts.store.put_released(id, released)?;
+        }
         Ok(self.parts.store.put_job(id, &record)?)
     }
 
@@ -509,7 +518,9 @@ impl Driver {
             new = new.concluded(state.take().as_ref());
         }
         let quality = histogram.map(|(counts, _)| quality_of(&counts));
-        let trained = (round.0 + 1).min(contract.training.rounds);
+        // With the buffered schedule a quick site has released more updates than there were steps.
+        let most = job.machine.released().map(|released| released.values().max().copied().unwrap_or(0));
+        let trained = most.unwrap_or(round.0 + 1).min(contract.training.rounds);
         let steps = trained * contract.training.local_steps;
         let charge = GaussianEvent { steps, ..contract.training_charge() };
         let epsilon = accountant::renyi_epsilon(&[charge], contract.privacy.delta);
@@ -595,9 +606,10 @@ impl Driver {
                     let aggregate = Aggregate::new(parameters, &contract.federation, &self.parts.spool);
                     job.aggregate = Some(aggregate.map_err(spool_failed)?);
                 }
+                let staleness = job.machine.staleness(base);
                 let Some(aggregate) = &mut job.aggregate else { return Ok(()) };
                 // Reading back what was spooled fails only with the disk; the aggregate is then unusable.
-                tokio::task::block_in_place(|| aggregate.add(admitted)).map_err(spool_failed)?;
+                tokio::task::block_in_place(|| aggregate.add(admitted, staleness)).map_err(spool_failed)?;
                 self.admitted(site, id, round);
                 self.counted(id, site, Part::Update, round)
             }
@@ -642,7 +654,7 @@ impl Driver {
         let trains = job.machine.contract().task(round).is_some_and(|task| task.train);
         if trains == (part == Part::Update) {
             let (sites_in, sites) = job.machine.contributions();
-            let sites_in = (sites_in + 1).min(sites);
+            let (sites_in, round) = ((sites_in + 1).min(sites), job.machine.round());
             tell(&mut job.watchers, JobEvent::Contributed { round, sites_in, sites });
         }
         self.step(id, Event::Counted(site, part))

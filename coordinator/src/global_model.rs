@@ -33,7 +33,7 @@ impl GlobalModel {
     /// updates. The model's memory is used again if nobody else holds it.
     pub fn moved_by(self, combined: Option<Combined<'_>>, mut state: Option<&mut ServerState>) -> Self {
         let Some(Combined { sums, divisor }) = combined else { return self };
-        let scale = UPDATE_STEP / f64::from(divisor);
+        let scale = UPDATE_STEP / divisor as f64;
         let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
         let mut hasher = ContentHasher::default();
         let sums = sums.chunks(BLOCK_LEN / 4);

@@ -114,6 +114,11 @@ pub struct FederationAsked {
     pub max_time_s: u32,
     /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
     pub max_idle_s: u32,
+    /// When the coordinator steps.
+    pub schedule: ScheduleName,
+    /// For buffered: updates in a step; left out: `min_sites`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_size: Option<u32>,
     /// How the sites' updates move the global model.
     pub strategy: StrategyName,
     /// For fedavgm, fedadagrad, fedadam and fedyogi; left out: 0.1 for fedavgm, 0.05 for the others.
@@ -147,6 +152,17 @@ pub struct FederationAsked {
     pub top_k_share: Option<f64>,
 }
 
+/// When the coordinator steps, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleName {
+    /// [`FederationSchedule::Synchronous`].
+    #[default]
+    Synchronous,
+    /// [`FederationSchedule::Buffered`].
+    Buffered,
+}
+
 /// Ways for updates to travel, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,6 +187,8 @@ impl Default for FederationAsked {
             min_time_s: 0,
             max_time_s: 600,
             max_idle_s: 120,
+            schedule: ScheduleName::Synchronous,
+            buffer_size: None,
             strategy: StrategyName::FedAvg,
             server_learning_rate: None,
             server_momentum: None,
@@ -200,6 +218,16 @@ impl FederationAsked {
             hostile_sites: self.hostile_sites,
         }
         .fixed(min_sites)?;
+        let schedule = match (self.schedule, self.buffer_size) {
+            (ScheduleName::Buffered, size) => {
+                FederationSchedule::Buffered { buffer_size: size.unwrap_or(min_sites) }
+            }
+            (ScheduleName::Synchronous, None) => FederationSchedule::Synchronous,
+            (ScheduleName::Synchronous, Some(_)) => {
+                let belongs_to = "schedule = \"buffered\"";
+                return Err(JobError::Stray { field: "federation.buffer_size", belongs_to });
+            }
+        };
         let compression = match (self.compression, self.top_k_share) {
             (CompressionName::TopK, share) => Compression::TopK { share: share.unwrap_or(0.1) },
             (_, Some(_)) => {
@@ -217,6 +245,7 @@ impl FederationAsked {
             min_time_s,
             max_time_s,
             max_idle_s,
+            schedule,
             strategy,
             norm_bound,
             compression,
@@ -240,12 +269,39 @@ pub struct Federation {
     pub max_time_s: u32,
     /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
     pub max_idle_s: u32,
+    /// When the coordinator steps.
+    pub schedule: FederationSchedule,
     /// How the sites' updates move the global model.
     pub strategy: Strategy,
     /// L2 norm, in units of the model's parameters, to which the coordinator scales down each site's update.
     pub norm_bound: Option<f64>,
     /// How updates travel.
     pub compression: Compression,
+}
+
+/// When the coordinator steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum FederationSchedule {
+    /// Once a round: all sites train from one model, and the round closes.
+    #[default]
+    Synchronous,
+    /// Buffered asynchronous aggregation (Nguyen et al. 2022, "FedBuff"): each site trains from the newest model at its
+    /// own pace, and the coordinator steps whenever so many updates have come in. A site's round is then the number of
+    /// its own update: it releases, and is charged for, at most `training.rounds` of them, as in the other schedule.
+    Buffered {
+        /// Updates in a step.
+        buffer_size: u32,
+    },
+}
+
+/// One, in units of [`staleness_weight`].
+pub const WHOLE_WEIGHT: u32 = 1 << 16;
+
+/// What an update counts that was trained from a model `staleness` versions old: 1 / sqrt(1 + staleness) as in FedBuff,
+/// rounded to units of 1 / [`WHOLE_WEIGHT`]. A public function of public numbers.
+pub fn staleness_weight(staleness: u32) -> u32 {
+    (f64::from(WHOLE_WEIGHT) / (1.0 + f64::from(staleness)).sqrt()).round() as u32
 }
 
 /// How a site's contribution is protected before it leaves.
@@ -362,6 +418,14 @@ pub enum JobError {
         /// How many there may be.
         min_sites: u32,
     },
+    /// The strategy compares updates of one model, which buffered ones are not.
+    #[error(
+        "strategy \"{strategy}\" does not go with schedule = \"buffered\"; use one that averages, or synchronous"
+    )]
+    NotBuffered {
+        /// The strategy's name.
+        strategy: &'static str,
+    },
     /// Neither or both of epsilon and noise are asked for.
     #[error("[privacy] needs either `epsilon` or `noise_multiplier`, and not both")]
     Asked,
@@ -438,7 +502,7 @@ impl JobFile {
         let evaluation = match self.evaluation.every {
             0 => None,
             every => {
-                let count = evaluation_count(self.training.rounds, every);
+                let count = evaluation_count(federation.schedule, self.training.rounds, every);
                 let noise_multiplier = noise(SamplingRate::new(1.0).expect("1 is a rate"), count)?;
                 Some(Evaluation { every, bins: self.evaluation.bins, noise_multiplier })
             }
@@ -463,9 +527,13 @@ fn range(field: &'static str, range: &'static str, value: f64, holds: bool) -> R
     if holds { Ok(()) } else { Err(JobError::Range { field, range, got: value }) }
 }
 
-/// Evaluations in a job of `rounds` rounds: before rounds 0, every, 2 every …, and of the final model.
-fn evaluation_count(rounds: u32, every: u32) -> u32 {
-    rounds.div_ceil(every) + 1
+/// Evaluations in a job of `rounds` rounds: before rounds 0, every, 2 every …, and of the final model; of that alone
+/// where sites do not go through rounds together.
+fn evaluation_count(schedule: FederationSchedule, rounds: u32, every: u32) -> u32 {
+    match schedule {
+        FederationSchedule::Synchronous => rounds.div_ceil(every) + 1,
+        FederationSchedule::Buffered { .. } => 1,
+    }
 }
 
 impl JobContract {
@@ -503,6 +571,19 @@ impl JobContract {
         let idle_holds = (1..=1_000_000).contains(&max_idle_s);
         range("federation.max_idle_s", "from 1 to 1000000", max_idle_s.into(), idle_holds)?;
         strategy.check(min_sites, max_sites, self.training.proximal)?;
+        if let FederationSchedule::Buffered { buffer_size } = self.federation.schedule {
+            let holds = (1..=min_sites).contains(&buffer_size);
+            range("federation.buffer_size", "from 1 to min_sites", buffer_size.into(), holds)?;
+            range(
+                "federation.min_time_s",
+                "0 with schedule = \"buffered\"",
+                min_time_s.into(),
+                min_time_s == 0,
+            )?;
+            if strategy.rule() != Rule::Mean {
+                return Err(JobError::NotBuffered { strategy: strategy.name() });
+            }
+        }
         if let Compression::TopK { share } = self.federation.compression {
             let holds = (1e-6..=1.0).contains(&share);
             range("federation.top_k_share", "from 1e-6 to 1", share, holds)?;
@@ -573,17 +654,19 @@ impl JobContract {
         self.evaluation.as_ref().map(|evaluation| GaussianEvent {
             noise_multiplier: evaluation.noise_multiplier,
             sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
-            steps: evaluation_count(self.training.rounds, evaluation.every),
+            steps: evaluation_count(self.federation.schedule, self.training.rounds, evaluation.every),
         })
     }
 
     /// What is done in round `round`: rounds 0 to R-1 train, round R only evaluates the final model.
-    /// None past the end.
+    /// None past the end. With the buffered schedule the round is the number of a site's own update, and only the
+    /// final model is evaluated.
     pub fn task(&self, round: crate::ids::RoundId) -> Option<RoundTask> {
         let (rounds, every) = (self.training.rounds, self.evaluation.as_ref().map(|plan| plan.every));
         let train = round.0 < rounds;
-        let evaluate =
-            every.is_some_and(|every| round.0 == rounds || (train && round.0.is_multiple_of(every)));
+        let together = self.federation.schedule == FederationSchedule::Synchronous;
+        let evaluate = every
+            .is_some_and(|every| round.0 == rounds || (train && together && round.0.is_multiple_of(every)));
         (train || evaluate).then_some(RoundTask { train, evaluate })
     }
 }
@@ -722,6 +805,35 @@ mod tests {
         let mut contract = contract_of("", "").unwrap();
         contract.federation.strategy = Strategy::FedAvgM { learning_rate: 1e3, momentum: 0.9 };
         assert!(contract.validate().is_err());
+    }
+
+    #[test]
+    fn a_buffered_job_is_charged_for_as_many_updates_as_one_in_rounds_and_one_evaluation() {
+        let rounds = contract_of("", "min_sites = 4").unwrap();
+        let buffered = contract_of("", "min_sites = 4\nschedule = \"buffered\"").unwrap();
+        assert_eq!(buffered.federation.schedule, FederationSchedule::Buffered { buffer_size: 4 });
+        assert_eq!(buffered.training_charge(), rounds.training_charge());
+        assert_eq!(buffered.evaluation_charge().unwrap().steps, 1);
+        let last = buffered.training.rounds;
+        let evaluated: Vec<u32> =
+            (0..=last).filter(|round| buffered.task(crate::ids::RoundId(*round)).unwrap().evaluate).collect();
+        assert_eq!(evaluated, [last]);
+        for (keys, says) in [
+            ("schedule = \"buffered\"\nbuffer_size = 3", "buffer_size must be from 1 to min_sites"),
+            ("schedule = \"buffered\"\nstrategy = \"fedmedian\"", "does not go with schedule"),
+            ("schedule = \"buffered\"\nmin_time_s = 1", "min_time_s must be 0"),
+            ("buffer_size = 2", "federation.buffer_size goes with schedule = \"buffered\" only"),
+        ] {
+            let error = contract_of("", keys).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_update_counts_less_the_older_its_model() {
+        assert_eq!(staleness_weight(0), WHOLE_WEIGHT);
+        assert_eq!(staleness_weight(3), WHOLE_WEIGHT / 2);
+        assert!((0..1000).all(|age| staleness_weight(age) > staleness_weight(age + 1)));
     }
 
     #[test]

@@ -195,3 +195,37 @@ fn jobs_with_robust_strategies_and_compressed_updates_run_to_their_end() {
     }
     assert!(federation.operator(&["model", "list"]).contains("test"));
 }
+
+/// One of three daemons is killed again and again; the others do not wait for it, and nobody pays for more updates than the
+/// contract allows.
+#[test]
+fn a_buffered_job_runs_at_each_sites_pace_and_over_kills_of_site_and_coordinator() {
+    let mut federation = Federation::start();
+    let homes = ["berlin", "bonn", "bremen"]
+        .map(|name| federation.join(name, &records(60), &["--cap-delta", "1e-4"]));
+    let _stay = [federation.serve_site(&homes[0]), federation.serve_site(&homes[1])];
+    let mut killed = federation.serve_site(&homes[2]);
+    let keys = "[federation]\nmin_sites = 2\nschedule = \"buffered\"";
+    let job = federation.job(150, 8.0, keys);
+    federation.operator(&["job", "submit", &job]);
+    for _ in 0..3 {
+        let mut watch = Watch::start(&federation);
+        watch.until_times("sites in", 6);
+        killed.kill();
+        watch.until_times("sites in", 4);
+        drop(watch);
+        federation.kill_coordinator();
+        federation.serve();
+        killed = federation.serve_site(&homes[2]);
+    }
+    let watched = federation.operator(&["job", "watch"]);
+    assert!(watched.contains("job is finished"), "{watched}");
+    let committed = watched.lines().filter(|line| line.contains("committed")).count();
+    assert_eq!(committed, 151, "150 steps and the evaluation of the last model");
+    for home in &homes {
+        let status = federation.status(home);
+        assert!(status["epsilon_spent"].as_f64().unwrap() <= 8.0);
+        assert!(status["updates_released"].as_u64().unwrap() <= 150);
+        assert!(status["evaluations_released"].as_u64().unwrap() <= 1);
+    }
+}

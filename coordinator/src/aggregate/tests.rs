@@ -43,12 +43,12 @@ pub fn aggregate_of(keys: &str, updates: &[Vec<i32>]) -> Aggregate {
     let spool = Spool::new(std::env::temp_dir());
     let mut aggregate = Aggregate::new(updates[0].len(), &federation(keys), &spool).unwrap();
     for values in updates {
-        aggregate.add(admitted(values, &spool)).unwrap();
+        aggregate.add(admitted(values, &spool), 0).unwrap();
     }
     aggregate
 }
 
-fn combined(keys: &str, updates: &[Vec<i32>]) -> (Vec<i64>, u32) {
+fn combined(keys: &str, updates: &[Vec<i32>]) -> (Vec<i64>, u64) {
     let mut aggregate = aggregate_of(keys, updates);
     let combined = aggregate.combine().unwrap().unwrap();
     (combined.sums.to_vec(), combined.divisor)
@@ -57,7 +57,7 @@ fn combined(keys: &str, updates: &[Vec<i32>]) -> (Vec<i64>, u32) {
 /// As numbers.
 fn means(keys: &str, updates: &[Vec<i32>]) -> Vec<f64> {
     let (sums, divisor) = combined(keys, updates);
-    sums.into_iter().map(|sum| sum as f64 / f64::from(divisor)).collect()
+    sums.into_iter().map(|sum| sum as f64 / divisor as f64).collect()
 }
 
 const KRUM: &str = "strategy = \"krum\"\nmin_sites = 5\nhostile_sites = 1";
@@ -97,6 +97,17 @@ fn an_update_over_the_norm_bound_is_scaled_down_to_it_and_others_are_as_they_wer
     assert_eq!(means(&bounded("strategy = \"fedavg\""), &updates), [607.0, -9.5]);
     assert_eq!(means(&bounded(MEDIAN), &updates), [607.0, -9.5]);
     assert_eq!(means(&bounded("strategy = \"fedadam\""), &updates), [607.0, -9.5]);
+}
+
+#[test]
+fn a_buffer_weighs_each_update_by_its_age_and_is_divided_by_their_number() {
+    let spool = Spool::new(std::env::temp_dir());
+    let keys = federation("schedule = \"buffered\"\nmin_sites = 2");
+    let mut aggregate = Aggregate::new(1, &keys, &spool).unwrap();
+    aggregate.add(admitted(&[1000], &spool), 0).unwrap();
+    aggregate.add(admitted(&[500], &spool), 3).unwrap();
+    let Combined { sums, divisor } = aggregate.combine().unwrap().unwrap();
+    assert_eq!(sums[0] as f64 / divisor as f64, (1000.0 + 500.0 / 2.0) / 2.0);
 }
 
 /// Over several blocks of columns.
@@ -194,7 +205,7 @@ fn hundred_sites_of_ten_million_parameters() {
             }
             file.write(&values).unwrap();
             drop(values);
-            aggregate.add(crate::admission::tests::admitted_file(file)).unwrap();
+            aggregate.add(crate::admission::tests::admitted_file(file), 0).unwrap();
         }
         let added = began.elapsed();
         let divisor = aggregate.combine().unwrap().unwrap().divisor;

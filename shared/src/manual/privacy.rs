@@ -102,7 +102,7 @@
 //!
 //! **Post-processing.** Local steps of whatever optimiser and its state, the proximal term, averaging over sites, the
 //! server's step and its state, averaged weights and everything done with a model later cost nothing: they see noised
-//! sums, public constants, and what was made of these.
+//! sums, public constants, and what was made of these. What a buffered update counts depends on version numbers only.
 //!
 //! # Crashes
 //! The debit is on disk before noise is drawn; the noised bytes are stored before they are released; their

@@ -55,6 +55,12 @@
 //! At `max_time_s` with fewer than `min_sites` the job ends with a reason; a round that everyone skipped or left
 //! before is given up.
 //!
+//! With `schedule = "buffered"` sites do not go through rounds together (Nguyen et al. 2022, "FedBuff"). A `RoundStart` then
+//! names the number of the site's own next update, and the newest model. Its update counts from whichever version
+//! of the job's model it was made, by 1 / sqrt(1 + versions since); when `buffer_size` are in, the coordinator steps with their
+//! weighted sum over `buffer_size`. The site's ledger debits one such update a number, at most `training.rounds` of them; after
+//! a lost link the site sends the bytes stored for the number it is asked for. Only the final model is evaluated.
+//!
 //! # Who may rely on what
 //! - A site believes nothing: signature, contract, schema, policy and budget are its own checks.
 //! - The coordinator admits an update only if it passes every check of [`robustness`](super::robustness); the receipt has

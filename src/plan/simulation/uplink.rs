@@ -69,13 +69,13 @@ impl Uplink {
         let mut arriving = Arriving::begin(piece, self.encoding, &self.spool)?.map_err(refused)?;
         arriving.push(&body)?;
         let update = arriving.finish()?.and_then(|parsed| parsed.admit(Ok(()))).map_err(refused)?;
-        Ok(self.aggregate.add(update)?)
+        Ok(self.aggregate.add(update, 0)?)
     }
 
     /// What all that was sent comes to, put into `change`; the next round begins.
     pub fn receive(&mut self, change: &mut [f64]) -> Result<()> {
         if let Some(combined) = self.aggregate.combine()? {
-            let scale = UPDATE_STEP / f64::from(combined.divisor);
+            let scale = UPDATE_STEP / combined.divisor as f64;
             change.iter_mut().zip(combined.sums).for_each(|(change, sum)| *change = *sum as f64 * scale);
         }
         Ok(self.aggregate.clear()?)
