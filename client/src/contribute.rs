@@ -5,15 +5,17 @@
 //! for the same round gets the stored bytes, or nothing.
 
 use crate::budget::{Budget, BudgetError};
+use crate::feedback::Feedback;
 use crate::offer::CheckedContract;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Stored};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
 use crate::train::{RoundBase, RoundEnd, TrainError};
-use crate::update::{histogram_bytes, histogram_counts};
+use crate::update::{CompressError, histogram_bytes, histogram_counts};
 use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
+use weighhouse_shared::job::FederationSchedule;
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
 use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
@@ -32,15 +34,30 @@ pub struct Workplace {
     pub outbox: Outbox,
     /// What models learn on.
     pub engine: Engine,
+    /// What compression left out of updates.
+    pub feedback: Feedback,
 }
 
 /// What may leave for one round: noised, paid and released.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Contribution {
     /// Counts of held-out customers' scores.
     pub evaluation: Option<Vec<i64>>,
-    /// The update, with its hash.
-    pub update: Option<(ContentHash, Bytes)>,
+    /// The update.
+    pub update: Option<PaidBytes>,
+    /// What the ledger debited for them.
+    pub charges: Vec<Charge>,
+}
+
+/// Bytes that were noised, paid for and stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaidBytes {
+    /// The model they were made from.
+    pub base: ContentHash,
+    /// Their hash.
+    pub content: ContentHash,
+    /// What leaves.
+    pub bytes: Bytes,
 }
 
 /// Why a round's work gave nothing. Stays at the site.
@@ -61,6 +78,9 @@ pub enum WorkError {
     /// Scoring failed.
     #[error(transparent)]
     Quality(#[from] QualityError),
+    /// Compression failed.
+    #[error(transparent)]
+    Compress(#[from] CompressError),
     /// The system's generator failed.
     #[error("no randomness to be had from the system")]
     Generator(#[from] GeneratorError),
@@ -88,12 +108,14 @@ impl Workplace {
         }
         self.outbox.forget(checked.job, Some(start.round))?;
 
+        let mut charges = Vec::new();
         let evaluation = match (start.task.evaluate, &contract.evaluation, contract.evaluation_charge()) {
             (true, Some(plan), Some(charge)) => {
                 let event = GaussianEvent { steps: 1, ..charge };
                 let charge = Charge { population: Population::Holdout, event };
+                charges.push(charge);
                 let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
-                self.paid(start, ReleaseKind::Evaluation, charge, mechanism, |debit| {
+                self.paid(start, ReleaseKind::Evaluation, false, charge, mechanism, |debit| {
                     let max_rows = contract.training.max_rows_per_customer as usize;
                     let table = &self.records.holdout;
                     let bins = plan.bins as usize;
@@ -103,12 +125,15 @@ impl Workplace {
             }
             _ => None,
         };
+        // An update that was stored counts also if the model has moved on since.
+        let buffered = contract.federation.schedule != FederationSchedule::Synchronous;
         let update = match start.task.train {
             true => {
                 let charge = Charge { population: Population::Training, event: contract.round_charge() };
+                charges.push(charge);
                 let mechanism =
                     Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
-                self.paid(start, ReleaseKind::Update, charge, mechanism, |debit| {
+                self.paid(start, ReleaseKind::Update, buffered, charge, mechanism, |debit| {
                     let mut generator = Generator::from_system()?;
                     let table = &self.records.training;
                     let memory = self.outbox.memory();
@@ -119,29 +144,33 @@ impl Workplace {
                     if contract.training.clipping == Clipping::Quantile {
                         self.outbox.keep_clip_norm(start.job, clip_norm)?;
                     }
-                    Ok(update.into_bytes())
+                    Ok(update.compressed(start.job, contract.federation.compression, &self.feedback)?)
                 })?
             }
             false => None,
         };
-        Ok(Contribution { evaluation: evaluation.map(|(_, bytes)| histogram_counts(&bytes)), update })
+        let evaluation = evaluation.map(|paid| histogram_counts(&paid.bytes));
+        Ok(Contribution { evaluation, update, charges })
     }
 
     /// The bytes for (job, round, kind): the stored ones if there are any, else new ones made with a
-    /// debit of `charge`. None if the debit was spent on bytes that are lost or made from another model.
+    /// debit of `charge`. None if the debit was spent on bytes that are lost, or made from another model unless
+    /// `any_model` is good enough.
     fn paid(
         &self,
         start: &RoundStart,
         kind: ReleaseKind,
+        any_model: bool,
         charge: Charge,
         mechanism: Mechanism,
         make: impl FnOnce(crate::budget::Debit) -> Result<Vec<u8>, WorkError>,
-    ) -> Result<Option<(ContentHash, Bytes)>, WorkError> {
+    ) -> Result<Option<PaidBytes>, WorkError> {
         let (job, round) = (start.job, start.round);
         let already = self.budget().is_debited(job, round, charge.population);
-        let (content, bytes) = if already {
-            match self.outbox.find(job, round, kind)?.filter(|stored| stored.base == start.model) {
-                Some(stored) => (stored.content, stored.bytes),
+        let paid = if already {
+            let stored = self.outbox.find(job, round, kind)?;
+            match stored.filter(|stored| any_model || stored.base == start.model) {
+                Some(Stored { base, content, bytes }) => PaidBytes { base, content, bytes },
                 None => return Ok(None),
             }
         } else {
@@ -149,11 +178,11 @@ impl Workplace {
             let bytes = Bytes::from(make(debit)?);
             let content = ContentHash::of(&bytes);
             self.outbox.store(job, round, kind, start.model, content, &bytes)?;
-            (content, bytes)
+            PaidBytes { base: start.model, content, bytes }
         };
-        let len = bytes.len() as u64;
-        self.budget().release(job, round, charge.population, kind, content, len)?;
-        Ok(Some((content, bytes)))
+        let len = paid.bytes.len() as u64;
+        self.budget().release(job, round, charge.population, kind, paid.content, len)?;
+        Ok(Some(paid))
     }
 }
 

@@ -2,7 +2,7 @@
 //! actions, reconnects with growing pauses when the link is lost.
 
 use crate::approvals::Approvals;
-use crate::contribute::{Contribution, WorkError, Workplace};
+use crate::contribute::{Contribution, PaidBytes, WorkError, Workplace};
 use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::membership::Membership;
 use crate::offer;
@@ -22,8 +22,8 @@ use weighhouse_shared::schema::Schema;
 use weighhouse_shared::telemetry;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Renew, RoundSkipped,
-    SignedContract, SiteToCoordinator, Witnessed,
+    CoordinatorToSite, Debited, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Outcome,
+    Receipt, Renew, RoundSkipped, SignedContract, SiteToCoordinator, Witnessed,
 };
 use weighhouse_shared::wire::stream::{self, StreamError};
 use weighhouse_shared::wire::transport;
@@ -238,6 +238,15 @@ pub enum Notice {
     },
     /// This site has a new certificate.
     Renewed,
+    /// The coordinator did not count a contribution, or closed a round without it.
+    Refused {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: RoundId,
+        /// Why.
+        outcome: Outcome,
+    },
     /// A job is over.
     JobEnded {
         /// The job.
@@ -400,7 +409,11 @@ async fn session(
                         Event::JobEnded(ended.job)
                     }
                     CoordinatorToSite::Receipt(receipt) => {
-                        tracing::debug!(job = %receipt.job.short(), round = receipt.round.0, outcome = ?receipt.outcome, "receipt");
+                        let Receipt { job, round, outcome } = receipt;
+                        tracing::debug!(job = %job.short(), round = round.0, %outcome, "receipt");
+                        if outcome != Outcome::Admitted && rounds.model_len(&job).is_some() {
+                            notice(Notice::Refused { job, round, outcome });
+                        }
                         continue;
                     }
                     CoordinatorToSite::Witnessed(witnessed) => {
@@ -467,7 +480,11 @@ async fn session(
                 }
                 Action::Send { start, contribution } => {
                     let (job, round) = (start.job, start.round);
-                    let Contribution { evaluation, update } = contribution;
+                    let Contribution { evaluation, update, charges } = contribution;
+                    for charge in charges {
+                        let debited = SiteToCoordinator::Debited(Debited { job, round, charge });
+                        stream::send(&mut send, &debited).await.map_err(lost)?;
+                    }
                     if evaluation.is_some() || update.is_some() {
                         // What released them is on disk, so the head covers it.
                         let head = told_head(site, Some((job, round)));
@@ -481,10 +498,9 @@ async fn session(
                         stream::send(&mut send, &skipped).await.map_err(lost)?;
                     }
                     match update {
-                        Some((content, bytes)) => {
+                        Some(PaidBytes { base, content, bytes }) => {
                             let connection = connection.clone();
                             tasks.spawn(async move {
-                                let base = start.model;
                                 // A lost link shows on the connection; the bytes are sent again then.
                                 let _ = stream::send_content(&connection, job, round, base, content, &bytes)
                                     .await;
@@ -508,6 +524,9 @@ async fn session(
                     }
                     if let Err(error) = site.workplace.outbox.forget(job, None) {
                         tracing::warn!(%error, "the outbox could not be cleared");
+                    }
+                    if let Err(error) = site.workplace.feedback.forget(job) {
+                        tracing::warn!(%error, "the feedback folder could not be cleared");
                     }
                     send_standing(site, &mut send).await?;
                 }

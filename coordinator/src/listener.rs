@@ -1,11 +1,11 @@
 //! The QUIC accept loop: who the handshake let in gets a session; all sessions share one driver.
 
-use crate::admission::Spool;
 use crate::driver::{Driver, DriverError, Parts};
 use crate::home::{Home, HomeError, split_address};
 use crate::operator;
 use crate::roster::{Roster, RosterGate, SharedRoster};
 use crate::session::{self, MAX_UPLOADS, Shared};
+use crate::spool::Spool;
 use crate::store::{Store, StoreError};
 use quinn::crypto::rustls::QuicServerConfig;
 use std::net::SocketAddr;

@@ -1,8 +1,9 @@
 //! One connected site: frames and streams on one side, the driver's events on the other.
 
-use crate::admission::{Arriving, Spool};
+use crate::admission::Arriving;
 use crate::driver::{Inbox, Input, ToSite};
 use crate::roster::SharedRoster;
+use crate::spool::Spool;
 use quinn::{Connection, RecvStream, SendStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,6 +176,7 @@ async fn read_control(
             SiteToCoordinator::LedgerHead(head) => {
                 Input::Head { site, session, head: checked_head(head, public_key)? }
             }
+            SiteToCoordinator::Debited(debited) => Input::Debited { site, session, debited },
             SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => return Err(SessionError::Protocol),
         };
         shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
@@ -216,31 +218,44 @@ async fn write(
 }
 
 async fn read_uploads(connection: &Connection, site: SiteId, shared: &Shared) -> Result<(), SessionError> {
+    let mut refused = None;
     loop {
         let mut first = connection.accept_uni().await.map_err(StreamError::from)?;
         let _permit = shared.uploads.acquire().await.map_err(|_| SessionError::Closing)?;
         let piece = stream::receive_piece(&mut first).await?;
-        let (job, round) = (piece.job, piece.round);
-        let input = match read_upload(connection, first, piece, shared).await? {
+        let (job, round, content) = (piece.job, piece.round, piece.content);
+        if piece.offset > 0 && refused == Some((job, round, content)) {
+            // The rest of what was refused already.
+            let _ = first.stop(0u8.into());
+            continue;
+        }
+        let input = match read_upload(connection, first, piece, site, shared).await? {
             Ok(update) => Input::Update(site, update),
-            Err(outcome) => Input::Refused(site, Receipt { job, round, outcome }),
+            Err(outcome) => {
+                refused = Some((job, round, content));
+                Input::Refused(site, Receipt { job, round, outcome })
+            }
         };
         shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
     }
 }
 
-/// Reads one update from its pieces. The pieces of a refused update are dropped one by one as they come.
+/// Reads one update from its pieces, if the driver wants it.
 async fn read_upload(
     connection: &Connection,
     mut stream: RecvStream,
     mut piece: stream::Piece,
+    site: SiteId,
     shared: &Shared,
 ) -> Result<Result<crate::admission::ParsedUpdate, Outcome>, SessionError> {
     let (reply, answer) = oneshot::channel();
-    shared.inbox.send(Input::UpdateLen { job: piece.job, reply }).await.map_err(|_| SessionError::Closing)?;
-    let Some(expected) = answer.await.map_err(|_| SessionError::Closing)? else {
-        let _ = stream.stop(0u8.into());
-        return Ok(Err(Outcome::WrongRound));
+    shared.inbox.send(Input::Announced { site, piece, reply }).await.map_err(|_| SessionError::Closing)?;
+    let expected = match answer.await.map_err(|_| SessionError::Closing)? {
+        Ok(expected) => expected,
+        Err(outcome) => {
+            let _ = stream.stop(0u8.into());
+            return Ok(Err(outcome));
+        }
     };
     let mut arriving = match Arriving::begin(piece, expected, &shared.spool)? {
         Ok(arriving) => arriving,
@@ -259,7 +274,7 @@ async fn read_upload(
             Err(error) => return Err(error),
         }
         if arriving.is_complete() {
-            return Ok(arriving.finish());
+            return Ok(arriving.finish()?);
         }
         stream = connection.accept_uni().await.map_err(StreamError::from)?;
         piece = stream::receive_piece(&mut stream).await?;
@@ -267,5 +282,7 @@ async fn read_upload(
             let _ = stream.stop(0u8.into());
             return Ok(Err(Outcome::Corrupt));
         }
+        let progress = Input::Arriving(site, piece.job);
+        shared.inbox.send(progress).await.map_err(|_| SessionError::Closing)?;
     }
 }

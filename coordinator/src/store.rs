@@ -15,7 +15,9 @@ use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Head, SignedWitness, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::codec;
-use weighhouse_shared::wire::messages::{Decision, HeadVerdict, JobStatus, RoundSummary, SignedContract};
+use weighhouse_shared::wire::messages::{
+    Decision, HeadVerdict, JobStatus, Outcome, RoundSummary, SignedContract,
+};
 
 /// Bytes of the database's cache: small, since models are read once a round.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -136,6 +138,10 @@ pub struct Store {
     /// Job, then the round that comes next (4 bytes, big-endian): the hash under which its server state is kept.
     server_states: sled::Tree,
     standings: sled::Tree,
+    /// Job with the buffered schedule: the number of each site's next update.
+    released: sled::Tree,
+    /// Job: contributions refused, by reason.
+    refusals: sled::Tree,
     /// Site, then the head's entries (8 bytes, big-endian).
     witnesses: sled::Tree,
     /// The latest of each site.
@@ -154,6 +160,7 @@ impl Store {
         let (sites, jobs, rounds, models) =
             (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
         let (server_states, standings) = (tree("server-states-1")?, tree("standings-1")?);
+        let (released, refusals) = (tree("released-1")?, tree("refusals-1")?);
         let (witnesses, alarms) = (tree("witnesses-1")?, tree("ledger-alarms-1")?);
         let file_path = path.join("db");
         let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
@@ -171,6 +178,8 @@ impl Store {
             models,
             server_states,
             standings,
+            released,
+            refusals,
             witnesses,
             alarms,
             folder,
@@ -242,6 +251,30 @@ impl Store {
             Ok((JobId::from_bytes(id), job))
         };
         jobs.into_iter().map(with_id).collect()
+    }
+
+    /// Keeps the number of each site's next update of a job.
+    pub fn put_released(&self, id: JobId, released: &BTreeMap<SiteId, u32>) -> Result<(), StoreError> {
+        self.put(&self.released, id.as_bytes(), released)
+    }
+
+    /// The number of each site's next update of a job, as of its last commit.
+    pub fn released(&self, id: JobId) -> Result<BTreeMap<SiteId, u32>, StoreError> {
+        let value = self.released.get(id.as_bytes()).map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "released-1" };
+        Ok(value.map(|value| codec::decode(&value).map_err(damaged)).transpose()?.unwrap_or_default())
+    }
+
+    /// Keeps how many contributions to a job were refused, by reason.
+    pub fn put_refusals(&self, id: JobId, refused: &BTreeMap<Outcome, u64>) -> Result<(), StoreError> {
+        self.put(&self.refusals, id.as_bytes(), refused)
+    }
+
+    /// How many contributions to a job were refused, by reason.
+    pub fn refusals(&self, id: JobId) -> Result<BTreeMap<Outcome, u64>, StoreError> {
+        let value = self.refusals.get(id.as_bytes()).map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "refusals-1" };
+        Ok(value.map(|value| codec::decode(&value).map_err(damaged)).transpose()?.unwrap_or_default())
     }
 
     /// Keeps what a committed round came to.

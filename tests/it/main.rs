@@ -8,6 +8,7 @@ mod doctor;
 mod durability;
 mod federation;
 mod go_between;
+mod hostile;
 mod intruders;
 mod kill_loop;
 mod known_faults;
