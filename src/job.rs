@@ -216,9 +216,10 @@ pub fn describe(event: &JobEvent) -> String {
             format!("refused so far: {}", counts_text(refused.iter().map(|each| (each.outcome, each.count))))
         }
         JobEvent::Committed(summary) => {
-            let auc = summary.quality.and_then(|quality| quality.auc);
-            let quality =
-                auc.map_or_else(String::new, |auc| format!(", AUC {auc:.3} (noised, model before it)"));
+            let headline = summary.quality.and_then(|quality| quality.headline());
+            let quality = headline.map_or_else(String::new, |(figure, value)| {
+                format!(", {} {value:.3} (noised, model before it)", figure.name())
+            });
             format!(
                 "round {} committed: {} sites, epsilon {:.3} spent{quality}",
                 summary.round, summary.sites, summary.epsilon
@@ -277,6 +278,7 @@ mod tests {
     use super::*;
     use weighhouse_shared::job::{EvaluationAsked, FederationAsked, TrainingAsked};
     use weighhouse_shared::model::ModelSpec;
+    use weighhouse_shared::policy::Task;
 
     #[test]
     fn the_job_files_that_explain_every_key_say_the_defaults() {
@@ -309,5 +311,33 @@ mod tests {
         for schema in others {
             load_schema(&schema).unwrap_or_else(|error| panic!("{}: {error:#}", schema.display()));
         }
+    }
+
+    #[test]
+    fn every_kind_of_label_that_the_schema_file_explains_is_one() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/labels.schema.toml");
+        let text = std::fs::read_to_string(path).unwrap();
+        // Sets each label in turn in place of the one that holds.
+        let keys = ["[label]", "column =", "kind =", "categories =", "hash_buckets =", "min =", "max ="];
+        let (before, rest) = text.split_once("\n[label]\n").unwrap();
+        let (labels, features) = rest.split_once("[[features]]").unwrap();
+        let plain: Vec<String> = format!("[label]\n{labels}")
+            .lines()
+            .map(|line| line.trim_start_matches("# "))
+            .filter(|line| keys.iter().any(|key| line.starts_with(key)))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let plain = plain.concat();
+        let kinds: Vec<String> = plain
+            .split("[label]\n")
+            .skip(1)
+            .map(|label| {
+                let text = format!("{before}\n[label]\n{label}[[features]]{features}");
+                let schema: Schema = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+                schema.validate().unwrap();
+                Task::from(&schema.label.kind).to_string()
+            })
+            .collect();
+        assert_eq!(kinds, ["binary", "classes", "count", "number", "item"]);
     }
 }

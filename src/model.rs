@@ -66,7 +66,7 @@ pub fn run(verb: ModelVerb) -> Result<()> {
 pub fn save(path: &Path, contract: &JobContract, parameters: Vec<f32>) -> Result<()> {
     let artifact = ModelArtifact {
         spec: contract.model.clone(),
-        inputs: contract.schema.input_shape(),
+        shape: contract.schema.shape(),
         schema_json: serde_json::to_string(&contract.schema)?,
         parameters,
     };
@@ -80,16 +80,17 @@ fn model_table(models: &[ModelSummary]) -> String {
         return "no model yet; a job makes one with its first round".to_owned();
     }
     let row = |model: &ModelSummary| {
-        let auc = model.quality.and_then(|quality| quality.auc);
+        let headline = model.quality.and_then(|quality| quality.headline());
         vec![
             model.job.short(),
             model.name.clone(),
             model.rounds.to_string(),
             model.parameters.to_string(),
-            auc.map_or_else(|| "-".to_owned(), |auc| format!("{auc:.3}")),
+            headline
+                .map_or_else(|| "-".to_owned(), |(figure, value)| format!("{} {value:.3}", figure.name())),
             model.model.short(),
         ]
     };
-    let header = ["job", "name", "rounds", "parameters", "AUC (noised)", "content"];
+    let header = ["job", "name", "rounds", "parameters", "quality (noised)", "content"];
     table(&header, &models.iter().map(row).collect::<Vec<_>>())
 }

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use simulation::Customers;
 use std::path::Path;
+use weighhouse_shared::evaluation::Figure;
 use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::privacy::{Delta, Epsilon, Generator};
@@ -78,10 +79,52 @@ struct Choice {
     sites_that_can: Option<(u32, u32)>,
     first_signal_to_noise: Option<f64>,
     last_signal_to_noise: Option<f64>,
-    expected_auc: Option<f64>,
-    best_possible_auc: Option<f64>,
+    #[serde(flatten)]
+    quality: Expected,
     /// One site's computing and upload in a round, in seconds.
     round_seconds: Option<f64>,
+}
+
+/// What the simulated model and the best possible one come to: the figure of the label's kind under its own name, the
+/// others none.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct Expected {
+    expected_auc: Option<f64>,
+    best_possible_auc: Option<f64>,
+    expected_accuracy: Option<f64>,
+    best_possible_accuracy: Option<f64>,
+    expected_hit_rate_at_10: Option<f64>,
+    best_possible_hit_rate_at_10: Option<f64>,
+    /// Of a number in its own units.
+    expected_mean_absolute_error: Option<f64>,
+    best_possible_mean_absolute_error: Option<f64>,
+}
+
+impl Expected {
+    fn new(figure: Figure, expected: Option<f64>, best_possible: Option<f64>) -> Self {
+        let mut all = Self::default();
+        let (one, best) = match figure {
+            Figure::Auc => (&mut all.expected_auc, &mut all.best_possible_auc),
+            Figure::Accuracy => (&mut all.expected_accuracy, &mut all.best_possible_accuracy),
+            Figure::HitRateAt10 => (&mut all.expected_hit_rate_at_10, &mut all.best_possible_hit_rate_at_10),
+            Figure::MeanAbsoluteError => {
+                (&mut all.expected_mean_absolute_error, &mut all.best_possible_mean_absolute_error)
+            }
+        };
+        (*one, *best) = (expected, best_possible);
+        all
+    }
+
+    fn expected(&self) -> Option<f64> {
+        let figures = [self.expected_auc, self.expected_accuracy, self.expected_hit_rate_at_10];
+        figures.into_iter().flatten().next().or(self.expected_mean_absolute_error)
+    }
+
+    fn best_possible(&self) -> Option<f64> {
+        let figures =
+            [self.best_possible_auc, self.best_possible_accuracy, self.best_possible_hit_rate_at_10];
+        figures.into_iter().flatten().next().or(self.best_possible_mean_absolute_error)
+    }
 }
 
 /// What the job as written would mean for one site.
@@ -136,8 +179,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
         notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());
     }
     let mut generator = Generator::from_system()?;
-    let ground = simulated
-        .then(|| Customers::generate(&written.schema.input_shape(), count, customers, &mut generator));
+    let ground = simulated.then(|| Customers::generate(&written.schema, count, customers, &mut generator));
     let upload_seconds = bytes_up as f64 * 8.0 / (arguments.uplink * 1e6);
     let bar = progress(choices.len());
     let mut planned = Vec::new();
@@ -165,8 +207,11 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
             sites_that_can: (!told.is_empty()).then_some((can, told.len() as u32)),
             first_signal_to_noise: outcome.map(|outcome| outcome.first_signal_to_noise),
             last_signal_to_noise: outcome.map(|outcome| outcome.last_signal_to_noise),
-            expected_auc: outcome.and_then(|outcome| outcome.auc),
-            best_possible_auc: ground.as_ref().and_then(|ground| ground.ceiling),
+            quality: Expected::new(
+                Figure::of(network.target()),
+                outcome.and_then(|outcome| outcome.figure),
+                ground.as_ref().and_then(|ground| ground.ceiling),
+            ),
             round_seconds: outcome.map(|outcome| outcome.site_round.as_secs_f64() + upload_seconds),
         });
     }
@@ -281,12 +326,13 @@ impl Plan {
                     (Some(first), Some(last)) => format!("{first:.2} to {last:.2}"),
                     _ => "-".to_owned(),
                 },
-                figure(choice.expected_auc),
+                figure(choice.quality.expected()),
                 choice.round_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.2} s")),
             ]
         };
+        let name = Figure::of(written.schema.label.kind.target()).name();
         let header =
-            ["choice", "rounds", "epsilon", "noise", "sites that can", "signal to noise", "AUC", "a round"];
+            ["choice", "rounds", "epsilon", "noise", "sites that can", "signal to noise", name, "a round"];
         let mut lines = vec![
             format!(
                 "{}: {} parameters, {} down and {} up for each site and round",
@@ -305,11 +351,11 @@ impl Plan {
             table(&header, &self.choices.iter().map(row).collect::<Vec<_>>()),
         ];
         if let Some(ground) = &self.simulated_on {
-            let ceiling = figure(self.choices.first().and_then(|choice| choice.best_possible_auc));
+            let ceiling = figure(self.choices.first().and_then(|choice| choice.quality.best_possible()));
             lines.push(String::new());
             lines.push(format!(
-                "Signal to noise (all sites' clipped gradients over their noise, first step to last) and AUC are \
-                 simulated on {ground}, where the best possible AUC is {ceiling}. Your records will differ."
+                "Signal to noise (all sites' clipped gradients over their noise, first step to last) and {name} are \
+                 simulated on {ground}, where the best possible {name} is {ceiling}. Your records will differ."
             ));
         }
         if !self.sites.is_empty() {

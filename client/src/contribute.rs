@@ -10,14 +10,16 @@ use crate::offer::CheckedContract;
 use crate::outbox::{Outbox, Stored};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
-use crate::train::{RoundBase, TrainError};
+use crate::train::{RoundBase, RoundEnd, TrainError};
 use crate::update::{CompressError, histogram_bytes, histogram_counts};
 use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::job::FederationSchedule;
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
+use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
+use weighhouse_shared::privacy::grid::Clipping;
 use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
 use weighhouse_shared::wire::messages::RoundStart;
 
@@ -32,6 +34,8 @@ pub struct Workplace {
     pub outbox: Outbox,
     /// What compression left out of updates.
     pub feedback: Feedback,
+    /// What models learn on.
+    pub engine: Engine,
 }
 
 /// What may leave for one round: noised, paid and released.
@@ -133,9 +137,13 @@ impl Workplace {
                     let mut generator = Generator::from_system()?;
                     let table = &self.records.training;
                     let memory = self.outbox.memory();
-                    let base = RoundBase { round: start.round, parameters };
-                    let update =
+                    let clip_norm = self.outbox.clip_norm(start.job);
+                    let base = RoundBase { round: start.round, parameters, engine: &self.engine, clip_norm };
+                    let RoundEnd { update, clip_norm } =
                         local_update(contract, &network, base, table, debit, &mut generator, memory)?;
+                    if contract.training.clipping == Clipping::Quantile {
+                        self.outbox.keep_clip_norm(start.job, clip_norm)?;
+                    }
                     Ok(update.compressed(start.job, contract.federation.compression, &self.feedback)?)
                 })?
             }
@@ -184,13 +192,14 @@ use crate::train::train_round as local_update;
 /// The no-training client of the round benches: the debit is paid, no record is touched.
 #[cfg(feature = "constant-update")]
 fn local_update(
-    _contract: &weighhouse_shared::job::JobContract,
+    contract: &weighhouse_shared::job::JobContract,
     network: &weighhouse_shared::model::Network,
     _base: RoundBase<'_>,
     _table: &crate::features::FeatureTable,
     _debit: crate::budget::Debit,
     _generator: &mut Generator,
     memory: Vec<u8>,
-) -> Result<crate::update::ModelUpdate, TrainError> {
-    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1, memory))
+) -> Result<RoundEnd, TrainError> {
+    let update = crate::update::ModelUpdate::constant(network.parameter_count(), 1, memory);
+    Ok(RoundEnd { update, clip_norm: contract.privacy.clip_norm })
 }

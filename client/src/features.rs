@@ -1,43 +1,39 @@
-//! Customers as the model sees them: numbers on -1 to 1, ids of categories, labels, and which rows are whose.
+//! Customers as the model sees them: numbers on -1 to 1, ids of categories, steps of sequences, labels, and which rows
+//! are whose.
 
 use std::fmt;
-use weighhouse_shared::model::Batch;
-use weighhouse_shared::schema::InputShape;
+use weighhouse_shared::model::{Batch, Network};
+use weighhouse_shared::privacy::Generator;
+use weighhouse_shared::schema::{InputShape, RowTable};
 
 /// Rows of many customers, each customer's adjacent.
 pub struct FeatureTable {
     shape: InputShape,
-    rows: CustomerRows,
+    rows: RowTable,
     /// Customer i owns rows `starts[i]..starts[i + 1]`.
-    starts: Vec<u32>,
-}
-
-/// Rows of one customer, or of several one after the other.
-#[derive(Clone, Default)]
-pub(crate) struct CustomerRows {
-    /// `[rows, numbers]`.
-    pub numbers: Vec<f32>,
-    /// `[rows, categorical columns]`.
-    pub ids: Vec<u32>,
-    /// `[rows]`.
-    pub labels: Vec<f32>,
+    starts: Vec<usize>,
+    /// Customer i's rows own steps `step_starts[i]..step_starts[i + 1]`.
+    step_starts: Vec<usize>,
 }
 
 /// Rows copied out for one step.
 pub struct FeatureBatch {
-    rows: CustomerRows,
+    rows: RowTable,
     starts: Vec<u32>,
+    step_starts: Vec<u32>,
+    draws: Vec<u8>,
 }
 
 impl FeatureTable {
     /// The table of `customers`, each with its rows of `shape`.
-    pub(crate) fn new(shape: InputShape, customers: impl IntoIterator<Item = CustomerRows>) -> Self {
-        let mut table = Self { shape, rows: CustomerRows::default(), starts: vec![0] };
+    pub(crate) fn new(shape: InputShape, customers: impl IntoIterator<Item = RowTable>) -> Self {
+        let mut table = Self { shape, rows: RowTable::default(), starts: vec![0], step_starts: vec![0] };
+        let mut steps = 0;
         for mut customer in customers {
-            table.rows.numbers.append(&mut customer.numbers);
-            table.rows.ids.append(&mut customer.ids);
-            table.rows.labels.append(&mut customer.labels);
-            table.starts.push(u32::try_from(table.rows.labels.len()).expect("below the limit on customers"));
+            steps += customer.steps(0..customer.len());
+            table.rows.append(&mut customer);
+            table.starts.push(table.rows.len());
+            table.step_starts.push(steps);
         }
         table
     }
@@ -46,7 +42,7 @@ impl FeatureTable {
     #[cfg(test)]
     pub(crate) fn from_customers(width: usize, customers: &[Vec<f32>]) -> Self {
         let rows = customers.iter().map(|customer| {
-            let mut rows = CustomerRows::default();
+            let mut rows = RowTable::default();
             for row in customer.chunks_exact(width + 1) {
                 rows.numbers.extend_from_slice(&row[..width]);
                 rows.labels.push(row[width]);
@@ -61,33 +57,59 @@ impl FeatureTable {
         self.starts.len() - 1
     }
 
+    /// How many rows and steps of a customer count if `max_rows` rows do.
+    pub fn size(&self, customer: usize, max_rows: usize) -> (usize, usize) {
+        let rows = self.starts[customer]..self.starts[customer + 1];
+        let counted = rows.start..rows.end.min(rows.start + max_rows);
+        (counted.len(), self.rows.steps(counted))
+    }
+
     /// The rows of the customers at `chosen`, the first `max_rows` of each.
+    ///
+    /// # Panics
+    /// If these rows, or their steps, are 2^32 or more.
     pub fn gather(&self, chosen: &[usize], max_rows: usize) -> FeatureBatch {
-        let mut batch = FeatureBatch { rows: CustomerRows::default(), starts: vec![0] };
-        let (width, columns) = (self.shape.numbers, self.shape.columns());
+        let mut rows = RowTable::default();
+        let mut starts = vec![0];
         for &customer in chosen {
-            let first = self.starts[customer] as usize;
-            let end = (self.starts[customer + 1] as usize).min(first + max_rows);
-            batch.rows.numbers.extend_from_slice(&self.rows.numbers[first * width..end * width]);
-            batch.rows.ids.extend_from_slice(&self.rows.ids[first * columns..end * columns]);
-            batch.rows.labels.extend_from_slice(&self.rows.labels[first..end]);
-            batch.starts.push(batch.rows.labels.len() as u32);
+            let first = self.starts[customer];
+            let end = self.starts[customer + 1].min(first + max_rows);
+            rows.extend_from(&self.rows, &self.shape, first..end, self.step_starts[customer]);
+            starts.push(u32::try_from(rows.len()).expect("micro-batches of fewer than 2^32 rows"));
         }
-        batch
+        let step_starts = match &self.shape.sequence {
+            Some(_) if rows.is_empty() => vec![0],
+            _ => rows.step_starts(),
+        };
+        FeatureBatch { rows, starts, step_starts, draws: Vec::new() }
     }
 }
 
 impl FeatureBatch {
     /// As the model takes it.
     pub fn as_batch(&self) -> Batch<'_> {
-        let CustomerRows { numbers, ids, labels } = &self.rows;
-        Batch { rows: numbers, ids, labels, customer_starts: &self.starts }
+        let rows = self.rows.as_rows(&self.step_starts);
+        Batch { rows, labels: &self.rows.labels, customer_starts: &self.starts, draws: &self.draws }
+    }
+
+    /// The same with fresh draws for what `network` does at random while it learns.
+    pub fn with_draws(mut self, network: &Network, generator: &mut Generator) -> Self {
+        let steps = self.step_starts.last().map_or(0, |&end| end as usize);
+        self.draws.resize(network.draws(self.rows.len(), steps), 0);
+        generator.fill(&mut self.draws);
+        self
     }
 }
 
 impl fmt::Debug for FeatureTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FeatureTable[{} numbers, {} categories]", self.shape.numbers, self.shape.columns())
+        let steps = self.shape.sequence.as_ref().map_or(0, |sequence| sequence.length);
+        write!(
+            f,
+            "FeatureTable[{} numbers, {} categories, {steps} steps]",
+            self.shape.numbers,
+            self.shape.columns()
+        )
     }
 }
 

@@ -102,7 +102,7 @@ pub fn asked_epsilon(charges: &[Charge], delta: Delta) -> (f64, Population) {
 
 /// Holds `contract` against the rules of `policy` for a single job.
 pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusal> {
-    let task = Task::from(contract.schema.label.kind);
+    let task = Task::from(&contract.schema.label.kind);
     if !policy.jobs.tasks.contains(&task) {
         return Err(PolicyRefusal::Tasks { asked: task, allowed: listed(&policy.jobs.tasks) });
     }
@@ -275,7 +275,7 @@ mod tests {
         let mut policy = policy(8.0, 1e-4);
         policy.jobs.models = vec![ModelKind::Logistic];
         assert_eq!(rule(&contract, &policy), None);
-        contract.model = ModelSpec::Mlp { hidden: vec![4] };
+        contract.model = ModelSpec::Mlp { hidden: vec![4], dropout: 0.0 };
         assert_eq!(rule(&contract, &policy), Some(PolicyRule::Models));
         policy.jobs.tasks.clear();
         assert_eq!(rule(&contract, &policy), Some(PolicyRule::Tasks));

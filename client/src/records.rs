@@ -1,12 +1,12 @@
 //! The site's own rows: CSV files in, customers with their feature rows out. Rows never leave this
 //! module's types and [`crate::features`]'s; neither shows them in its `Debug`.
 
-use crate::features::{CustomerRows, FeatureTable};
+use crate::features::FeatureTable;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::ids::{ContentHasher, SiteId};
-use weighhouse_shared::schema::{Cell, CellReader, Feature, Schema};
+use weighhouse_shared::schema::{CellFault, LabelKind, RowReader, RowTable, Schema};
 
 /// The most customers a site may have.
 const MAX_CUSTOMERS: usize = 100_000_000;
@@ -36,33 +36,15 @@ pub enum RecordsError {
         /// What the header has.
         header: String,
     },
-    /// A cell that should be a number.
-    #[error(
-        "{path}, line {line}: column `{column}` holds `{text}`, which is not a finite number; correct the cell or remove the row"
-    )]
-    NotANumber {
+    /// A cell that is not what the schema says.
+    #[error("{path}, line {line}: {fault}; correct the cell or remove the row")]
+    Cell {
         /// The file.
         path: PathBuf,
         /// Counted from 1, the header being line 1.
         line: u64,
-        /// The column.
-        column: String,
-        /// The cell's beginning.
-        text: String,
-    },
-    /// A label that is not 0 or 1.
-    #[error(
-        "{path}, line {line}: label `{column}` is `{text}`, and must be 0 or 1; correct the cell or remove the row"
-    )]
-    NotALabel {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1, the header being line 1.
-        line: u64,
-        /// The column.
-        column: String,
-        /// The cell's beginning.
-        text: String,
+        /// What is wrong with it.
+        fault: CellFault,
     },
     /// A row without a customer.
     #[error("{path}, line {line}: the customer column `{column}` is empty; every row must name its customer")]
@@ -85,13 +67,15 @@ pub enum RecordsError {
     NothingToTrain,
     /// A label with one value teaches nothing.
     #[error(
-        "every row's label `{column}` is {value}; a site needs both 0 and 1 to learn from: check the label column in the schema"
+        "every row's label `{column}` is {value}; a site needs {needs} to learn from: check the label column in the schema"
     )]
     OneClass {
         /// The label column.
         column: String,
         /// The value all rows have.
-        value: u8,
+        value: String,
+        /// What it needs.
+        needs: &'static str,
     },
     /// More customers than can be counted.
     #[error("there are more than {MAX_CUSTOMERS} customers; split the site")]
@@ -135,26 +119,45 @@ impl Split {
 #[derive(Default)]
 struct Grouped {
     index: HashMap<Box<[u8]>, usize>,
-    customers: Vec<CustomerRows>,
+    customers: Vec<RowTable>,
+}
+
+/// The labels that there are, as far as that matters.
+#[derive(Default)]
+struct Seen {
+    first: Option<f32>,
+    another: bool,
+}
+
+impl Seen {
+    fn add(&mut self, label: f32) {
+        let first = *self.first.get_or_insert(label);
+        self.another |= label != first;
+    }
 }
 
 /// Reads all `files` into one table, grouped by customer: numeric features brought onto -1 to 1,
-/// categories as ids.
+/// categories as ids, sequences as steps of both.
 pub fn load(files: &[PathBuf], schema: &Schema, split: Split) -> Result<Records, RecordsError> {
     let mut groups = [Grouped::default(), Grouped::default()];
-    let mut seen = [false; 2];
+    let mut seen = Seen::default();
     for path in files {
         read_file(path, schema, split, &mut groups, &mut seen)?;
     }
-    let column = schema.label.column.clone();
-    match seen {
-        [false, false] => {
-            let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
-            return Err(RecordsError::Empty { files: files.join(", ") });
+    let Some(label) = seen.first else {
+        let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+        return Err(RecordsError::Empty { files: files.join(", ") });
+    };
+    let one_class = |value, needs| {
+        let column = schema.label.column.clone();
+        Err(RecordsError::OneClass { column, value, needs })
+    };
+    match &schema.label.kind {
+        LabelKind::Binary if !seen.another => return one_class(label.to_string(), "both 0 and 1"),
+        LabelKind::Classes(classes) if !seen.another => {
+            return one_class(format!("`{}`", classes[label as usize]), "at least two classes");
         }
-        [true, false] => return Err(RecordsError::OneClass { column, value: 0 }),
-        [false, true] => return Err(RecordsError::OneClass { column, value: 1 }),
-        [true, true] => {}
+        _ => {}
     }
     let shape = schema.input_shape();
     let [training, holdout] = groups.map(|group| FeatureTable::new(shape.clone(), group.customers));
@@ -169,7 +172,7 @@ fn read_file(
     schema: &Schema,
     split: Split,
     groups: &mut [Grouped; 2],
-    seen: &mut [bool; 2],
+    seen: &mut Seen,
 ) -> Result<(), RecordsError> {
     let read_error = |source| RecordsError::Read { path: path.into(), source };
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(read_error)?;
@@ -185,35 +188,17 @@ fn read_file(
     let label_at = position(&schema.label.column)?;
     let features_at =
         schema.features.iter().map(|feature| position(&feature.column)).collect::<Result<Vec<_>, _>>()?;
-    let readers: Vec<CellReader<'_>> = schema.features.iter().map(Feature::reader).collect();
+    let reads = RowReader::new(schema);
 
     let mut record = csv::ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(read_error)? {
         let line = record.position().map_or(0, csv::Position::line);
         let cell = |at: usize| record.get(at).unwrap_or_default();
-        let not_a_number = |at: usize, column: &str| RecordsError::NotANumber {
-            path: path.into(),
-            line,
-            column: column.to_owned(),
-            text: beginning(cell(at)),
-        };
-        let customer = record.get(customer_at).unwrap_or_default();
+        let customer = cell(customer_at);
         if customer.is_empty() {
             let column = schema.customer.clone();
             return Err(RecordsError::NoCustomer { path: path.into(), line, column });
         }
-        let label = std::str::from_utf8(cell(label_at)).ok().and_then(|text| text.parse::<f64>().ok());
-        let label = label.filter(|label| label.is_finite());
-        let label = label.ok_or_else(|| not_a_number(label_at, &schema.label.column))?;
-        if label != 0.0 && label != 1.0 {
-            return Err(RecordsError::NotALabel {
-                path: path.into(),
-                line,
-                column: schema.label.column.clone(),
-                text: beginning(cell(label_at)),
-            });
-        }
-        seen[usize::from(label == 1.0)] = true;
         let group = &mut groups[usize::from(split.holds_out(customer))];
         let known = group.customers.len();
         let at = match group.index.entry(customer.into()) {
@@ -224,34 +209,28 @@ fn read_file(
             if known == MAX_CUSTOMERS {
                 return Err(RecordsError::TooMany);
             }
-            group.customers.push(CustomerRows::default());
+            group.customers.push(RowTable::default());
         }
-        let rows = &mut group.customers[at];
-        for ((feature, reader), at) in schema.features.iter().zip(&readers).zip(&features_at) {
-            match reader.read(cell(*at)).ok_or_else(|| not_a_number(*at, &feature.column))? {
-                Cell::Number(number) => rows.numbers.push(number),
-                Cell::Id(id) => rows.ids.push(id),
-            }
-        }
-        rows.labels.push(label as f32);
+        let label = reads
+            .read(cell(label_at), |feature| cell(features_at[feature]), &mut group.customers[at])
+            .map_err(|fault| RecordsError::Cell { path: path.into(), line, fault })?;
+        seen.add(label);
     }
     Ok(())
-}
-
-/// The first characters of a cell, for an error a person at the site reads.
-fn beginning(cell: &[u8]) -> String {
-    String::from_utf8_lossy(cell).chars().take(40).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
-    use weighhouse_shared::schema::{Label, LabelKind, Values};
+    use weighhouse_shared::schema::{Feature, Items, Label, Values};
 
     fn schema() -> Schema {
-        let feature =
-            |column: &str| Feature { column: column.into(), values: Values::Numeric { min: 0.0, max: 2.0 } };
+        let feature = |column: &str| Feature {
+            column: column.into(),
+            values: Values::Numeric { min: 0.0, max: 2.0 },
+            length: None,
+        };
         Schema {
             name: "test".into(),
             customer: "id".into(),
@@ -276,7 +255,7 @@ mod tests {
         let records = load_text("y,id,b,a\n1,u,0,2\n0,v,1,1\n0,u,2,0\n", 0).unwrap();
         assert_eq!(records.training.customers(), 2);
         let batch = records.training.gather(&[0], 25);
-        assert_eq!(batch.as_batch().rows, [1.0, -1.0, -1.0, 1.0]);
+        assert_eq!(batch.as_batch().rows.numbers, [1.0, -1.0, -1.0, 1.0]);
         assert_eq!(batch.as_batch().labels, [1.0, 0.0]);
     }
 
@@ -287,9 +266,49 @@ mod tests {
         let text = "y,id,b,a\n1,u,0,south\n0,v,1,\n0,u,2,mars\n1,w,0, north \n";
         let records = load_with(&schema, text, 0).unwrap();
         let batch = records.training.gather(&[0, 2, 1], 25);
-        assert_eq!(batch.as_batch().ids, [1, 2, 0, 2]);
-        assert_eq!(batch.as_batch().rows, [-1.0, 1.0, -1.0, 0.0]);
+        assert_eq!(batch.as_batch().rows.ids, [1, 2, 0, 2]);
+        assert_eq!(batch.as_batch().rows.numbers, [-1.0, 1.0, -1.0, 0.0]);
         assert_eq!(batch.as_batch().customer_starts, [0, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_gathered_batch_has_the_steps_of_the_rows_that_count_and_no_others() {
+        let mut schema = schema();
+        schema.features[0].length = Some(2);
+        // Customer u has three rows of 2, 0 and 1 steps, v one of 1, w one of none.
+        let text = "y,id,b,a\n1,u,0,0 2\n0,v,1,1\n0,u,2,\n1,w,0,\n1,u,1,5 9 0\n";
+        let records = load_with(&schema, text, 0).unwrap();
+        let steps = |chosen: &[usize], max_rows| {
+            let batch = records.training.gather(chosen, max_rows);
+            let rows = batch.as_batch().rows;
+            (rows.step_starts.to_vec(), rows.step_numbers.to_vec())
+        };
+        assert_eq!(steps(&[0], 25), (vec![0, 2, 2, 4], vec![-1.0, 1.0, 1.0, -1.0]));
+        assert_eq!(steps(&[1, 0], 2), (vec![0, 1, 3, 3], vec![0.0, -1.0, 1.0]));
+        assert_eq!(steps(&[2, 1], 1), (vec![0, 0, 1], vec![0.0]));
+        assert_eq!(steps(&[], 25), (vec![0], vec![]));
+        let batch = records.training.gather(&[0], 25);
+        assert_eq!(batch.as_batch().rows.numbers, [-1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn only_labels_that_are_told_apart_must_have_two_values() {
+        let label = |kind: LabelKind, text: &str| {
+            let mut schema = schema();
+            schema.label.kind = kind;
+            load_with(&schema, text, 0)
+                .map(|records| records.training.gather(&[0], 25).as_batch().labels.to_vec())
+        };
+        let classes = || LabelKind::Classes(vec!["few".into(), "many".into()]);
+        let one = label(classes(), "y,id,b,a\nmany,u,0,0\nmany,v,0,0\n").unwrap_err().to_string();
+        assert!(one.contains("every row's label `y` is `many`; a site needs at least two classes"), "{one}");
+        assert_eq!(label(classes(), "y,id,b,a\nmany,u,0,0\nfew,v,0,0\n").unwrap(), [1.0]);
+        let unlisted = label(classes(), "y,id,b,a\nmany,u,0,0\nfewer,v,0,0\n").unwrap_err().to_string();
+        assert!(unlisted.contains("line 3: label `y` is `fewer`, and must be one of"), "{unlisted}");
+        let same = "y,id,b,a\n2,u,0,0\n2,v,0,0\n";
+        assert_eq!(label(LabelKind::Count, same).unwrap(), [2.0]);
+        assert_eq!(label(LabelKind::Number { min: 0.0, max: 8.0 }, same).unwrap(), [-0.5]);
+        assert_eq!(label(LabelKind::Item(Items::Categories(vec!["7".into()])), same).unwrap(), [1.0]);
     }
 
     #[test]
@@ -313,6 +332,7 @@ mod tests {
         assert!(refused("y,id,a,b\n1,u,0,cheap\n").contains("line 2: column `b` holds `cheap`"));
         assert!(refused("y,id,a,b\n1,u,0,NaN\n").contains("not a finite number"));
         assert!(refused("y,id,a,b\n0.5,u,0,1\n").contains("must be 0 or 1"));
+        assert!(refused("y,id,a,b\nyes,u,0,1\n").contains("line 2: label `y` is `yes`, and must be 0 or 1"));
         assert!(refused("y,id,a,b\n1,,0,1\n").contains("customer column `id` is empty"));
         assert!(refused("y,id,a,b\n1,u,0,1\n1,v,0,1\n").contains("every row's label `y` is 1"));
         assert!(refused("y,id,a,b\n").contains("no row"));

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
 use weighhouse_shared::compression::Encoding;
-use weighhouse_shared::evaluation::{ScoreHistogram, auc_from_histogram, log_loss_from_histogram};
+use weighhouse_shared::evaluation::Quality;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
@@ -33,7 +33,7 @@ use weighhouse_shared::tls::Role;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
-    JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Quality, Receipt, Refused, RoundSkipped,
+    JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, RoundSkipped,
     RoundStart, RoundSummary, SignedContract,
 };
 use weighhouse_shared::wire::stream::Piece;
@@ -517,7 +517,7 @@ impl Driver {
         if concludes {
             new = new.concluded(state.take().as_ref());
         }
-        let quality = histogram.map(|(counts, _)| quality_of(&counts));
+        let quality = histogram.map(|(counts, _)| Quality::of_counts(&contract.schema.label.kind, &counts));
         // With the buffered schedule a quick site has released more updates than there were steps.
         let most = job.machine.released().map(|released| released.values().max().copied().unwrap_or(0));
         let trained = most.unwrap_or(round.0 + 1).min(contract.training.rounds);
@@ -714,14 +714,6 @@ fn spool_failed(source: std::io::Error) -> DriverError {
 /// Whether a site that answered so wants to know when the job is over.
 fn awaits_the_end(decision: &Decision) -> bool {
     matches!(decision, Decision::Accepted | Decision::Waiting)
-}
-
-/// Quality from summed histograms: label 1 first, then label 0.
-fn quality_of(histogram: &[i64]) -> Quality {
-    let (positive, negative) = histogram.split_at(histogram.len() / 2);
-    let counts = |counts: &[i64]| counts.iter().map(|count| *count as f64).collect();
-    let histogram = ScoreHistogram { positive: counts(positive), negative: counts(negative) };
-    Quality { auc: auc_from_histogram(&histogram), log_loss: log_loss_from_histogram(&histogram) }
 }
 
 /// Tells all watchers; one that does not keep up is dropped, and may ask again.

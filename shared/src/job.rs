@@ -12,7 +12,7 @@ use crate::compression::{Compression, Encoding};
 use crate::ids::JobId;
 use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
-use crate::privacy::grid::Grid;
+use crate::privacy::grid::{Clipping, Grid, MAX_CUSTOMER_ROWS};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{Schema, SchemaError};
 use crate::wire::codec;
@@ -73,22 +73,22 @@ pub struct PrivacyAsked {
     pub noise_multiplier: Option<NoiseMultiplier>,
     /// Probability with which the privacy loss may be larger.
     pub delta: Delta,
-    /// L2 norm to which a customer's gradient is clipped.
-    #[serde(default = "default_clip_norm")]
-    pub clip_norm: ClipNorm,
+    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<ClipNorm>,
 }
 
-fn default_clip_norm() -> ClipNorm {
-    ClipNorm::new(0.5).expect("0.5 is a norm")
-}
+/// The clip norm of those who do not choose one.
+const DEFAULT_CLIP_NORM: f64 = 0.5;
 
-/// How quality is measured at the sites: noised histograms of scores of held-out customers.
+/// How quality is measured at the sites: noised histograms of how predictions for held-out customers meet their labels,
+/// see [`evaluation`](crate::evaluation).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluationAsked {
     /// Rounds between evaluations; 0 for none. The final model is always evaluated unless this is 0.
     pub every: u32,
-    /// Bins of the histogram over scores from 0 to 1.
+    /// Bins of each side of the histogram.
     pub bins: u32,
 }
 
@@ -356,7 +356,7 @@ pub struct Privacy {
 pub struct Evaluation {
     /// Rounds between evaluations.
     pub every: u32,
-    /// Bins of the histogram over scores from 0 to 1.
+    /// Bins of each side of the histogram.
     pub bins: u32,
     /// Noise of each histogram, in units of one customer's contribution.
     pub noise_multiplier: NoiseMultiplier,
@@ -395,6 +395,22 @@ pub enum JobError {
         range: &'static str,
         /// What it is.
         got: f64,
+    },
+    /// More of one customer than a clipped sum takes.
+    #[error(
+        "training.max_rows_per_customer = {rows} with {each} {what} a row is more than {MAX_CUSTOMER_ROWS} a customer; \
+         lower max_rows_per_customer to {}, or {instead}",
+        MAX_CUSTOMER_ROWS / each
+    )]
+    CustomerRows {
+        /// Rows of a customer.
+        rows: usize,
+        /// What each has several of.
+        what: &'static str,
+        /// How many of it.
+        each: usize,
+        /// What else could be lower.
+        instead: &'static str,
     },
     /// A key that does nothing with what was chosen beside it.
     #[error("{field} goes with {belongs_to} only; leave it out")]
@@ -473,9 +489,12 @@ impl JobFile {
     /// Fixes every number: solves for the noise that the asked epsilon needs. `nonce` makes this
     /// submission a job of its own; draw it at random.
     pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
-        let (training, federation) = (self.training.fixed()?, self.federation.fixed()?);
-        training.check()?;
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
+        // Who does not choose a norm needs a clipping that does not depend on it.
+        let clipping = if clip_norm.is_some() { Clipping::Fixed } else { Clipping::Automatic };
+        let clip_norm = clip_norm.unwrap_or(ClipNorm::new(DEFAULT_CLIP_NORM).expect("0.5 is a norm"));
+        let (training, federation) = (self.training.fixed(clipping)?, self.federation.fixed()?);
+        training.check()?;
         let training_steps = self.training.rounds * self.training.local_steps;
         let sampling_rate = self.training.sampling_rate;
         let epsilon = match (self.privacy.epsilon, self.privacy.noise_multiplier) {
@@ -548,8 +567,9 @@ impl JobContract {
             return Err(JobError::Name);
         }
         self.schema.validate()?;
-        self.network()?;
+        let network = self.network()?;
         self.training.check()?;
+        self.check_customer_rows(&network)?;
         let Federation { min_sites, max_sites, min_time_s, max_time_s, max_idle_s, strategy, .. } =
             self.federation;
         range(
@@ -606,6 +626,22 @@ impl JobContract {
         Ok(())
     }
 
+    /// A customer's rows, with all their steps and candidate items, must be no more than its clipped gradient is proved
+    /// for.
+    fn check_customer_rows(&self, network: &Network) -> Result<(), JobError> {
+        let rows = self.training.max_rows_per_customer as usize;
+        let length = network.inputs().sequence.as_ref().map_or(1, |sequence| sequence.length);
+        for (what, each, instead) in [
+            ("steps", length, "the schema's `length`"),
+            ("candidate items", network.factor_rows(), "the model's `negatives`"),
+        ] {
+            if rows * each > MAX_CUSTOMER_ROWS {
+                return Err(JobError::CustomerRows { rows, what, each, instead });
+            }
+        }
+        Ok(())
+    }
+
     /// The contract's identity.
     pub fn id(&self) -> JobId {
         JobId::from_bytes(*crate::ids::ContentHash::of(&codec::encode(self)).as_bytes())
@@ -613,7 +649,7 @@ impl JobContract {
 
     /// The network the contract trains.
     pub fn network(&self) -> Result<Network, JobError> {
-        Network::new(&self.model, self.schema.input_shape())
+        Network::new(&self.model, self.schema.shape())
             .map_err(|error| JobError::Model { reason: error.to_string() })
     }
 
@@ -881,6 +917,35 @@ mod tests {
         let unpulled = contract_of("", "strategy = \"fedprox\"").unwrap_err().to_string();
         assert!(unpulled.contains("training.proximal must be above 0"), "{unpulled}");
         assert!(contract_of("proximal = 0.1", "strategy = \"fedadam\"").is_ok());
+    }
+
+    #[test]
+    fn a_customer_with_more_steps_or_candidates_than_are_proved_for_is_refused() {
+        let contract_of = |length: u32, negatives: u32, rows: u32| {
+            let schema: Schema = toml::from_str(&format!(
+                "name = \"test\"\ncustomer = \"id\"\n\
+                 label = {{ column = \"y\", kind = \"item\", hash_buckets = 9 }}\n\
+                 features = [{{ column = \"a\", hash_buckets = 4, length = {length} }}]",
+            ))
+            .unwrap();
+            let file: JobFile = toml::from_str(&format!(
+                "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+                 [training]\nmax_rows_per_customer = {rows}\n\
+                 [model.two_tower]\nhidden = [2]\ndim = 2\nnegatives = {negatives}"
+            ))
+            .unwrap();
+            file.contract(schema, [0; 16])
+        };
+        assert!(contract_of(1024, 1, 64).is_ok());
+        let long = contract_of(1024, 1, 65).unwrap_err().to_string();
+        assert_eq!(
+            long,
+            "training.max_rows_per_customer = 65 with 1024 steps a row is more than 65536 a customer; lower \
+             max_rows_per_customer to 64, or the schema's `length`"
+        );
+        assert!(contract_of(1, 1023, 64).is_ok());
+        let many = contract_of(1, 1024, 64).unwrap_err().to_string();
+        assert!(many.contains("with 1025 candidate items a row") && many.contains("to 63, or"), "{many}");
     }
 
     /// Clip norm and noise multiplier are all there is: what one customer can change follows from the

@@ -73,6 +73,14 @@ pub enum Approval {
 pub enum Task {
     /// A label that is 0 or 1: response, churn, purchase.
     Binary,
+    /// A label that is one of a few classes: a segment, a channel.
+    Classes,
+    /// A label that is a count: visits, baskets.
+    Count,
+    /// A label that is a number: spend, days to the next visit.
+    Number,
+    /// A label that is one of many items, to be ranked: the next product.
+    Item,
 }
 
 /// A kind of model.
@@ -85,12 +93,24 @@ pub enum ModelKind {
     Mlp,
     /// Both, over numbers and categories.
     WideAndDeep,
+    /// A ranking of items.
+    TwoTower,
+    /// Factors of items and of customers.
+    MatrixFactorisation,
+    /// Long short-term memory over sequences.
+    Lstm,
+    /// Attention over sequences.
+    Transformer,
 }
 
-impl From<LabelKind> for Task {
-    fn from(label: LabelKind) -> Self {
+impl From<&LabelKind> for Task {
+    fn from(label: &LabelKind) -> Self {
         match label {
             LabelKind::Binary => Self::Binary,
+            LabelKind::Classes(_) => Self::Classes,
+            LabelKind::Count => Self::Count,
+            LabelKind::Number { .. } => Self::Number,
+            LabelKind::Item(_) => Self::Item,
         }
     }
 }
@@ -101,6 +121,10 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::Logistic {} => Self::Logistic,
             ModelSpec::Mlp { .. } => Self::Mlp,
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
+            ModelSpec::TwoTower { .. } => Self::TwoTower,
+            ModelSpec::MatrixFactorisation { .. } => Self::MatrixFactorisation,
+            ModelSpec::Lstm { .. } => Self::Lstm,
+            ModelSpec::Transformer { .. } => Self::Transformer,
         }
     }
 }
@@ -119,6 +143,10 @@ impl fmt::Display for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Binary => "binary",
+            Self::Classes => "classes",
+            Self::Count => "count",
+            Self::Number => "number",
+            Self::Item => "item",
         })
     }
 }
@@ -129,6 +157,10 @@ impl fmt::Display for ModelKind {
             Self::Logistic => "logistic",
             Self::Mlp => "mlp",
             Self::WideAndDeep => "wide_and_deep",
+            Self::TwoTower => "two_tower",
+            Self::MatrixFactorisation => "matrix_factorisation",
+            Self::Lstm => "lstm",
+            Self::Transformer => "transformer",
         })
     }
 }
@@ -296,8 +328,8 @@ pub fn first_policy(cap_epsilon: Epsilon, cap_delta: Delta) -> String {
          # `weighhouse client approve JOB`.\n\
          approval = \"auto\"\n\
          # What may be learned, and with which models.\n\
-         tasks = [\"binary\"]\n\
-         models = [\"logistic\", \"mlp\", \"wide_and_deep\"]\n\
+         tasks = [\"binary\", \"classes\", \"count\", \"number\", \"item\"]\n\
+         models = [\"logistic\", \"mlp\", \"wide_and_deep\", \"two_tower\"]\n\
          \n\
          [customers]\n\
          # The daemon does not run with fewer customers than this.\n\
@@ -349,7 +381,7 @@ mod tests {
             ("max_sites = 1", "max_sites = 0", "customers.max_sites"),
             ("# [officer]\n# public_key = \"…\"", "[officer]\npublic_key = \"AB\"", "officer.public_key"),
             ("min = 1", "minimum = 1", "minimum"),
-            ("tasks = [\"binary\"]", "tasks = [\"identify\"]", "identify"),
+            ("tasks = [\"binary\", ", "tasks = [\"identify\", ", "identify"),
         ] {
             let error = Policy::parse(&sample().replace(from, to)).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");

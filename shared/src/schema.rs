@@ -1,22 +1,30 @@
 //! What the columns of a site's records mean: which one names the customer, which are features and
-//! between which public bounds or with which public categories, which is the label. A job carries the schema it
+//! between which public bounds or with which public categories, which is the label and of what kind. A job carries the schema it
 //! was made for; a site answers only jobs whose schema is its own.
 
-use crate::ids::{ContentHash, ContentHasher};
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
-use std::collections::{HashMap, HashSet};
+mod feature;
+mod label;
+mod rows;
+
+pub use feature::{Cell, CellReader, Feature, Values};
+pub use label::{Items, Label, LabelKind, LabelReader, MAX_COUNT};
+pub use rows::{CellFault, RowReader, RowTable};
+
+use crate::ids::ContentHash;
+use crate::model::MAX_STEPS;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// The most features a schema may name.
 pub const MAX_FEATURES: usize = 4096;
 /// The longest column, schema or category name, in bytes.
 pub const MAX_NAME_LEN: usize = 128;
-/// The most categories a feature may list.
+/// The most categories a feature or a label may list.
 pub const MAX_CATEGORIES: usize = 4096;
 /// The most bytes that all listed categories of a schema may have together, so that a contract fits a frame and
 /// a model file's header.
 pub const MAX_CATEGORY_BYTES: usize = 1 << 17;
-/// The most buckets into which a feature's values may be hashed.
+/// The most buckets into which a feature's values, or items, may be hashed.
 pub const MAX_HASH_BUCKETS: u32 = 1 << 16;
 
 /// Columns of a table of customers' records.
@@ -31,118 +39,6 @@ pub struct Schema {
     pub label: Label,
     /// What it is learned from, in the order of the model's inputs.
     pub features: Vec<Feature>,
-}
-
-/// The column that is learned.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Label {
-    /// Its name in the header.
-    pub column: String,
-    /// What its values are.
-    pub kind: LabelKind,
-}
-
-/// What a label's values are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LabelKind {
-    /// 0 or 1.
-    Binary,
-}
-
-/// A column that a model learns from.
-///
-/// ```
-/// # use weighhouse_shared::schema::{Feature, Values};
-/// let read = |text| toml::from_str::<Feature>(text);
-/// let age = read("column = \"age\"\nmin = 0.0\nmax = 110.0").unwrap();
-/// assert_eq!(age.values, Values::Numeric { min: 0.0, max: 110.0 });
-/// let tier = read("column = \"tier\"\ncategories = [\"basic\", \"gold\"]").unwrap();
-/// assert_eq!(tier.values, Values::Categories(vec!["basic".into(), "gold".into()]));
-/// let product = read("column = \"product\"\nhash_buckets = 1024").unwrap();
-/// assert_eq!(product.values, Values::HashBuckets(1024));
-/// ```
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "FeatureEntry")]
-pub struct Feature {
-    /// Its name in the header.
-    pub column: String,
-    /// What its values are.
-    pub values: Values,
-}
-
-/// What a feature's values are. Bounds and categories are public and chosen without looking at the records (a
-/// percentage runs from 0 to 100, an age from 0 to 110; the districts are on the map): read off the data they would
-/// leak it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Values {
-    /// Finite numbers.
-    Numeric {
-        /// Values below count as this.
-        min: f64,
-        /// Values above count as this.
-        max: f64,
-    },
-    /// One of these texts; all others, and an empty cell, are one more category, "other".
-    Categories(Vec<String>),
-    /// Any text, sorted into so many buckets by its hash; an empty cell is one more bucket. For values that are too
-    /// many or too changing to list, as product numbers: some share a bucket.
-    HashBuckets(u32),
-}
-
-/// A feature as files and contracts hold it: bounds, or categories, or buckets.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FeatureEntry {
-    column: String,
-    min: Option<f64>,
-    max: Option<f64>,
-    categories: Option<Vec<String>>,
-    hash_buckets: Option<u32>,
-}
-
-impl TryFrom<FeatureEntry> for Feature {
-    type Error = SchemaError;
-
-    fn try_from(entry: FeatureEntry) -> Result<Self, SchemaError> {
-        let FeatureEntry { column, min, max, categories, hash_buckets } = entry;
-        let values = match (min, max, categories, hash_buckets) {
-            (Some(min), Some(max), None, None) => Values::Numeric { min, max },
-            (None, None, Some(categories), None) => Values::Categories(categories),
-            (None, None, None, Some(buckets)) => Values::HashBuckets(buckets),
-            _ => return Err(SchemaError::Kind { column: column.chars().take(40).collect() }),
-        };
-        Ok(Self { column, values })
-    }
-}
-
-impl Serialize for Feature {
-    /// In text only the keys that are set; in canonical bytes, which carry no keys, all there are.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let (column, values) = (&self.column, &self.values);
-        if serializer.is_human_readable() {
-            let mut entries = serializer.serialize_map(None)?;
-            entries.serialize_entry("column", column)?;
-            match values {
-                Values::Numeric { min, max } => {
-                    entries.serialize_entry("min", min)?;
-                    entries.serialize_entry("max", max)?;
-                }
-                Values::Categories(categories) => entries.serialize_entry("categories", categories)?,
-                Values::HashBuckets(buckets) => entries.serialize_entry("hash_buckets", buckets)?,
-            }
-            return entries.end();
-        }
-        let column = column.clone();
-        let empty = FeatureEntry { column, min: None, max: None, categories: None, hash_buckets: None };
-        let entry = match values.clone() {
-            Values::Numeric { min, max } => FeatureEntry { min: Some(min), max: Some(max), ..empty },
-            Values::Categories(categories) => FeatureEntry { categories: Some(categories), ..empty },
-            Values::HashBuckets(buckets) => FeatureEntry { hash_buckets: Some(buckets), ..empty },
-        };
-        entry.serialize(serializer)
-    }
 }
 
 /// Why a schema cannot be used.
@@ -167,9 +63,9 @@ pub enum SchemaError {
         column: String,
     },
     /// Bounds that bound nothing.
-    #[error("feature `{column}` needs finite bounds with min below max, got min {min} and max {max}")]
+    #[error("column `{column}` needs finite bounds with min below max, got min {min} and max {max}")]
     Bounds {
-        /// The feature.
+        /// The feature or label.
         column: String,
         /// Its lower bound.
         min: f64,
@@ -186,31 +82,77 @@ pub enum SchemaError {
     },
     /// No categories, too many, or no usable number of buckets.
     #[error(
-        "feature `{column}` must have 1 to {MAX_CATEGORIES} categories or 1 to {MAX_HASH_BUCKETS} hash_buckets, got {got}"
+        "column `{column}` must have {least} to {MAX_CATEGORIES} categories or 1 to {MAX_HASH_BUCKETS} hash_buckets, got {got}"
     )]
     CategoryCount {
-        /// The feature.
+        /// The feature or label.
         column: String,
+        /// The fewest categories it may have.
+        least: usize,
         /// How many it has.
         got: usize,
     },
     /// A category that no cell can be, or that is listed twice.
     #[error(
-        "category `{category}` of feature `{column}` is empty, repeated, longer than {MAX_NAME_LEN} bytes, or holds control characters or outer spaces"
+        "category `{category}` of column `{column}` is empty, repeated, longer than {MAX_NAME_LEN} bytes, or holds control characters or outer spaces"
     )]
     Category {
-        /// The feature.
+        /// The feature or label.
         column: String,
         /// The category's beginning.
         category: String,
     },
     /// Too long a list of categories.
     #[error(
-        "the categories of all features have {got} bytes together, at most {MAX_CATEGORY_BYTES} are allowed; use hash_buckets for the longest list"
+        "the categories of all columns have {got} bytes together, at most {MAX_CATEGORY_BYTES} are allowed; use hash_buckets for the longest list"
     )]
     CategoryBytes {
         /// Their bytes.
         got: usize,
+    },
+    /// Keys that do not go with the label's kind.
+    #[error("label `{column}` of kind \"{kind}\" needs {needs}")]
+    LabelKeys {
+        /// The label.
+        column: String,
+        /// Its kind.
+        kind: &'static str,
+        /// What goes with it.
+        needs: &'static str,
+    },
+    /// A sequence of no steps, or of too many.
+    #[error("feature `{column}` must have a length of 1 to {MAX_STEPS} steps, got {got}")]
+    Length {
+        /// The feature.
+        column: String,
+        /// Its length.
+        got: u32,
+    },
+    /// Sequences of different lengths.
+    #[error(
+        "feature `{column}` has a length of {got} steps and feature `{first}` one of {expected}; all sequences of a schema \
+         have the same"
+    )]
+    Lengths {
+        /// The feature.
+        column: String,
+        /// Its length.
+        got: u32,
+        /// The first sequence of the schema.
+        first: String,
+        /// Its length.
+        expected: u32,
+    },
+    /// A category that no entry of a sequence can be.
+    #[error(
+        "category `{category}` of feature `{column}` holds a space, which stands between the entries of a sequence; write it \
+         without in schema and records"
+    )]
+    StepCategory {
+        /// The feature.
+        column: String,
+        /// The category's beginning.
+        category: String,
     },
 }
 
@@ -231,8 +173,16 @@ impl Schema {
         if let Some(column) = columns.into_iter().find(|column| !seen.insert(column.as_str())) {
             return Err(SchemaError::Repeated { column: column.clone() });
         }
+        self.label.validate()?;
         self.features.iter().try_for_each(Feature::validate)?;
-        let categories = self.features.iter().flat_map(Feature::categories);
+        let mut sequences = self.features.iter().filter_map(|feature| Some((feature, feature.length?)));
+        if let Some((first, expected)) = sequences.next()
+            && let Some((feature, got)) = sequences.find(|&(_, length)| length != expected)
+        {
+            let (column, first) = (feature.column.clone(), first.column.clone());
+            return Err(SchemaError::Lengths { column, got, first, expected });
+        }
+        let categories = self.features.iter().flat_map(Feature::categories).chain(self.label.categories());
         let got = categories.map(String::len).sum();
         if got > MAX_CATEGORY_BYTES { Err(SchemaError::CategoryBytes { got }) } else { Ok(()) }
     }
@@ -242,27 +192,110 @@ impl Schema {
         ContentHash::of(&crate::wire::codec::encode(self))
     }
 
+    /// What a model takes and what it gives.
+    pub fn shape(&self) -> DataShape {
+        DataShape { inputs: self.input_shape(), target: self.label.kind.target() }
+    }
+
     /// What a row holds once it is read: the numeric features as numbers and the others as ids, each in the order of
-    /// the features.
+    /// the features; likewise each step of its sequence, if there are sequence features.
     pub fn input_shape(&self) -> InputShape {
-        let vocabularies: Vec<usize> = self.features.iter().filter_map(Feature::vocabulary_len).collect();
-        InputShape { numbers: self.features.len() - vocabularies.len(), vocabularies }
+        let mut shape = InputShape::default();
+        for feature in &self.features {
+            let (numbers, vocabularies) = match feature.length {
+                None => (&mut shape.numbers, &mut shape.vocabularies),
+                Some(length) => {
+                    let sequence = shape.sequence.get_or_insert_default();
+                    sequence.length = length as usize;
+                    (&mut sequence.numbers, &mut sequence.vocabularies)
+                }
+            };
+            match feature.vocabulary_len() {
+                Some(ids) => vocabularies.push(ids),
+                None => *numbers += 1,
+            }
+        }
+        shape
     }
 }
 
 /// What a row of a model's input holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct InputShape {
     /// How many numbers.
     pub numbers: usize,
     /// For each categorical column, in order, how many ids there are: 0 up to one less.
     pub vocabularies: Vec<usize>,
+    /// What a step of the row's sequence holds, if rows have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceShape>,
+}
+
+/// What a step of a sequence holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SequenceShape {
+    /// Most steps.
+    pub length: usize,
+    /// How many numbers.
+    pub numbers: usize,
+    /// For each categorical column, in order, how many ids there are.
+    pub vocabularies: Vec<usize>,
+}
+
+/// What is learned from a row, and how its label is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A probability; labels are 0 or 1 or between.
+    #[default]
+    Binary,
+    /// One of so many classes; labels are their places from 0.
+    Classes(usize),
+    /// How often: a rate; labels are counts.
+    Count,
+    /// A number, brought onto -1 to 1.
+    Number,
+    /// One of so many items, to be ranked; labels are their places from 0.
+    Item(usize),
+}
+
+impl Target {
+    /// Outputs for each row: classes or items, else one.
+    pub fn outputs(self) -> usize {
+        match self {
+            Self::Classes(outputs) | Self::Item(outputs) => outputs,
+            Self::Binary | Self::Count | Self::Number => 1,
+        }
+    }
+}
+
+/// What a model takes and what it gives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DataShape {
+    /// What a row holds.
+    pub inputs: InputShape,
+    /// What is learned from it.
+    pub target: Target,
 }
 
 impl From<usize> for InputShape {
     /// Rows of numbers alone.
     fn from(numbers: usize) -> Self {
-        Self { numbers, vocabularies: Vec::new() }
+        Self { numbers, ..Self::default() }
+    }
+}
+
+impl From<usize> for DataShape {
+    /// Rows of numbers alone, and a probability.
+    fn from(numbers: usize) -> Self {
+        InputShape::from(numbers).into()
+    }
+}
+
+impl From<InputShape> for DataShape {
+    /// A probability.
+    fn from(inputs: InputShape) -> Self {
+        Self { inputs, target: Target::Binary }
     }
 }
 
@@ -273,131 +306,11 @@ impl InputShape {
     }
 }
 
-impl Feature {
-    fn validate(&self) -> Result<(), SchemaError> {
-        let column = self.column.clone();
-        match &self.values {
-            &Values::Numeric { min, max } => {
-                if !(min.is_finite() && max.is_finite() && min < max && (max - min).is_finite()) {
-                    return Err(SchemaError::Bounds { column, min, max });
-                }
-            }
-            Values::Categories(categories) => {
-                if categories.is_empty() || categories.len() > MAX_CATEGORIES {
-                    return Err(SchemaError::CategoryCount { column, got: categories.len() });
-                }
-                let mut seen = HashSet::new();
-                let usable = |category: &str| {
-                    (1..=MAX_NAME_LEN).contains(&category.len())
-                        && category.trim() == category
-                        && !category.chars().any(char::is_control)
-                };
-                let bad =
-                    categories.iter().find(|category| !usable(category) || !seen.insert(category.as_str()));
-                if let Some(category) = bad {
-                    let category = category.chars().take(40).collect();
-                    return Err(SchemaError::Category { column, category });
-                }
-            }
-            &Values::HashBuckets(buckets) => {
-                if !(1..=MAX_HASH_BUCKETS).contains(&buckets) {
-                    return Err(SchemaError::CategoryCount { column, got: buckets as usize });
-                }
-            }
-        }
-        Ok(())
+impl SequenceShape {
+    /// How many ids a step holds.
+    pub fn columns(&self) -> usize {
+        self.vocabularies.len()
     }
-
-    fn categories(&self) -> &[String] {
-        match &self.values {
-            Values::Categories(categories) => categories,
-            _ => &[],
-        }
-    }
-
-    /// How many ids a categorical feature's cells can have; None for numbers.
-    pub fn vocabulary_len(&self) -> Option<usize> {
-        match &self.values {
-            Values::Numeric { .. } => None,
-            Values::Categories(categories) => Some(categories.len() + 1),
-            Values::HashBuckets(buckets) => Some(*buckets as usize + 1),
-        }
-    }
-
-    /// What reads the cells of this feature's column. Build it once for many cells.
-    pub fn reader(&self) -> CellReader<'_> {
-        match &self.values {
-            &Values::Numeric { min, max } => CellReader::Number { min, max },
-            Values::Categories(categories) => CellReader::Category(
-                (0u32..).zip(categories).map(|(id, category)| (category.as_bytes(), id)).collect(),
-            ),
-            &Values::HashBuckets(buckets) => CellReader::Hash { buckets },
-        }
-    }
-}
-
-/// Turns the cells of one feature's column into a model's inputs.
-#[derive(Debug)]
-pub enum CellReader<'a> {
-    /// Numbers, brought between the bounds and onto -1 to 1.
-    Number {
-        /// Lower bound.
-        min: f64,
-        /// Upper bound.
-        max: f64,
-    },
-    /// Listed categories with their ids.
-    Category(HashMap<&'a [u8], u32>),
-    /// Buckets of a hash.
-    Hash {
-        /// How many.
-        buckets: u32,
-    },
-}
-
-/// What a cell says.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Cell {
-    /// A number from -1 to 1.
-    Number(f32),
-    /// An id below the feature's [`vocabulary_len`](Feature::vocabulary_len).
-    Id(u32),
-}
-
-impl CellReader<'_> {
-    /// Reads `cell`, whose outer spaces are gone. None if it should be a finite number and is not; as a category any
-    /// bytes will do.
-    ///
-    /// A category's id is its place in the list, and the list's length for anything else. A hashed value's id is
-    /// the first 8 bytes, big-endian, of SHA-256 of `weighhouse category v1`, a zero byte and the cell, modulo the
-    /// number of buckets; an empty cell's is that number.
-    pub fn read(&self, cell: &[u8]) -> Option<Cell> {
-        match self {
-            Self::Number { min, max } => {
-                let value: f64 = std::str::from_utf8(cell).ok()?.parse().ok()?;
-                value.is_finite().then(|| Cell::Number(scaled(value, *min, *max)))
-            }
-            Self::Category(ids) => {
-                let other = ids.len() as u32;
-                Some(Cell::Id(ids.get(cell).copied().unwrap_or(other)))
-            }
-            Self::Hash { buckets } if cell.is_empty() => Some(Cell::Id(*buckets)),
-            Self::Hash { buckets } => {
-                let mut hasher = ContentHasher::default();
-                hasher.update(b"weighhouse category v1\0");
-                hasher.update(cell);
-                let hash = hasher.finish();
-                let (head, _) = hash.as_bytes().split_first_chunk::<8>().expect("a hash has 32 bytes");
-                Some(Cell::Id((u64::from_be_bytes(*head) % u64::from(*buckets)) as u32))
-            }
-        }
-    }
-}
-
-/// Brings a finite `value` between the bounds and onto -1 to 1.
-fn scaled(value: f64, min: f64, max: f64) -> f32 {
-    let share = (value.clamp(min, max) - min) / (max - min);
-    (2.0 * share - 1.0) as f32
 }
 
 #[cfg(test)]
@@ -405,8 +318,11 @@ mod tests {
     use super::*;
 
     fn schema() -> Schema {
-        let feature =
-            |column: &str| Feature { column: column.into(), values: Values::Numeric { min: 0.0, max: 10.0 } };
+        let feature = |column: &str| Feature {
+            column: column.into(),
+            values: Values::Numeric { min: 0.0, max: 10.0 },
+            length: None,
+        };
         Schema {
             name: "campaign".into(),
             customer: "customer".into(),
@@ -476,9 +392,93 @@ mod tests {
         assert!(toml::from_str::<Feature>("column = \"tier\"\nbuckets = 4").is_err());
     }
 
+    fn sequence(values: Values, length: u32) -> Schema {
+        let mut schema = with(values);
+        schema.features[1].length = Some(length);
+        schema
+    }
+
+    fn labelled(kind: LabelKind) -> Schema {
+        Schema { label: Label { column: "y".into(), kind }, ..schema() }
+    }
+
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|&text| text.into()).collect()
+    }
+
     #[test]
-    fn files_and_contracts_carry_every_kind_of_feature() {
-        for schema in [schema(), listed(&["x", "y"]), with(Values::HashBuckets(7))] {
+    fn a_sequence_has_a_length_in_range_that_all_share_and_categories_without_spaces() {
+        let values = || Values::HashBuckets(4);
+        for length in [1, 1024] {
+            assert_eq!(sequence(values(), length).validate(), Ok(()));
+        }
+        for length in [0, 1025] {
+            let refusal = sequence(values(), length).validate();
+            assert_eq!(refusal, Err(SchemaError::Length { column: "b".into(), got: length }));
+        }
+        let mut schema = sequence(values(), 8);
+        schema.features[0].length = Some(9);
+        let refusal = schema.validate().unwrap_err().to_string();
+        assert!(
+            refusal.contains("feature `b` has a length of 8 steps and feature `a` one of 9"),
+            "{refusal}"
+        );
+        let spaced = sequence(Values::Categories(texts(&["far west"])), 8);
+        assert!(matches!(spaced.validate(), Err(SchemaError::StepCategory { .. })));
+        let shape = sequence(values(), 8).input_shape();
+        let steps = SequenceShape { length: 8, numbers: 0, vocabularies: vec![5] };
+        assert_eq!(shape, InputShape { numbers: 1, vocabularies: vec![], sequence: Some(steps) });
+    }
+
+    #[test]
+    fn each_kind_of_label_has_its_keys_and_no_other() {
+        for (bad, says) in [
+            ("kind = \"binary\"\nmin = 0.0", "needs no key beside `column` and `kind`"),
+            ("kind = \"classes\"", "of kind \"classes\" needs `categories`"),
+            ("kind = \"classes\"\nhash_buckets = 4", "needs `categories`"),
+            ("kind = \"count\"\nmax = 4.0", "needs no key beside"),
+            ("kind = \"number\"\nmin = 0.0", "needs `min` and `max`"),
+            ("kind = \"item\"", "either `categories` or `hash_buckets`"),
+            ("kind = \"item\"\ncategories = [\"a\"]\nhash_buckets = 4", "either `categories`"),
+            ("kind = \"rank\"", "unknown variant `rank`"),
+            ("kind = \"count\"\nlength = 4", "unknown field `length`"),
+        ] {
+            let refusal = toml::from_str::<Label>(&format!("column = \"y\"\n{bad}")).unwrap_err();
+            assert!(refusal.to_string().contains(says), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn labels_out_of_range_are_refused() {
+        let one = labelled(LabelKind::Classes(texts(&["a"]))).validate().unwrap_err().to_string();
+        assert!(one.contains("column `y` must have 2 to 4096 categories"), "{one}");
+        assert_eq!(labelled(LabelKind::Item(Items::Categories(texts(&["a"])))).validate(), Ok(()));
+        for kind in [
+            LabelKind::Classes(texts(&["a", "a"])),
+            LabelKind::Number { min: 1.0, max: f64::NAN },
+            LabelKind::Item(Items::HashBuckets(0)),
+        ] {
+            assert!(labelled(kind.clone()).validate().is_err(), "{kind:?}");
+        }
+        let long: Vec<String> = (0..2000).map(|id| format!("{id:0100}")).collect();
+        let refusal = labelled(LabelKind::Classes(long)).validate();
+        assert_eq!(refusal, Err(SchemaError::CategoryBytes { got: 200_000 }));
+    }
+
+    #[test]
+    fn files_and_contracts_carry_every_kind_of_feature_and_label() {
+        for schema in [
+            schema(),
+            listed(&["x", "y"]),
+            with(Values::HashBuckets(7)),
+            sequence(Values::HashBuckets(7), 12),
+            sequence(Values::Numeric { min: 0.0, max: 1.0 }, 12),
+            labelled(LabelKind::Classes(texts(&["x", "y"]))),
+            labelled(LabelKind::Count),
+            labelled(LabelKind::Number { min: -1.0, max: 3.5 }),
+            labelled(LabelKind::Item(Items::Categories(texts(&["x", "y"])))),
+            labelled(LabelKind::Item(Items::HashBuckets(64))),
+        ] {
             let text = toml::to_string(&schema).unwrap();
             assert_eq!(toml::from_str::<Schema>(&text).unwrap(), schema, "{text}");
             let text = serde_json::to_string(&schema).unwrap();
@@ -509,7 +509,7 @@ mod tests {
         let ids = [&b"north"[..], b"south", b"South", b"", &[0xff]].map(|cell| reader.read(cell).unwrap());
         assert_eq!(ids, [0, 1, 2, 2, 2].map(Cell::Id));
         assert_eq!(schema.features[1].vocabulary_len(), Some(3));
-        assert_eq!(schema.input_shape(), InputShape { numbers: 1, vocabularies: vec![3] });
+        assert_eq!(schema.input_shape(), InputShape { numbers: 1, vocabularies: vec![3], sequence: None });
     }
 
     /// Computed with Python: `int.from_bytes(sha256(b"weighhouse category v1\0" + cell).digest()[:8], "big") % 1024`.
@@ -532,10 +532,15 @@ mod tests {
             listed(&["x", "y"]),
             listed(&["y", "x"]),
             with(Values::HashBuckets(2)),
+            sequence(Values::HashBuckets(2), 2),
+            sequence(Values::HashBuckets(2), 3),
+            labelled(LabelKind::Count),
+            labelled(LabelKind::Classes(texts(&["x", "y"]))),
+            labelled(LabelKind::Item(Items::Categories(texts(&["x", "y"])))),
         ]
         .iter()
         .map(Schema::hash)
         .collect();
-        assert_eq!(hashes.len(), 5);
+        assert_eq!(hashes.len(), 10);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use weighhouse_client::home::load_schema;
 use weighhouse_shared::model::Batch;
-use weighhouse_shared::schema::{Cell, CellReader, Feature, Schema};
+use weighhouse_shared::schema::{InputShape, LabelKind, RowReader, RowTable, Schema};
 
 /// Regroups all rows into sites by a column's value.
 #[derive(Debug, Clone)]
@@ -21,16 +21,14 @@ pub struct Partition {
 }
 
 /// Rows as a model takes them, each customer's adjacent.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Rows {
-    /// `[rows, numeric features]`, scaled onto -1 to 1.
-    pub numbers: Vec<f32>,
-    /// `[rows, categorical features]`.
-    pub ids: Vec<u32>,
-    /// `[rows]`.
-    pub labels: Vec<f32>,
+    /// The rows.
+    pub table: RowTable,
     /// Customer i owns rows `starts[i]..starts[i + 1]`.
     pub starts: Vec<u32>,
+    /// Row i has the steps `step_starts[i]..step_starts[i + 1]`; empty if rows have no sequence.
+    step_starts: Vec<u32>,
 }
 
 /// One site's records.
@@ -172,7 +170,7 @@ impl Dataset {
         }
         if dataset.sites.len() < 2 {
             bail!(
-                "there are fewer than 2 sites with both labels in {}; a federation needs two",
+                "there are fewer than 2 sites with rows, and two classes where classes are learned, in {}; a federation needs two",
                 folder.display()
             );
         }
@@ -193,8 +191,11 @@ impl Dataset {
                 Rows::parse(&header, &train, &schema).with_context(|| format!("in the rows of {name}"))?;
             let test = Rows::parse(&header, &test, &schema)
                 .with_context(|| format!("in the test rows of {name}"))?;
-            // A site whose rows all have one label has nothing to learn from; its daemon would say so.
-            if rows.labels.contains(&0.0) && rows.labels.contains(&1.0) {
+            // A site whose rows all have one class has nothing to learn from; its daemon would say so.
+            let labels = &rows.table.labels;
+            let told_apart = matches!(schema.label.kind, LabelKind::Binary | LabelKind::Classes(_));
+            let several = labels.iter().any(|label| *label != labels[0]);
+            if several || (!told_apart && !labels.is_empty()) {
                 sites.push(SiteData { name, records: train, train: rows, test });
             }
         }
@@ -256,9 +257,34 @@ fn regroup(
 }
 
 impl Rows {
-    /// As the model takes them.
-    pub fn as_batch(&self) -> Batch<'_> {
-        Batch { rows: &self.numbers, ids: &self.ids, labels: &self.labels, customer_starts: &self.starts }
+    /// As the model takes them; `draws` are for what it does at random while it learns.
+    pub fn as_batch<'a>(&'a self, draws: &'a [u8]) -> Batch<'a> {
+        let rows = self.table.as_rows(&self.step_starts);
+        Batch { rows, labels: &self.table.labels, customer_starts: &self.starts, draws }
+    }
+
+    /// Their steps together.
+    pub fn steps(&self) -> usize {
+        self.step_starts.last().map_or(0, |&end| end as usize)
+    }
+
+    /// All rows of `parts`, of `shape`, in one.
+    pub fn pooled<'a>(shape: &InputShape, parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let (mut table, mut starts) = (RowTable::default(), vec![0]);
+        for part in parts {
+            let first = table.len() as u32;
+            table.extend_from(&part.table, shape, 0..part.table.len(), 0);
+            starts.extend(part.starts[1..].iter().map(|start| first + start));
+        }
+        Self::new(shape, table, starts)
+    }
+
+    fn new(shape: &InputShape, table: RowTable, starts: Vec<u32>) -> Self {
+        let step_starts = match &shape.sequence {
+            Some(_) if table.is_empty() => vec![0],
+            _ => table.step_starts(),
+        };
+        Self { table, starts, step_starts }
     }
 
     fn parse(header: &StringRecord, records: &[StringRecord], schema: &Schema) -> Result<Self> {
@@ -266,14 +292,7 @@ impl Rows {
         let label_at = position(header, &schema.label.column)?;
         let columns = schema.features.iter().map(|feature| position(header, &feature.column));
         let columns = columns.collect::<Result<Vec<_>>>()?;
-        let readers: Vec<CellReader<'_>> = schema.features.iter().map(Feature::reader).collect();
-        fn cell(record: &StringRecord, at: usize) -> &str {
-            record.get(at).unwrap_or_default().trim()
-        }
-        let not_a_number = |record: &StringRecord, at: usize| {
-            let (column, cell) = (header.get(at).unwrap_or_default(), cell(record, at));
-            format!("column `{column}` holds `{cell}`, which is not a finite number")
-        };
+        let reads = RowReader::new(schema);
         let mut order = Vec::new();
         let mut customers: HashMap<&str, Vec<&StringRecord>> = HashMap::new();
         for record in records {
@@ -286,22 +305,15 @@ impl Rows {
                 rows.push(record);
             }
         }
-        let mut rows = Self { starts: vec![0], ..Self::default() };
+        let (mut table, mut starts) = (RowTable::default(), vec![0]);
         for who in order {
             for record in &customers[who] {
-                for (reader, at) in readers.iter().zip(&columns) {
-                    let read = reader.read(cell(record, *at).as_bytes());
-                    match read.with_context(|| not_a_number(record, *at))? {
-                        Cell::Number(number) => rows.numbers.push(number),
-                        Cell::Id(id) => rows.ids.push(id),
-                    }
-                }
-                let label = cell(record, label_at).parse().ok().filter(|label: &f32| label.is_finite());
-                rows.labels.push(label.with_context(|| not_a_number(record, label_at))?);
+                let cell = |at: usize| record.get(at).unwrap_or_default().trim().as_bytes();
+                reads.read(cell(label_at), |feature| cell(columns[feature]), &mut table)?;
             }
-            rows.starts.push(rows.labels.len() as u32);
+            starts.push(table.len() as u32);
         }
-        Ok(rows)
+        Ok(Self::new(&schema.input_shape(), table, starts))
     }
 }
 
@@ -323,8 +335,10 @@ mod tests {
         };
         let rows =
             parse(&[["a", "50", "gold", "1"], ["b", " 100", "", "0"], ["a", "0", "basic ", "0"]]).unwrap();
+        let starts = &rows.starts[..];
+        let rows = &rows.table;
         assert_eq!((&rows.ids[..], &rows.numbers[..]), (&[1, 0, 2][..], &[0.0, -1.0, 1.0][..]));
-        assert_eq!((&rows.labels[..], &rows.starts[..]), (&[1.0, 0.0, 0.0][..], &[0, 2, 3][..]));
+        assert_eq!((&rows.labels[..], starts), (&[1.0, 0.0, 0.0][..], &[0, 2, 3][..]));
         let refusal = parse(&[["a", "old", "gold", "1"]]).unwrap_err().to_string();
         assert_eq!(refusal, "column `age` holds `old`, which is not a finite number");
     }

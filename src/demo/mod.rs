@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use weighhouse_coordinator::home::Home;
 use weighhouse_shared::config::write_whole;
+use weighhouse_shared::evaluation::Figure;
 use weighhouse_shared::job::{EvaluationAsked, FederationAsked, JobFile, PrivacyAsked, TrainingAsked};
 use weighhouse_shared::model::{DEFAULT_EMBEDDING_DIM, ModelSpec};
 use weighhouse_shared::privacy::{ClipNorm, Delta, Epsilon};
@@ -89,11 +90,11 @@ pub struct BranchResult {
     pub epsilon_cap: f64,
     /// Entries in its ledger.
     pub ledger_entries: u64,
-    /// AUC of a model it trained alone, without privacy, on its own test rows.
+    /// [`DemoResult::figure`] of a model it trained alone, without privacy, on its own test rows.
     pub alone_own_rows: Option<f64>,
-    /// AUC of the same model on all branches' test rows.
+    /// The same of that model on all branches' test rows.
     pub alone_all_rows: Option<f64>,
-    /// AUC of the shared model on its own test rows.
+    /// The same of the shared model on its own test rows.
     pub shared_own_rows: Option<f64>,
 }
 
@@ -112,11 +113,13 @@ pub struct DemoResult {
     pub noise_multiplier: f64,
     /// Committed rounds with the noised quality that the coordinator saw.
     pub rounds: Vec<RoundSummary>,
-    /// AUC of the shared model after each round on all branches' test rows, as the judge sees it.
+    /// What the quality below is: `AUC`, `accuracy`, `hit rate@10` or `MAE`, as the label is.
+    pub figure: Figure,
+    /// Quality of the shared model after each round on all branches' test rows, as the judge sees it.
     pub judged_rounds: Vec<Option<f64>>,
-    /// AUC of the shared model on all branches' test rows.
+    /// Quality of the shared model on all branches' test rows.
     pub shared: Option<f64>,
-    /// Its log loss there, in nats.
+    /// Its log loss there, in nats, of a binary label.
     pub shared_log_loss: Option<f64>,
     /// Mean over branches of a branch alone, on its own test rows.
     pub alone_own_rows: Option<f64>,
@@ -124,7 +127,7 @@ pub struct DemoResult {
     pub alone_all_rows: Option<f64>,
     /// Mean over branches of the shared model on the branch's own test rows.
     pub shared_own_rows: Option<f64>,
-    /// AUC of a model trained on everyone's rows in one place without privacy.
+    /// Quality of a model trained on everyone's rows in one place without privacy.
     pub pooled: Option<f64>,
     /// Each branch.
     pub branches: Vec<BranchResult>,
@@ -277,7 +280,7 @@ fn parse_model(text: &str) -> Result<ModelSpec> {
     })?;
     Ok(match widths {
         Some(_) => ModelSpec::WideAndDeep { hidden, embedding_dim: DEFAULT_EMBEDDING_DIM },
-        None => ModelSpec::Mlp { hidden },
+        None => ModelSpec::Mlp { hidden, dropout: 0.0 },
     })
 }
 
@@ -341,7 +344,7 @@ async fn federate(
             epsilon: Some(arguments.epsilon),
             noise_multiplier: None,
             delta: arguments.delta,
-            clip_norm: ClipNorm::new(0.5)?,
+            clip_norm: Some(ClipNorm::new(0.5)?),
         },
         evaluation: EvaluationAsked::default(),
         federation: FederationAsked {
@@ -365,9 +368,10 @@ async fn federate(
         while let Some(event) = changed.recv().await {
             match event {
                 JobEvent::Committed(round) => {
-                    let auc = round.quality.and_then(|quality| quality.auc);
-                    let quality =
-                        auc.map_or_else(String::new, |auc| format!(", quality (noised AUC) {auc:.3}"));
+                    let headline = round.quality.and_then(|quality| quality.headline());
+                    let quality = headline.map_or_else(String::new, |(figure, value)| {
+                        format!(", quality (noised {}) {value:.3}", figure.name())
+                    });
                     let done = u64::from(round.round.0) + 1;
                     if done <= u64::from(arguments.rounds) {
                         progress.round(
@@ -423,6 +427,10 @@ fn judge(
 ) -> Result<DemoResult> {
     let Federated { contract, rounds, parameters, after_rounds, seconds } = federation;
     let network = contract.network()?;
+    let label = &dataset.schema.label.kind;
+    let figure_of = |parameters: &[f32], tests: &[&datasets::Rows]| {
+        yardstick::figure_of(&network, label, parameters, tests)
+    };
     let yardsticks = Yardsticks::measure(dataset, &contract, &network)?;
     let mut branches = Vec::new();
     for (site, alone) in dataset.sites.iter().zip(&yardsticks.alone) {
@@ -435,14 +443,12 @@ fn judge(
             ledger_entries: state.ledger_entries,
             alone_own_rows: alone.own_rows,
             alone_all_rows: alone.all_rows,
-            shared_own_rows: yardstick::auc_of(&network, &parameters, &[&site.test])?,
+            shared_own_rows: figure_of(&parameters, &[&site.test])?,
         });
     }
     let tests: Vec<_> = dataset.sites.iter().map(|site| &site.test).collect();
-    let judged_rounds = after_rounds
-        .iter()
-        .map(|parameters| yardstick::auc_of(&network, parameters, &tests))
-        .collect::<Result<Vec<_>>>()?;
+    let judged_rounds =
+        after_rounds.iter().map(|parameters| figure_of(parameters, &tests)).collect::<Result<Vec<_>>>()?;
     let mean = |value: fn(&BranchResult) -> Option<f64>| {
         let values: Vec<f64> = branches.iter().filter_map(value).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
@@ -454,9 +460,10 @@ fn judge(
         delta: arguments.delta.value(),
         noise_multiplier: contract.privacy.noise_multiplier.value(),
         rounds,
+        figure: Figure::of(label.target()),
         judged_rounds,
-        shared: yardstick::auc_of(&network, &parameters, &tests)?,
-        shared_log_loss: yardstick::log_loss_of(&network, &parameters, &tests)?,
+        shared: figure_of(&parameters, &tests)?,
+        shared_log_loss: yardstick::quality_of(&network, label, &parameters, &tests)?.log_loss,
         alone_own_rows: mean(|branch| branch.alone_own_rows),
         alone_all_rows: mean(|branch| branch.alone_all_rows),
         shared_own_rows: mean(|branch| branch.shared_own_rows),
@@ -483,10 +490,11 @@ fn summary(result: &DemoResult, report: &Path, model: &Path) -> String {
             figure(branch.shared_own_rows),
         ]
     };
-    let header = ["branch", "customers", "epsilon spent", "ledger entries", "AUC alone", "AUC shared"];
+    let [alone, shared] = ["alone", "shared"].map(|whose| format!("{} {whose}", result.figure.name()));
+    let header = ["branch", "customers", "epsilon spent", "ledger entries", &alone, &shared];
     let branches = table(&header, &result.branches.iter().map(row).collect::<Vec<_>>());
     let quality = table(
-        &["held-out quality (AUC)", "own rows", "all rows", ""],
+        &[&format!("held-out quality ({})", result.figure.name()), "own rows", "all rows", ""],
         &[
             vec![
                 "a branch alone (mean)".into(),
@@ -537,7 +545,7 @@ mod tests {
     #[test]
     fn a_model_is_named_or_given_by_its_widths() {
         assert_eq!(parse_model("logistic").unwrap(), ModelSpec::Logistic {});
-        assert_eq!(parse_model("64,32").unwrap(), ModelSpec::Mlp { hidden: vec![64, 32] });
+        assert_eq!(parse_model("64,32").unwrap(), ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0 });
         let wide_and_deep = ModelSpec::WideAndDeep { hidden: vec![16], embedding_dim: DEFAULT_EMBEDDING_DIM };
         assert_eq!(parse_model("wide_and_deep:16").unwrap(), wide_and_deep);
         for bad in ["big", "wide_and_deep", "wide_and_deep:", "64,"] {

@@ -1,19 +1,20 @@
 //! The demo's result as one self-contained page: no script, no address, figures as drawings.
 
-use super::{BranchResult, DemoResult};
+use super::DemoResult;
 use crate::page::{Axis, Plane, WIDTH, document, escape, step_for};
 use std::fmt::Write;
+use weighhouse_shared::evaluation::Figure;
 
 /// The page.
 pub fn page(result: &DemoResult) -> String {
     let title = format!("Weighhouse: {} branches learn together", result.sites);
-    let shared = figure(result.shared);
+    let (name, shared) = (result.figure.name(), figure(result.shared));
     let alone = figure(result.alone_own_rows);
     let pooled = figure(result.pooled);
     let lead = format!(
         "{} branches trained one model together. No record left any of them; each customer was charged at most \
          epsilon {} at delta {:e}, and each branch's own ledger holds the proof. On customers that no one trained on, \
-         a branch alone ranks its own buyers with AUC {alone}; the shared model reaches {} there and {shared} over all \
+         a branch alone reaches {name} {alone} on its own; the shared model reaches {} there and {shared} over all \
          branches. Pooling everyone's records without privacy, which privacy forbids in real life, would give {pooled}.",
         result.sites,
         result.epsilon,
@@ -39,15 +40,16 @@ pub fn page(result: &DemoResult) -> String {
          <h2>Quality, round by round</h2>{quality}\
          <h2>Privacy spent, round by round</h2>{privacy}\
          <h2>Branch by branch</h2>{dumbbells}\
-         <table><tr><th>branch</th><th>customers</th><th>epsilon spent</th><th>ledger entries</th><th>AUC alone</th>\
-         <th>AUC shared</th></tr>{rows}</table>\
-         <p class=\"note\">AUC: the chance that a customer who responded is ranked above one who did not. Quality is the \
+         <table><tr><th>branch</th><th>customers</th><th>epsilon spent</th><th>ledger entries</th><th>{name} alone</th>\
+         <th>{name} shared</th></tr>{rows}</table>\
+         <p class=\"note\">{meaning} Quality is the \
          judge's view, on test rows that only the demo holds; the coordinator sees noised histograms only (open circles). \
          Customers and the comparison with pooling are likewise the judge's view. Data: {data}. Noise multiplier \
          {noise:.3}; federation {seconds:.1} s.</p>",
+        meaning = result.figure.meaning(),
         quality = quality_chart(result),
         privacy = privacy_chart(result),
-        dumbbells = dumbbell_chart(&result.branches),
+        dumbbells = dumbbell_chart(result),
         data = escape(&result.data),
         noise = result.noise_multiplier,
         seconds = result.federation_s,
@@ -75,10 +77,25 @@ fn quality_chart(result: &DemoResult) -> String {
     let rounds = result.judged_rounds.len().max(1);
     let values = judged.iter().map(|(_, value)| *value);
     let levels = [result.pooled, result.alone_all_rows].into_iter().flatten();
-    let (low, high) =
-        values.chain(levels).fold((0.7f64, 0.8f64), |(low, high), value| (low.min(value), high.max(value)));
-    let (low, high) = ((low * 20.0).floor() / 20.0, ((high * 20.0).ceil() / 20.0).min(1.0));
-    let mut plane = rounds_plane(rounds, low, high, 0.05, "AUC of the shared model by round");
+    let values = values.chain(levels);
+    let (low, high, step) = match result.figure {
+        Figure::Auc => {
+            let (low, high) =
+                values.fold((0.7f64, 0.8f64), |(low, high), value| (low.min(value), high.max(value)));
+            ((low * 20.0).floor() / 20.0, ((high * 20.0).ceil() / 20.0).min(1.0), 0.05)
+        }
+        _ => {
+            let high = values.fold(0.0, f64::max);
+            (0.0, high, step_for(high))
+        }
+    };
+    let mut plane = rounds_plane(
+        rounds,
+        low,
+        high,
+        step,
+        &format!("{} of the shared model by round", result.figure.name()),
+    );
     plane.level(result.pooled, "#8a5a00", "pooled");
     plane.level(result.alone_all_rows, "#7b8794", "alone (mean)");
     plane.curve(&judged, "#0b6e4f");
@@ -86,9 +103,9 @@ fn quality_chart(result: &DemoResult) -> String {
         plane.name((*round, *value), "#0b6e4f", &format!("shared {value:.3}"));
     }
     for round in &result.rounds {
-        if let Some(auc) = round.quality.and_then(|quality| quality.auc) {
+        if let Some((_, value)) = round.quality.and_then(|quality| quality.headline()) {
             // Quality is of the model before the round.
-            plane.circle((f64::from(round.round.0), auc), "#0b6e4f");
+            plane.circle((f64::from(round.round.0), value), "#0b6e4f");
         }
     }
     plane.finish()
@@ -106,21 +123,31 @@ fn privacy_chart(result: &DemoResult) -> String {
     plane.finish()
 }
 
-fn dumbbell_chart(branches: &[BranchResult]) -> String {
-    let both: Vec<(&str, f64, f64)> = branches
+fn dumbbell_chart(result: &DemoResult) -> String {
+    let both: Vec<(&str, f64, f64)> = result
+        .branches
         .iter()
         .filter_map(|branch| Some((branch.site.as_str(), branch.alone_own_rows?, branch.shared_own_rows?)))
         .collect();
     let height = 20.0 * both.len() as f64 + 34.0;
-    let x = |value: f64| 130.0 + (WIDTH - 160.0) * ((value - 0.4) / 0.6).clamp(0.0, 1.0);
+    let (low, high, step) = match result.figure {
+        Figure::Auc => (0.4, 1.0, 0.1),
+        _ => {
+            let high = both.iter().fold(0.0f64, |high, (_, alone, shared)| high.max(*alone).max(*shared));
+            let step = step_for(high);
+            (0.0, high.max(step), step)
+        }
+    };
+    let x = |value: f64| 130.0 + (WIDTH - 160.0) * ((value - low) / (high - low)).clamp(0.0, 1.0);
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"AUC alone and shared by branch\">"
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{} alone and shared by branch\">",
+        result.figure.name()
     );
-    for value in [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0] {
+    for (value, name) in Axis::of_steps(low, high, step).ticks {
         let at = x(value);
         let _ = write!(
             svg,
-            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"4\" y2=\"{:.1}\" stroke=\"#e6ebf0\"/><text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value}</text>",
+            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"4\" y2=\"{:.1}\" stroke=\"#e6ebf0\"/><text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>",
             height - 26.0,
             height - 10.0
         );
@@ -145,6 +172,7 @@ fn dumbbell_chart(branches: &[BranchResult]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::BranchResult;
     use super::*;
 
     #[test]
@@ -166,6 +194,7 @@ mod tests {
             delta: 1e-4,
             noise_multiplier: 4.5,
             rounds: Vec::new(),
+            figure: Figure::Auc,
             judged_rounds: vec![Some(0.6), Some(0.8)],
             shared: Some(0.8),
             shared_log_loss: Some(0.3),
@@ -182,5 +211,10 @@ mod tests {
         assert!(page.contains("&lt;b&gt;") && !page.contains("<b>"));
         assert!(!page.contains("http") && !page.contains("<script"));
         assert!(page.contains("pooled 0.830"));
+        let mut of_items = result;
+        of_items.figure = Figure::HitRateAt10;
+        let page = super::page(&of_items);
+        assert!(page.contains("hit rate@10 alone") && page.contains("among the 10 that score highest"));
+        assert!(!page.contains("AUC") && !page.contains("NaN"), "{page}");
     }
 }

@@ -4,9 +4,11 @@
 use super::datasets::{Dataset, Rows};
 use anyhow::Result;
 use candle_core::Device;
-use weighhouse_shared::evaluation::{auc, log_loss};
+use weighhouse_shared::evaluation::{Figure, Quality};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::{Network, Workspace, score};
+use weighhouse_shared::privacy::Generator;
+use weighhouse_shared::schema::LabelKind;
 
 /// Full-batch steps of the optimiser; enough for the loss to stand still on the demo's data.
 const STEPS: i32 = 300;
@@ -16,9 +18,9 @@ const RATE: f64 = 0.05;
 /// A branch that trained alone.
 #[derive(Debug)]
 pub struct Alone {
-    /// AUC on its own test rows.
+    /// The label's [`Figure`] on its own test rows.
     pub own_rows: Option<f64>,
-    /// AUC on all branches' test rows.
+    /// The same on all branches' test rows.
     pub all_rows: Option<f64>,
 }
 
@@ -27,7 +29,7 @@ pub struct Alone {
 pub struct Yardsticks {
     /// Each branch.
     pub alone: Vec<Alone>,
-    /// AUC of the pooled model on all branches' test rows.
+    /// The label's [`Figure`] of the pooled model on all branches' test rows.
     pub pooled: Option<f64>,
 }
 
@@ -36,36 +38,37 @@ impl Yardsticks {
     pub fn measure(dataset: &Dataset, contract: &JobContract, network: &Network) -> Result<Self> {
         let start = network.initial_parameters(*contract.id().as_bytes());
         let tests: Vec<&Rows> = dataset.sites.iter().map(|site| &site.test).collect();
+        let label = &dataset.schema.label.kind;
+        let mut generator = Generator::from_system()?;
         let mut alone = Vec::new();
         for site in &dataset.sites {
-            let parameters = fit(network, start.clone(), &site.train)?;
+            let parameters = fit(network, start.clone(), &site.train, &mut generator)?;
             alone.push(Alone {
-                own_rows: auc_of(network, &parameters, &[&site.test])?,
-                all_rows: auc_of(network, &parameters, &tests)?,
+                own_rows: figure_of(network, label, &parameters, &[&site.test])?,
+                all_rows: figure_of(network, label, &parameters, &tests)?,
             });
         }
-        let mut pooled = Rows { starts: vec![0], ..Rows::default() };
-        for site in &dataset.sites {
-            let first = pooled.labels.len() as u32;
-            pooled.numbers.extend_from_slice(&site.train.numbers);
-            pooled.ids.extend_from_slice(&site.train.ids);
-            pooled.labels.extend_from_slice(&site.train.labels);
-            pooled.starts.extend(site.train.starts[1..].iter().map(|start| first + start));
-        }
-        let parameters = fit(network, start, &pooled)?;
-        Ok(Self { alone, pooled: auc_of(network, &parameters, &tests)? })
+        let pooled = Rows::pooled(network.inputs(), dataset.sites.iter().map(|site| &site.train));
+        let parameters = fit(network, start, &pooled, &mut generator)?;
+        Ok(Self { alone, pooled: figure_of(network, label, &parameters, &tests)? })
     }
 }
 
 /// Minimises the mean loss over customers plus |w|^2 / (2 customers), by full-batch Adam.
-fn fit(network: &Network, mut parameters: Vec<f32>, rows: &Rows) -> Result<Vec<f32>> {
-    let batch = rows.as_batch();
-    let ridge = 1.0 / batch.customers().max(1) as f64;
+fn fit(
+    network: &Network,
+    mut parameters: Vec<f32>,
+    rows: &Rows,
+    generator: &mut Generator,
+) -> Result<Vec<f32>> {
+    let mut draws = vec![0; network.draws(rows.table.len(), rows.steps())];
+    let ridge = 1.0 / rows.as_batch(&[]).customers().max(1) as f64;
     let (mut workspace, mut gradient) = (Workspace::new(), Vec::new());
     let mut mean = vec![0.0f64; parameters.len()];
     let mut square = vec![0.0f64; parameters.len()];
     for step in 1..=STEPS {
-        network.backward(&parameters, &batch, &mut workspace)?;
+        generator.fill(&mut draws);
+        network.backward(&parameters, &rows.as_batch(&draws), &mut workspace)?;
         network.mean_gradient(&mut workspace, &mut gradient);
         let (first, second) = (1.0 - 0.9f64.powi(step), 1.0 - 0.999f64.powi(step));
         for (index, parameter) in parameters.iter_mut().enumerate() {
@@ -79,23 +82,27 @@ fn fit(network: &Network, mut parameters: Vec<f32>, rows: &Rows) -> Result<Vec<f
     Ok(parameters)
 }
 
-fn scores_of(network: &Network, parameters: &[f32], tests: &[&Rows]) -> Result<(Vec<f32>, Vec<f32>)> {
-    let (mut scores, mut labels) = (Vec::new(), Vec::new());
+/// On all rows of `tests` together, whose labels are of kind `label`.
+pub fn quality_of(
+    network: &Network,
+    label: &LabelKind,
+    parameters: &[f32],
+    tests: &[&Rows],
+) -> Result<Quality> {
+    let (mut predictions, mut labels) = (Vec::new(), Vec::new());
     for rows in tests {
-        scores.extend(score(network, parameters, &rows.numbers, &rows.ids, &Device::Cpu)?);
-        labels.extend_from_slice(&rows.labels);
+        predictions.extend(score(network, parameters, &rows.as_batch(&[]).rows, &Device::Cpu)?);
+        labels.extend_from_slice(&rows.table.labels);
     }
-    Ok((scores, labels))
+    Ok(Quality::of_rows(label, &predictions, &labels))
 }
 
-/// AUC on all rows of `tests` together. None if they have one label only.
-pub fn auc_of(network: &Network, parameters: &[f32], tests: &[&Rows]) -> Result<Option<f64>> {
-    let (scores, labels) = scores_of(network, parameters, tests)?;
-    Ok(auc(&scores, &labels))
-}
-
-/// Log loss on all rows of `tests` together, in nats.
-pub fn log_loss_of(network: &Network, parameters: &[f32], tests: &[&Rows]) -> Result<Option<f64>> {
-    let (scores, labels) = scores_of(network, parameters, tests)?;
-    Ok(log_loss(&scores, &labels))
+/// The label's [`Figure`] on all rows of `tests` together; None if it is not defined on them.
+pub fn figure_of(
+    network: &Network,
+    label: &LabelKind,
+    parameters: &[f32],
+    tests: &[&Rows],
+) -> Result<Option<f64>> {
+    Ok(Figure::of(network.target()).in_quality(&quality_of(network, label, parameters, tests)?))
 }

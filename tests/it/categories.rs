@@ -66,7 +66,7 @@ fn sites_with_categories_train_a_wide_and_deep_model_and_it_is_exported_with_the
     let schema = metadata["weighhouse.schema"].as_str().unwrap();
     assert!(schema.contains(r#""categories":["basic","gold"]"#), "{schema}");
     assert!(metadata["weighhouse.spec"].as_str().unwrap().contains("wide_and_deep"));
-    assert_eq!(metadata["weighhouse.vocabularies"], "[3,5]");
+    assert_eq!(metadata["weighhouse.inputs"], r#"{"numbers":1,"vocabularies":[3,5]}"#);
     // Both sites paid for it.
     for home in &homes {
         assert!(federation.status(home)["epsilon_spent"].as_f64().unwrap() > 0.0);

@@ -17,6 +17,7 @@ mod policy;
 mod privacy;
 mod restart;
 mod strace;
+mod targets;
 mod walkthrough;
 mod watch;
 mod witness;

@@ -41,7 +41,7 @@
 //! | value | why it may leave |
 //! | --- | --- |
 //! | a model update | made of noised sums only; the debit of (job, round, training customers) |
-//! | a histogram of held-out customers' scores | noised; the debit of (job, round, held-out customers) |
+//! | a histogram of held-out customers' scores and hits | noised; the debit of (job, round, held-out customers) |
 //! | an answer to a job offer, a skipped round | depends on the contract, the site's settings and its ledger, not on records |
 //! | what the budget still allows | the cap, and the kinds and numbers of steps charged: policy, contracts and ledger |
 //! | how far the ledger has come | entries and a hash: contracts, the site's clock and hashes of what was released |
@@ -72,8 +72,9 @@
 //! the sampled Gaussian mechanism"; the bound at integer orders carries over to the discrete Gaussian because
 //! each of its moments is at most the continuous one's.
 //!
-//! **Histogram.** A customer's weight, 1024 units, is spread over its rows, so a customer changes the counts
-//! by at most 1024 in L2 norm. Mechanism and privacy map are OpenDP's; a release whose map says more than the
+//! **Histogram.** A customer's weight, 1024 units, is spread over its rows, each of which counts in one bin, so a
+//! customer changes the counts by at most 1024 in L2 norm. What the bins are follows from the kind of label
+//! ([`evaluation`](crate::evaluation)); the bound does not. Mechanism and privacy map are OpenDP's; a release whose map says more than the
 //! debit was charged is refused.
 //!
 //! **Two groups.** A customer either trains or is held out, by a hash of site and customer id; the share is

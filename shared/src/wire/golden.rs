@@ -3,6 +3,7 @@
 
 use super::frame::{self, Message};
 use super::messages::*;
+use crate::evaluation::Quality;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
 use crate::ledger::{
@@ -43,7 +44,7 @@ fn site_summary() -> SiteSummary {
 }
 
 fn quality() -> Quality {
-    Quality { auc: Some(0.75), log_loss: None }
+    Quality { auc: Some(0.75), hit_rate_at_10: Some(0.5), ..Quality::default() }
 }
 
 const HEAD: Head = Head { entries: 7, hash: MODEL };

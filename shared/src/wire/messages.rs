@@ -2,6 +2,7 @@
 //!
 //! What a site says is a constant, or was noised and paid for: each struct says which.
 
+use crate::evaluation::Quality;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
 use crate::ledger::{Charge, Head, SignedWitness, Standing};
@@ -152,14 +153,16 @@ pub enum Decision {
     Waiting,
 }
 
-/// Noised and paid by the debit of (job, round, evaluation): a histogram of scores by label.
+/// Noised and paid by the debit of (job, round, evaluation): a histogram of how predictions meet labels, see
+/// [`evaluation`](crate::evaluation).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The job.
     pub job: JobId,
     /// The round whose model was scored.
     pub round: RoundId,
-    /// Counts of customers with label 1, in units of 1/1024 customer, by bin; then those with label 0.
+    /// Counts of rows that are hits (of label 1, if it is binary), in units of 1/1024 customer, by bin; then of
+    /// the others.
     pub histogram: Vec<i64>,
 }
 
@@ -629,15 +632,6 @@ pub struct RoundSummary {
     pub quality: Option<Quality>,
     /// Epsilon each training customer of a contributing site has spent on this job so far.
     pub epsilon: f64,
-}
-
-/// Quality as the sites' noised histograms tell it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Quality {
-    /// Area under the receiver operating characteristic, 0 to 1.
-    pub auc: Option<f64>,
-    /// Mean log loss, in nats.
-    pub log_loss: Option<f64>,
 }
 
 /// End a job now.
