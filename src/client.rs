@@ -260,7 +260,7 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let feedback = Feedback::open(&home.path("feedback"))
         .context("cannot make the feedback folder; is the disk full?")?;
     let engine = Engine::new(config.device).context("cannot use the `device` in client.toml")?;
-    let workplace = Arc::new(Workplace { records, budget, outbox, engine, feedback });
+    let workplace = Arc::new(Workplace { records, budget, outbox, feedback, engine });
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let approvals = match policy.jobs.approval {

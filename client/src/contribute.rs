@@ -32,10 +32,10 @@ pub struct Workplace {
     pub budget: Mutex<Budget>,
     /// What was paid for.
     pub outbox: Outbox,
-    /// What models learn on.
-    pub engine: Engine,
     /// What compression left out of updates.
     pub feedback: Feedback,
+    /// What models learn on.
+    pub engine: Engine,
 }
 
 /// What may leave for one round: noised, paid and released.

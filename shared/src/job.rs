@@ -844,35 +844,6 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_with_more_steps_or_candidates_than_are_proved_for_is_refused() {
-        let contract_of = |length: u32, negatives: u32, rows: u32| {
-            let schema: Schema = toml::from_str(&format!(
-                "name = \"test\"\ncustomer = \"id\"\n\
-                 label = {{ column = \"y\", kind = \"item\", hash_buckets = 9 }}\n\
-                 features = [{{ column = \"a\", hash_buckets = 4, length = {length} }}]",
-            ))
-            .unwrap();
-            let file: JobFile = toml::from_str(&format!(
-                "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
-                 [training]\nmax_rows_per_customer = {rows}\n\
-                 [model.two_tower]\nhidden = [2]\ndim = 2\nnegatives = {negatives}"
-            ))
-            .unwrap();
-            file.contract(schema, [0; 16])
-        };
-        assert!(contract_of(1024, 1, 64).is_ok());
-        let long = contract_of(1024, 1, 65).unwrap_err().to_string();
-        assert_eq!(
-            long,
-            "training.max_rows_per_customer = 65 with 1024 steps a row is more than 65536 a customer; lower \
-             max_rows_per_customer to 64, or the schema's `length`"
-        );
-        assert!(contract_of(1, 1023, 64).is_ok());
-        let many = contract_of(1, 1024, 64).unwrap_err().to_string();
-        assert!(many.contains("with 1025 candidate items a row") && many.contains("to 63, or"), "{many}");
-    }
-
-    #[test]
     fn a_buffered_job_is_charged_for_as_many_updates_as_one_in_rounds_and_one_evaluation() {
         let rounds = contract_of("", "min_sites = 4").unwrap();
         let buffered = contract_of("", "min_sites = 4\nschedule = \"buffered\"").unwrap();
@@ -946,6 +917,35 @@ mod tests {
         let unpulled = contract_of("", "strategy = \"fedprox\"").unwrap_err().to_string();
         assert!(unpulled.contains("training.proximal must be above 0"), "{unpulled}");
         assert!(contract_of("proximal = 0.1", "strategy = \"fedadam\"").is_ok());
+    }
+
+    #[test]
+    fn a_customer_with_more_steps_or_candidates_than_are_proved_for_is_refused() {
+        let contract_of = |length: u32, negatives: u32, rows: u32| {
+            let schema: Schema = toml::from_str(&format!(
+                "name = \"test\"\ncustomer = \"id\"\n\
+                 label = {{ column = \"y\", kind = \"item\", hash_buckets = 9 }}\n\
+                 features = [{{ column = \"a\", hash_buckets = 4, length = {length} }}]",
+            ))
+            .unwrap();
+            let file: JobFile = toml::from_str(&format!(
+                "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+                 [training]\nmax_rows_per_customer = {rows}\n\
+                 [model.two_tower]\nhidden = [2]\ndim = 2\nnegatives = {negatives}"
+            ))
+            .unwrap();
+            file.contract(schema, [0; 16])
+        };
+        assert!(contract_of(1024, 1, 64).is_ok());
+        let long = contract_of(1024, 1, 65).unwrap_err().to_string();
+        assert_eq!(
+            long,
+            "training.max_rows_per_customer = 65 with 1024 steps a row is more than 65536 a customer; lower \
+             max_rows_per_customer to 64, or the schema's `length`"
+        );
+        assert!(contract_of(1, 1023, 64).is_ok());
+        let many = contract_of(1, 1024, 64).unwrap_err().to_string();
+        assert!(many.contains("with 1025 candidate items a row") && many.contains("to 63, or"), "{many}");
     }
 
     /// Clip norm and noise multiplier are all there is: what one customer can change follows from the
