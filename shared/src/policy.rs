@@ -99,6 +99,8 @@ pub enum ModelKind {
     MatrixFactorisation,
     /// Long short-term memory over sequences.
     Lstm,
+    /// Convolutions along sequences.
+    Cnn,
     /// Attention over sequences.
     Transformer,
 }
@@ -124,6 +126,7 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::TwoTower { .. } => Self::TwoTower,
             ModelSpec::MatrixFactorisation { .. } => Self::MatrixFactorisation,
             ModelSpec::Lstm { .. } => Self::Lstm,
+            ModelSpec::Cnn { .. } => Self::Cnn,
             ModelSpec::Transformer { .. } => Self::Transformer,
         }
     }
@@ -160,6 +163,7 @@ impl fmt::Display for ModelKind {
             Self::TwoTower => "two_tower",
             Self::MatrixFactorisation => "matrix_factorisation",
             Self::Lstm => "lstm",
+            Self::Cnn => "cnn",
             Self::Transformer => "transformer",
         })
     }

@@ -29,6 +29,12 @@ pub enum ModelError {
         /// Sampled items in the spec.
         got: u32,
     },
+    /// A convolution without a middle, or too wide.
+    #[error("kernel must be an odd number of steps from 1 to 31, got {got}")]
+    Kernel {
+        /// Steps in the spec.
+        got: u32,
+    },
     /// A dropout that leaves too little.
     #[error("dropout must be 0 to 0.9, got {got}")]
     Dropout {

@@ -6,7 +6,7 @@
 
 use super::{
     ModelError,
-    layers::{Activation, Attention, Dropout, Embedding, Factors, LayerNorm, Linear, Lstm, Pooling},
+    layers::{Activation, Attention, Dropout, Embedding, Factors, LayerNorm, Linear, Lstm, Pooling, Unfold},
 };
 
 /// Most parameters of a network.
@@ -148,6 +148,8 @@ pub(super) enum Node {
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
     /// The hidden state of each step from the gates, to which a linear node has added the part of the step's input.
     Lstm { layer: Lstm, states: LstmSlots, output: Slot },
+    /// Each step with its neighbours.
+    Unfold { input: Slot, layer: Unfold, output: Slot },
     /// Normalised rows, and what their gain and bias make of them.
     LayerNorm { input: Slot, layer: LayerNorm, normal: Slot, output: Slot },
     /// Each step from those of its row; the input holds queries, keys and values.
@@ -184,7 +186,8 @@ impl Node {
             | Self::Dot { output, .. }
             | Self::Lstm { output, .. }
             | Self::LayerNorm { output, .. }
-            | Self::Attention { output, .. } => output,
+            | Self::Attention { output, .. }
+            | Self::Unfold { output, .. } => output,
         }
     }
 }
@@ -196,6 +199,8 @@ pub(super) enum Init {
     Ones,
     /// Uniform between plus and minus this.
     Uniform(f64),
+    /// Ones in the second quarter, the forget gate's, else zeros (Jozefowicz et al. 2015): memory begins long.
+    ForgetGate,
 }
 
 /// One named tensor inside the flat parameters.
@@ -203,7 +208,8 @@ pub(super) enum Init {
 pub struct TensorSpec {
     /// As in PyTorch where there is such a module: `layers.0.weight`, `lstm.0.weight_ih_l0`, ...
     pub name: String,
-    /// `[outputs, inputs]` of a weight, `[outputs]` of a bias, `[ids, entries]` of an embedding, as in PyTorch.
+    /// `[outputs, inputs]` of a weight, `[outputs, inputs, kernel]` of a convolution's, `[outputs]` of a bias, `[ids,
+    /// entries]` of an embedding, as in PyTorch.
     pub shape: Vec<usize>,
     /// Position of its first entry in the flat parameters.
     pub offset: usize,
@@ -354,7 +360,7 @@ impl Builder {
         init: Init,
     ) -> Slot {
         let inputs = self.width(input);
-        let bias = biased.then(|| format!("{name}.bias"));
+        let bias = biased.then(|| (format!("{name}.bias"), Init::Zeros));
         self.linear_of(format!("{name}.weight"), &[outputs, inputs], bias, input, activation, init)
     }
 
@@ -363,7 +369,7 @@ impl Builder {
         &mut self,
         weight: String,
         shape: &[usize],
-        bias: Option<String>,
+        bias: Option<(String, Init)>,
         input: Slot,
         activation: Activation,
         init: Init,
@@ -371,8 +377,8 @@ impl Builder {
         let (biased, outputs) = (bias.is_some(), shape[0]);
         let SlotShape { level, width: inputs, .. } = self.shape(input);
         let offset = self.tensor(weight, shape, init);
-        if let Some(bias) = bias {
-            self.tensor(bias, &[outputs], Init::Zeros);
+        if let Some((bias, init)) = bias {
+            self.tensor(bias, &[outputs], init);
         }
         let output = self.slot(level, outputs, true);
         let layer = Linear { inputs, outputs, offset, biased, activation };
@@ -451,8 +457,14 @@ impl Builder {
         assert_eq!(level, Level::Step, "attention is over steps");
         assert_eq!(width % heads, 0, "heads of one width");
         let (weight, bias) = (format!("{name}.in_proj_weight"), format!("{name}.in_proj_bias"));
-        let projected =
-            self.linear_of(weight, &[3 * width, width], Some(bias), input, Activation::None, init);
+        let projected = self.linear_of(
+            weight,
+            &[3 * width, width],
+            Some((bias, Init::Zeros)),
+            input,
+            Activation::None,
+            init,
+        );
         let output = self.slot(level, width, true);
         let layer = Attention { width, heads, causal };
         self.nodes.push(Node::Attention { input: projected, layer, output });
@@ -469,7 +481,7 @@ impl Builder {
     }
 
     /// The hidden states of an LSTM over the steps of `input`: `name.weight_ih_l0` `[4 x hidden, inputs]`,
-    /// `name.bias_ih_l0` `[4 x hidden]` of zeros and `name.weight_hh_l0` `[4 x hidden, hidden]`, all gates one below
+    /// `name.bias_ih_l0` `[4 x hidden]` and `name.weight_hh_l0` `[4 x hidden, hidden]`, all gates one below
     /// the other in the order input, forget, cell, output. PyTorch's second bias, `bias_hh_l0`, is zero.
     ///
     /// Both weights have the gates' gradients as their factors: one tap with the steps' inputs, one with the hidden
@@ -481,7 +493,8 @@ impl Builder {
         assert_eq!(level, Level::Step, "an LSTM goes along steps");
         let [weight, bias] = ["weight_ih_l0", "bias_ih_l0"].map(|part| format!("{name}.{part}"));
         let shape = [hidden.saturating_mul(4), inputs];
-        let gates = self.linear_of(weight, &shape, Some(bias), input, Activation::None, init);
+        let gates =
+            self.linear_of(weight, &shape, Some((bias, Init::ForgetGate)), input, Activation::None, init);
         let offset = self.tensor(format!("{name}.weight_hh_l0"), &[shape[0], hidden], init);
         let [previous, cells, squashed] = [(); 3].map(|()| self.slot(Level::Step, hidden, false));
         let output = self.slot(Level::Step, hidden, true);
@@ -489,6 +502,25 @@ impl Builder {
         self.nodes.push(Node::Lstm { layer: Lstm { hidden, offset }, states, output });
         self.taps.push(Tap::Linear { input: previous, output: gates, biased: false });
         output
+    }
+
+    /// A convolution of `kernel` steps, an odd number, along the steps of `input`, with zeros around each sequence:
+    /// `name.weight` `[channels, inputs, kernel]` and `name.bias` `[channels]` of zeros, as PyTorch's `Conv1d`.
+    pub(super) fn convolution(
+        &mut self,
+        name: &str,
+        input: Slot,
+        [channels, kernel]: [usize; 2],
+        activation: Activation,
+        init: Init,
+    ) -> Slot {
+        let SlotShape { level, width, learned } = self.shape(input);
+        assert_eq!(level, Level::Step, "a convolution goes along steps");
+        let windows = self.slot(Level::Step, width * kernel, learned);
+        self.nodes.push(Node::Unfold { input, layer: Unfold { kernel }, output: windows });
+        let bias = Some((format!("{name}.bias"), Init::Zeros));
+        let shape = [channels, width, kernel];
+        self.linear_of(format!("{name}.weight"), &shape, bias, windows, activation, init)
     }
 
     /// The network whose loss is of `output`. Errors if it is larger than a network may be.

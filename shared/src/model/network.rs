@@ -79,8 +79,8 @@ impl Network {
     }
 
     /// Where a job starts, everybody with the seed at the same bits: weights uniform within a bound of their layer
-    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, gains one, embeddings within `1 / sqrt(entries)`, or of variance 1
-    /// before a transformer, a wide part zero.
+    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero but for forget gates, whose are one, gains one,
+    /// embeddings within `1 / sqrt(entries)`, or of variance 1 before a transformer, a wide part zero.
     ///
     /// The draws are SHA-256 over seed, tensor name and counter. They are public and protect nothing; privacy noise
     /// never comes from here.
@@ -92,6 +92,10 @@ impl Network {
                 Init::Zeros => {}
                 Init::Ones => entries.fill(1.0),
                 Init::Uniform(bound) => draw_uniform(&seed, &tensor.name, bound, entries),
+                Init::ForgetGate => {
+                    let quarter = entries.len() / 4;
+                    entries[quarter..2 * quarter].fill(1.0);
+                }
             }
         }
         parameters
@@ -405,6 +409,9 @@ impl Network {
                     let (states, _) = lstm_states(slots, states);
                     layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
                 }
+                Node::Unfold { input, layer, .. } => {
+                    layer.forward(batch.rows.step_starts, self.slots[input.0].width, of(input), &mut values)
+                }
                 Node::LayerNorm { input, layer, normal, .. } => {
                     let mut normal_values = std::mem::take(&mut slots[normal.0].values);
                     let input = &slots[input.0].values;
@@ -458,12 +465,10 @@ impl Network {
                         layer.backward(parameters, &from, &mut slots[input.0].gradients, packing);
                     }
                 }
-                Node::Pool { input, pooling, .. } => pooling.backward(
-                    batch.rows.step_starts,
-                    shape.width,
-                    &from,
-                    &mut slots[input.0].gradients,
-                ),
+                Node::Pool { input, pooling, .. } => {
+                    let Buffers { values, gradients } = &mut slots[input.0];
+                    pooling.backward(batch.rows.step_starts, shape.width, values, &from, gradients);
+                }
                 Node::Dropout { input, layer, .. } => {
                     let (rest, own) = draws.split_at(draws.len() - from.len());
                     layer.add(&from, own, &mut slots[input.0].gradients);
@@ -490,6 +495,12 @@ impl Network {
                     let starts = batch.rows.step_starts;
                     layer.backward(parameters, starts, states, &from, gradients, recurrence);
                 }
+                Node::Unfold { input, layer, .. } => layer.backward(
+                    batch.rows.step_starts,
+                    self.slots[input.0].width,
+                    &from,
+                    &mut slots[input.0].gradients,
+                ),
                 Node::LayerNorm { input, layer, normal, .. } => {
                     if learned(&input) {
                         let mut to = std::mem::take(&mut slots[input.0].gradients);

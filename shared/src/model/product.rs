@@ -272,9 +272,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for Product<'_, X, T> {
                 let tile_rows = TILE_ROWS.min(rows - first_row);
                 if left.transposed {
                     packing.left.resize(terms * TILE_ROWS, T::default());
-                    // The transpose of `left` is row-major: the same packing as on the right.
-                    let plain = View { transposed: false, ..left };
-                    pack(plain, first_term, first_row, tile_rows, TILE_ROWS, &mut packing.left);
+                    pack_left(left, first_term, [first_row, tile_rows], &mut packing.left);
                 }
                 for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
                     let sums = if left.transposed {
@@ -358,6 +356,28 @@ fn add_row<T: Element, S: Simd>(
     }
 }
 
+/// Copies rows `first_row .. first_row + tile_rows` of a transposed `left` and the terms from `first_term` on to `panel`,
+/// `[terms, TILE_ROWS]`, with zeros past `tile_rows`.
+#[inline(always)]
+fn pack_left<X: Copy + Into<T>, T: Element>(
+    left: View<'_, X>,
+    first_term: usize,
+    [first_row, tile_rows]: [usize; 2],
+    panel: &mut [T],
+) {
+    if tile_rows < TILE_ROWS {
+        // The transpose of `left` is row-major: the same packing as on the right.
+        let plain = View { transposed: false, ..left };
+        pack(plain, first_term, first_row, tile_rows, TILE_ROWS, panel);
+        return;
+    }
+    let lines = left.data[first_term * left.stride..].chunks(left.stride);
+    for (slots, line) in panel.as_chunks_mut::<TILE_ROWS>().0.iter_mut().zip(lines) {
+        let entries: &[X; TILE_ROWS] = line[first_row..].first_chunk().expect("rows of `left`");
+        *slots = entries.map(Into::into);
+    }
+}
+
 /// Copies columns `first .. first + width` of the terms from `first_term` on to `panel`, `[terms, padded]`,
 /// with zeros in the columns past `width`.
 #[inline(always)]
@@ -434,6 +454,88 @@ pub(crate) fn sum(entries: &[f32]) -> f32 {
         }
     }
     rest.iter().sum::<f32>() + lanes[0]
+}
+
+/// Rows of the register tile of a Gram matrix.
+const GRAM_ROWS: usize = 3;
+
+/// Pushes `row r . row s + constant` of a `[rows, width]` matrix for all `r <= s`, by rising `r` and then `s`. `padded` is
+/// a buffer. In f64 exact for integers whose absolute products sum below 2^53.
+pub(crate) fn push_gram(
+    matrix: &[f32],
+    width: usize,
+    constant: f64,
+    gram: &mut Vec<f64>,
+    padded: &mut Vec<f64>,
+) {
+    Arch::new().dispatch(PushGram { matrix, width, constant, gram, padded });
+}
+
+struct PushGram<'a> {
+    matrix: &'a [f32],
+    width: usize,
+    constant: f64,
+    gram: &'a mut Vec<f64>,
+    padded: &'a mut Vec<f64>,
+}
+
+impl WithSimd for PushGram<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { matrix, width, constant, gram, padded } = self;
+        let rows = matrix.len() / width;
+        // Whole vectors a row, the last filled up with zeros.
+        let stride = width.next_multiple_of(size_of::<S::f64s>() / size_of::<f64>());
+        padded.clear();
+        padded.resize(rows * stride, 0.0);
+        for (to, from) in padded.chunks_exact_mut(stride).zip(matrix.chunks_exact(width)) {
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = f64::from(from));
+        }
+        let first = gram.len();
+        gram.resize(first + rows * (rows + 1) / 2, constant);
+        let gram = &mut gram[first..];
+        let lines = |first: usize| -> [&[S::f64s]; GRAM_ROWS] {
+            std::array::from_fn(|i| {
+                let row = (first + i).min(rows - 1);
+                S::as_simd_f64s(&padded[row * stride..][..stride]).0
+            })
+        };
+        for first_row in (0..rows).step_by(GRAM_ROWS) {
+            for first_column in (first_row..rows).step_by(GRAM_ROWS) {
+                let sums = gram_tile(simd, lines(first_row), lines(first_column));
+                for (i, sums) in sums.iter().enumerate().take(rows - first_row) {
+                    let row = first_row + i;
+                    // The pairs of all rows before.
+                    let of_row = &mut gram[row * (2 * rows - row + 1) / 2..][..rows - row];
+                    for (j, sum) in sums.iter().enumerate().take(rows - first_column) {
+                        if let Some(pair) = (first_column + j).checked_sub(row) {
+                            of_row[pair] += simd.reduce_sum_f64s(*sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn gram_tile<S: Simd>(
+    simd: S,
+    [a0, a1, a2]: [&[S::f64s]; GRAM_ROWS],
+    [b0, b1, b2]: [&[S::f64s]; GRAM_ROWS],
+) -> [[S::f64s; GRAM_ROWS]; GRAM_ROWS] {
+    let mut sums = [[simd.splat_f64s(0.0); GRAM_ROWS]; GRAM_ROWS];
+    // One zip, so that no line's length is looked at inside the loop.
+    for ((((&a0, &a1), &a2), (&b0, &b1)), &b2) in a0.iter().zip(a1).zip(a2).zip(b0.iter().zip(b1)).zip(b2) {
+        for (sums, a) in sums.iter_mut().zip([a0, a1, a2]) {
+            for (sum, b) in sums.iter_mut().zip([b0, b1, b2]) {
+                *sum = simd.mul_add_f64s(a, b, *sum);
+            }
+        }
+    }
+    sums
 }
 
 /// `out[i] += rows[i] . vector` for `rows` of `[out.len(), vector.len()]`, each row by itself.
@@ -566,6 +668,27 @@ mod tests {
                     "{shape:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn gram_matrices_of_integers_are_exact_for_every_shape() {
+        let (mut gram, mut padded) = (vec![7.0], Vec::new());
+        for [rows, width] in [[1, 1], [2, 9], [3, 8], [4, 16], [7, 5], [30, 33]] {
+            let matrix: Vec<f32> =
+                (0..rows * width).map(|i| ((i * 2_654_435_761) % 65_537) as f32 - 32_768.0).collect();
+            gram.truncate(1);
+            push_gram(&matrix, width, 0.5, &mut gram, &mut padded);
+            let mut pairs = gram[1..].iter();
+            for r in 0..rows {
+                for s in r..rows {
+                    let product =
+                        |k: usize| f64::from(matrix[r * width + k]) * f64::from(matrix[s * width + k]);
+                    let expected = (0..width).map(product).sum::<f64>() + 0.5;
+                    assert_eq!(pairs.next(), Some(&expected), "{rows} x {width}: {r} {s}");
+                }
+            }
+            assert_eq!(pairs.next(), None);
         }
     }
 

@@ -42,6 +42,13 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         dropout,
         negatives: 3,
     };
+    let cnn = |channels: &[u32], kernel, dropout| ModelSpec::Cnn {
+        channels: channels.into(),
+        kernel,
+        dropout,
+        embedding_dim: 2,
+        negatives: 3,
+    };
     let of = |inputs: &InputShape, target| DataShape { inputs: inputs.clone(), target };
     let history = |numbers| {
         let sequence = Some(SequenceShape { length: 6, numbers, vocabularies: vec![7] });
@@ -84,6 +91,11 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         (transformer(1, 6, 2, 0.0), of(&id_steps, Target::Count)),
         (transformer(1, 4, 2, 0.0), of(&id_steps, Target::Item(9))),
         (transformer(1, 4, 2, 0.25), of(&everything, Target::Item(9))),
+        (cnn(&[4], 3, 0.0), binary(&sequence)),
+        (cnn(&[5, 3], 3, 0.25), binary(&everything)),
+        (cnn(&[4], 5, 0.0), of(&step_numbers, Target::Number)),
+        (cnn(&[6], 1, 0.0), of(&sequence, Target::Classes(3))),
+        (cnn(&[4], 3, 0.0), of(&everything, Target::Item(9))),
     ]
 }
 
@@ -222,9 +234,12 @@ fn forward(
                     let steps = &slots[input.0][span.clone()];
                     let counted = match pooling {
                         Pooling::Last => &steps[steps.len().saturating_sub(1)..],
-                        Pooling::Mean => steps,
+                        Pooling::Mean | Pooling::Max => steps,
                     };
                     let entry = |at: usize| {
+                        if *pooling == Pooling::Max {
+                            return counted.iter().map(|step| step[at]).reduce(f64::max).unwrap_or(0.0);
+                        }
                         counted.iter().map(|step| step[at]).sum::<f64>() / counted.len().max(1) as f64
                     };
                     (0..width).map(entry).collect()
@@ -283,6 +298,20 @@ fn forward(
                     }
                 }
                 states_of_steps
+            }
+            Node::Unfold { input, layer, .. } => {
+                let of_step = |span: &std::ops::Range<usize>, step: usize| -> Vec<f64> {
+                    let width = graph.slots[input.0].width;
+                    let entry = |at: usize| {
+                        let neighbour = (step + at % layer.kernel).checked_sub(layer.kernel / 2);
+                        match neighbour.filter(|neighbour| span.contains(neighbour)) {
+                            Some(neighbour) => slots[input.0][neighbour][at / layer.kernel],
+                            None => 0.0,
+                        }
+                    };
+                    (0..width * layer.kernel).map(entry).collect()
+                };
+                spans.iter().flat_map(|span| span.clone().map(move |step| of_step(span, step))).collect()
             }
             Node::LayerNorm { input, layer, .. } => {
                 let width = layer.width;

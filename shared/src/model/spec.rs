@@ -26,6 +26,8 @@ pub const MAX_TRANSFORMER_LAYERS: u32 = 12;
 /// Most entries of a transformer's vectors: normalised, none is past the 32 to which the grid of gradients reads
 /// activations.
 pub const MAX_TRANSFORMER_WIDTH: u32 = 512;
+/// Most steps that a convolution sees at a time.
+pub const MAX_KERNEL: u32 = 31;
 /// Most of a layer's entries that dropout zeroes.
 pub const MAX_DROPOUT: f64 = 0.9;
 
@@ -136,6 +138,26 @@ pub enum ModelSpec {
         #[serde(default = "default_negatives")]
         negatives: u32,
     },
+    /// Convolutions along each row's sequence with ReLU (Kim 2014, "Convolutional Neural Networks for Sentence
+    /// Classification"; Tang & Wang 2018 for sequences of purchases): the largest value of each channel over the steps
+    /// goes to the output with the row's other features. For the same rows and labels as `lstm`.
+    Cnn {
+        /// Channels of each convolution, first to last: 1 to 8, each of 1 to 4096 channels.
+        channels: Vec<u32>,
+        /// Steps that a convolution sees at a time, an odd number from 1 to 31; the sequence has zeros around it.
+        #[serde(default = "default_kernel")]
+        kernel: u32,
+        /// Probability with which an entry of a channel is zeroed on its way to the next layer and to the output while
+        /// the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_sequence_dropout")]
+        dropout: f64,
+        /// Entries of each category's embedding, of steps and of rows: 1 to 256.
+        #[serde(default = "default_dim")]
+        embedding_dim: u32,
+        /// Items sampled for each row if the label is of kind item: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
 }
 
 fn default_layers() -> u32 {
@@ -172,6 +194,10 @@ fn default_ridge() -> f64 {
 
 fn default_negatives() -> u32 {
     DEFAULT_NEGATIVES
+}
+
+fn default_kernel() -> u32 {
+    3
 }
 
 fn default_sequence_dropout() -> f64 {
@@ -220,6 +246,15 @@ impl ModelSpec {
                     return Err(ModelError::FeedForward { got: *feed_forward });
                 }
                 check_dropout(*dropout)?;
+                check_negatives(*negatives)
+            }
+            Self::Cnn { channels, kernel, dropout, embedding_dim, negatives } => {
+                check_hidden(channels)?;
+                if kernel % 2 == 0 || *kernel > MAX_KERNEL {
+                    return Err(ModelError::Kernel { got: *kernel });
+                }
+                check_dropout(*dropout)?;
+                check_embedding(*embedding_dim)?;
                 check_negatives(*negatives)
             }
         }
@@ -275,6 +310,16 @@ mod tests {
                 ModelSpec::Lstm { hidden: vec![128, 64], dropout: 0.2, embedding_dim: 32, negatives: 16 },
             ),
             (
+                "[model.cnn]\nchannels = [64, 64]",
+                ModelSpec::Cnn {
+                    channels: vec![64, 64],
+                    kernel: 3,
+                    dropout: 0.2,
+                    embedding_dim: 32,
+                    negatives: 16,
+                },
+            ),
+            (
                 "[model.transformer]\nlayers = 1",
                 ModelSpec::Transformer {
                     layers: 1,
@@ -322,6 +367,11 @@ mod tests {
         for embedding_dim in [0, 257] {
             let spec = ModelSpec::WideAndDeep { hidden: vec![4], embedding_dim };
             assert!(matches!(spec.check(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+        }
+        for kernel in [0, 2, 33] {
+            let spec = format!("[model.cnn]\nchannels = [4]\nkernel = {kernel}");
+            let refusal = toml::from_str::<Job>(&spec).unwrap().model.check();
+            assert!(matches!(refusal, Err(ModelError::Kernel { got }) if got == kernel));
         }
         let refusal = |text: &str| {
             let job: Job = toml::from_str(&format!("[model.transformer]\n{text}")).unwrap();

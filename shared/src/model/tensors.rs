@@ -112,7 +112,7 @@ impl Pass<'_> {
                 parts.try_fold(first, |sum, part| sum + part)
             }
             Node::Linear { input, layer, .. } => {
-                let mut value = of(input).matmul(&self.tensor(layer.offset).t()?)?;
+                let mut value = of(input).matmul(&self.tensor(layer.offset).flatten_from(1)?.t()?)?;
                 if layer.biased {
                     let bias = self.tensor(layer.offset + layer.outputs * layer.inputs);
                     value = value.broadcast_add(bias)?;
@@ -123,6 +123,7 @@ impl Pass<'_> {
                     Activation::Relu => value.relu(),
                 }
             }
+            Node::Pool { input, pooling: Pooling::Max, .. } => self.largest(of(input)),
             Node::Pool { input, pooling, .. } => self.pool(of(input), *pooling, width),
             Node::Dropout { input, .. } => Ok(of(input).clone()),
             Node::Factors { history, ratings, layer, .. } => {
@@ -147,6 +148,7 @@ impl Pass<'_> {
                 of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
             }
             Node::Lstm { layer, states, .. } => self.lstm(of(&states.gates), layer.offset),
+            Node::Unfold { input, layer, .. } => self.unfold(of(input), layer.kernel),
             Node::LayerNorm { normal, layer, .. } => {
                 let [gain, bias] = [0, layer.width].map(|after| self.tensor(layer.offset + after));
                 self.tapped(node.output(), of(normal).broadcast_mul(gain)?.broadcast_add(bias)?)
@@ -165,16 +167,14 @@ impl Pass<'_> {
         let weight = self.tensor(offset).t()?;
         let (hidden, gates_width) = weight.dims2()?;
         let starts = self.rows.step_starts;
-        let length = |row: u32| starts[row as usize + 1] - starts[row as usize];
-        let mut order: Vec<u32> = (0..self.count as u32).collect();
-        order.sort_by_key(|&row| std::cmp::Reverse(length(row)));
+        let order = self.by_length();
         let mut states: Vec<Tensor> = Vec::new();
         let mut cells = Tensor::zeros((self.count, hidden), DType::F32, self.device)?;
         // Where the state of each step lies in `states`.
         let mut places = vec![0u32; gates.dim(0)?];
         let mut made = 0;
         for step in 0.. {
-            let active = order.partition_point(|&row| length(row) > step);
+            let active = order.partition_point(|&row| self.length(row) > step);
             if active == 0 {
                 break;
             }
@@ -225,6 +225,66 @@ impl Pass<'_> {
         Tensor::cat(&parts, 0)
     }
 
+    /// Of each entry the largest of each row's steps.
+    fn largest(&self, steps: &Tensor) -> TensorResult {
+        let order = self.by_length();
+        let select = |ids: Vec<u32>| {
+            let count = ids.len();
+            steps.index_select(&Tensor::from_vec(ids, count, self.device)?, 0)
+        };
+        let starts = self.rows.step_starts;
+        let mut largest: Option<Tensor> = None;
+        for step in 0.. {
+            let active = order.partition_point(|&row| self.length(row) > step);
+            if active == 0 {
+                break;
+            }
+            let of_step = select(order[..active].iter().map(|&row| starts[row as usize] + step).collect())?;
+            largest = Some(match largest {
+                None => of_step,
+                Some(before) => {
+                    let rest = before.narrow(0, active, before.dim(0)? - active)?;
+                    Tensor::cat(&[&before.narrow(0, 0, active)?.maximum(&of_step)?, &rest], 0)?
+                }
+            });
+        }
+        let zeros = Tensor::zeros((self.count, steps.dim(1)?), DType::F32, self.device)?;
+        let Some(largest) = largest else { return Ok(zeros) };
+        let rows = order[..largest.dim(0)?].to_vec();
+        zeros.index_add(&Tensor::from_vec(rows, largest.dim(0)?, self.device)?, &largest, 0)
+    }
+
+    /// Each step with its neighbours, as [`Unfold`](super::layers::Unfold) lays them side by side.
+    fn unfold(&self, steps: &Tensor, kernel: usize) -> TensorResult {
+        let (count, width) = steps.dims2()?;
+        if count == 0 {
+            return Tensor::zeros((0, width * kernel), DType::F32, self.device);
+        }
+        // One more step, of zeros, for what is past an end.
+        let padded = steps.pad_with_zeros(0, 0, 1)?;
+        let places = (0..kernel).map(|place| {
+            let ids = self.rows.step_starts.windows(2).flat_map(|span| {
+                let neighbour = move |step: u32| (step + place as u32).checked_sub(kernel as u32 / 2);
+                let inside = move |at: &u32| (span[0]..span[1]).contains(at);
+                (span[0]..span[1]).map(move |step| neighbour(step).filter(inside).unwrap_or(count as u32))
+            });
+            padded.index_select(&Tensor::from_vec(ids.collect::<Vec<_>>(), count, self.device)?, 0)
+        });
+        let places = places.collect::<Result<Vec<_>, _>>()?;
+        Tensor::stack(&places, 2)?.reshape((count, width * kernel))
+    }
+
+    fn length(&self, row: u32) -> u32 {
+        self.rows.step_starts[row as usize + 1] - self.rows.step_starts[row as usize]
+    }
+
+    /// The rows by falling number of steps.
+    fn by_length(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.count as u32).collect();
+        order.sort_by_key(|&row| std::cmp::Reverse(self.length(row)));
+        order
+    }
+
     /// Sums each row's steps, each with its weight.
     fn pool(&self, steps: &Tensor, pooling: Pooling, width: usize) -> TensorResult {
         let (mut rows, mut weights) = (Vec::new(), Vec::new());
@@ -234,6 +294,7 @@ impl Pass<'_> {
             weights.extend((1..=count).map(|step| match pooling {
                 Pooling::Mean => 1.0 / count as f32,
                 Pooling::Last => f32::from(u8::from(step == count)),
+                Pooling::Max => unreachable!("see `largest`"),
             }));
         }
         let zeros = Tensor::zeros((self.count, width), DType::F32, self.device)?;

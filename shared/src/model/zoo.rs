@@ -56,6 +56,21 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
             let last = zoo.builder.dropout(last, *dropout);
             zoo.sequence_head(last, dim, *negatives)?
         }
+        ModelSpec::Cnn { channels, kernel, dropout, embedding_dim, negatives } => {
+            let (dim, kernel) = (*embedding_dim as usize, *kernel as usize);
+            let mut steps = zoo.sequence("", dim)?;
+            for (index, &channels) in channels.iter().enumerate() {
+                if index > 0 {
+                    steps = zoo.builder.dropout(steps, *dropout);
+                }
+                let init = kaiming(zoo.builder.width(steps) * kernel, 2.0);
+                let (name, sizes) = (format!("conv.{index}"), [channels as usize, kernel]);
+                steps = zoo.builder.convolution(&name, steps, sizes, Activation::Relu, init);
+            }
+            let largest = zoo.builder.pool(steps, Pooling::Max);
+            let largest = zoo.builder.dropout(largest, *dropout);
+            zoo.sequence_head(largest, dim, *negatives)?
+        }
         ModelSpec::Transformer { layers, width, heads, feed_forward, dropout, negatives } => {
             let ranks = matches!(shape.target, Target::Item(_));
             let steps = zoo.embedded_steps(*width as usize)?;

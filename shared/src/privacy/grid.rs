@@ -70,7 +70,7 @@ use serde::{Deserialize, Serialize};
 use super::ClipNorm;
 use crate::model::{
     Batch, Engine, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
-    add_weighted_rows, dot,
+    add_weighted_rows, dot, push_gram,
 };
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
@@ -538,6 +538,7 @@ struct NormScratch {
     /// For each embedding tap the customer's ids with the factor row each is of, counted from its first, sorted.
     sorted_ids: Vec<(u32, u32)>,
     line: Vec<f64>,
+    padded: Vec<f64>,
 }
 
 /// What a squared norm is summed in: f64 for the clip factor, i128 for the check.
@@ -569,13 +570,13 @@ fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
     rows * (rows + 1) / 2 * (inputs + outputs) <= (rows + 4) * inputs * outputs
 }
 
-/// Pushes the dot products of rows `r <= s` of a `[rows, width]` matrix, each plus `constant`.
+/// [`push_gram`], for the usual customer of one row without leaving the loops here.
 #[inline(always)]
-fn push_gram(matrix: &[f32], width: usize, constant: f64, gram: &mut Vec<f64>) {
-    for (r, row) in matrix.chunks_exact(width).enumerate() {
-        gram.extend(
-            matrix[r * width..].chunks_exact(width).map(|other| dot::<_, f64>(row, other) + constant),
-        );
+fn push_dots(matrix: &[f32], width: usize, constant: f64, gram: &mut Vec<f64>, padded: &mut Vec<f64>) {
+    if matrix.len() == width {
+        gram.push(dot::<_, f64>(matrix, matrix) + constant);
+    } else {
+        push_gram(matrix, width, constant, gram, padded);
     }
 }
 
@@ -593,7 +594,7 @@ impl NormScratch {
                         part(&integers.activations[input.index()], entries(floats, input, customer));
                     if gram_is_cheaper(activations.len() / inputs, inputs, outputs) {
                         let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
-                        push_gram(activations, inputs, bias, &mut self.grams);
+                        push_dots(activations, inputs, bias, &mut self.grams, &mut self.padded);
                     }
                 }
                 Tap::Embedding { ids, output, .. } => self.sort_ids(floats, ids, output, customer),
@@ -640,7 +641,7 @@ impl NormScratch {
                     if gram_is_cheaper(rows, inputs, width) {
                         if gram_of != Some(output) {
                             self.gradient_gram.clear();
-                            push_gram(gradients, width, 0.0, &mut self.gradient_gram);
+                            push_dots(gradients, width, 0.0, &mut self.gradient_gram, &mut self.padded);
                             gram_of = Some(output);
                         }
                         let own = &self.grams[grams..grams + self.gradient_gram.len()];

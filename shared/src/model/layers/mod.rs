@@ -13,6 +13,7 @@ mod linear;
 mod lstm;
 mod pool;
 mod squash;
+mod unfold;
 
 pub(super) use attention::{Attention, AttentionScratch};
 pub(super) use dropout::Dropout;
@@ -22,3 +23,4 @@ pub(super) use layer_norm::{EPSILON, LayerNorm};
 pub(super) use linear::{Activation, Linear, add_linear_gradient};
 pub(super) use lstm::{Lstm, LstmStates, Recurrence};
 pub(super) use pool::Pooling;
+pub(super) use unfold::Unfold;

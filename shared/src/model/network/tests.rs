@@ -56,7 +56,9 @@ fn the_taps_own_every_parameter_once() {
             let width = workspace.width(tap.output());
             match *tap {
                 Tap::Linear { input, biased, .. } => {
-                    assert_eq!(next(), [width, workspace.width(input)]);
+                    let weight = next();
+                    assert_eq!(weight[0], width);
+                    assert_eq!(weight[1..].iter().product::<usize>(), workspace.width(input));
                     if biased {
                         assert_eq!(next(), [width]);
                     }
@@ -144,6 +146,37 @@ fn embeddings_start_at_random_within_their_bound_and_a_wide_part_at_zero() {
 
 /// Computed with Python's hashlib from the description above.
 const GOLDEN: [f32; 2] = [-0.320_938_23, -0.243_162_9];
+
+/// Computed in f64 with `torch.nn.LSTM` and `torch.nn.Conv1d` (`padding="same"`) from the same flat parameters.
+#[test]
+fn sequences_go_through_an_lstm_and_a_convolution_as_in_pytorch() {
+    let lstm = ModelSpec::Lstm { hidden: vec![2, 3], dropout: 0.2, embedding_dim: 4, negatives: 1 };
+    let channels = vec![3, 2];
+    let cnn = ModelSpec::Cnn { channels, kernel: 3, dropout: 0.2, embedding_dim: 4, negatives: 1 };
+    let sequence = Some(SequenceShape { length: 4, numbers: 2, vocabularies: vec![] });
+    let shape = InputShape { sequence, ..InputShape::default() };
+    let step_numbers: Vec<f32> = (0..8).map(|i| (f64::from(i) * 1.3).cos() as f32).collect();
+    let rows = Rows { step_starts: &[0, 4], step_numbers: &step_numbers, ..Rows::default() };
+    for (spec, parameters, expected) in [(lstm, 116, -0.851_670_55), (cnn, 44, -2.541_998_67)] {
+        let network = Network::new(&spec, shape.clone()).unwrap();
+        assert_eq!(network.parameter_count(), parameters);
+        let parameters: Vec<f32> = (0..parameters).map(|i| ((i as f64 * 0.7).sin() * 0.8) as f32).collect();
+        let outputs = network.outputs(&parameters, &rows, &mut Workspace::new());
+        assert!((f64::from(outputs[0]) - expected).abs() < 2e-6, "{spec:?}: {outputs:?}");
+    }
+}
+
+#[test]
+fn a_model_of_sequences_needs_them() {
+    for text in ["lstm = { hidden = [3] }", "cnn = { channels = [3] }"] {
+        #[derive(serde::Deserialize)]
+        struct Job {
+            model: ModelSpec,
+        }
+        let job: Job = toml::from_str(&format!("model = {{ {text} }}")).unwrap();
+        assert!(matches!(Network::new(&job.model, 3), Err(ModelError::NoSequence)), "{text}");
+    }
+}
 
 /// Which are central differences of the loss in f64.
 #[test]
