@@ -12,6 +12,7 @@ pub mod budget;
 pub mod noise;
 pub mod update;
 pub mod outbox;
+pub mod payment;
 pub mod train;
 pub mod quality;
 pub mod policy;

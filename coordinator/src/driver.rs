@@ -201,7 +201,8 @@ pub struct Parts {
 /// The decider.
 pub struct Driver {
     parts: Parts,
-    started: Instant,
+    /// Milliseconds since the process began, as of what is being handled.
+    now: u64,
     jobs: BTreeMap<JobId, Job>,
     online: BTreeMap<SiteId, Connected>,
     /// Of every site that was there since this coordinator started.
@@ -245,30 +246,45 @@ impl Driver {
             jobs.insert(id, job);
         }
         let alarms = parts.store.alarms()?;
-        let (started, online) = (Instant::now(), BTreeMap::new());
-        let (ledgers, heard) = (BTreeMap::new(), BTreeSet::new());
-        Ok((Self { parts, started, jobs, online, ledgers, heard, alarms, inbox }, sender))
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let (online, ledgers, heard) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Ok((Self { parts, now: 0, jobs, online, ledgers, heard, alarms, inbox }, sender))
     }
 
     /// Runs until the state can no longer be saved, or nobody can reach it any more.
     pub async fn run(mut self) -> Result<(), DriverError> {
+        let started = Instant::now();
+        let now = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         loop {
-            let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
-            let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
+            let pause = self.next_timeout().map(|due| Duration::from_millis(due.saturating_sub(now())));
             tokio::select! {
                 input = self.inbox.recv() => match input {
-                    Some(input) => self.take(input)?,
+                    Some(input) => self.handle(input, now())?,
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {
-                    self.for_all_jobs(Event::Tick)?;
+                    self.tick(now())?;
                 }
             }
         }
+    }
+
+    /// When [`Driver::tick`] is due, in milliseconds since the process began, if nothing else happens first.
+    pub fn next_timeout(&self) -> Option<u64> {
+        self.jobs.values().filter_map(|job| job.machine.next_timeout()).min()
+    }
+
+    /// Time has passed: it is `now`, in milliseconds since the process began.
+    pub fn tick(&mut self, now: u64) -> Result<(), DriverError> {
+        self.now = now;
+        self.for_all_jobs(Event::Tick)
+    }
+
+    /// Takes what was said at `now`, in milliseconds since the process began: saves, then puts what is to be sent into
+    /// the outboxes. Waits for nothing and reads no clock that a decision depends on. After an error it is of no more
+    /// use: a new one goes on from the store.
+    pub fn handle(&mut self, input: Input, now: u64) -> Result<(), DriverError> {
+        self.now = now;
+        self.take(input)
     }
 
     fn take(&mut self, input: Input) -> Result<(), DriverError> {
@@ -354,7 +370,7 @@ impl Driver {
 
     /// Handle, persist, then send.
     fn step(&mut self, id: JobId, event: Event) -> Result<(), DriverError> {
-        let now = self.now();
+        let now = self.now;
         let Some(job) = self.jobs.get_mut(&id) else {
             if let Event::SiteOnline(_) | Event::SiteOffline(_) | Event::Tick = event {
                 return Ok(());
@@ -453,7 +469,7 @@ impl Driver {
     /// Stores what the closed round came to, then goes on.
     fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
         let old = self.model(id)?.hash;
-        let now = self.now();
+        let now = self.now;
         let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
         let trains = contract.task(round).is_some_and(|task| task.train);

@@ -194,7 +194,7 @@ impl Driver {
         let number = self.jobs.values().map(|job| job.number + 1).max().unwrap_or(0);
         let contract = Arc::new(contract);
         let (round, status) = (RoundId(0), JobStatus::Waiting);
-        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now());
+        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now);
         let job = Job {
             number,
             signed,

@@ -104,6 +104,7 @@ frame_numbers!(SiteToCoordinator {
     5 => RoundSkipped,
     6 => LedgerHead,
     7 => Standing,
+    8 => Holding,
 });
 
 frame_numbers!(CoordinatorToSite {
@@ -115,6 +116,7 @@ frame_numbers!(CoordinatorToSite {
     106 => Receipt,
     107 => JobEnded,
     108 => Witnessed,
+    109 => Holding,
 });
 
 frame_numbers!(OperatorToCoordinator {

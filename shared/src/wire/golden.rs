@@ -53,6 +53,8 @@ fn witness() -> SignedWitness {
     SignedWitness { witness, signature: "0a".into() }
 }
 
+const HOLDING: Holding = Holding { job: JOB, round: ROUND, content: MODEL, received: 131_072 };
+
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
     let refused_policy = Decision::RefusedPolicy(PolicyRule::Approval);
@@ -68,6 +70,7 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
             M::LedgerHead(LedgerHead { contribution: Some((JOB, ROUND)), head: HEAD, signature: vec![1, 2] }),
         ),
         ("job_answer_refused_policy", M::JobAnswer(JobAnswer { job: JOB, decision: refused_policy })),
+        ("holding", M::Holding(HOLDING)),
         ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
     ]
 }
@@ -119,6 +122,7 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         ("receipt", M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::Corrupt })),
         ("job_ended", M::JobEnded(JobEnded { job: JOB, status: JobStatus::Finished })),
         ("witnessed", M::Witnessed(Witnessed { verdict: HeadVerdict::SetBack, witness: Some(witness()) })),
+        ("holding", M::Holding(HOLDING)),
     ]
 }
 

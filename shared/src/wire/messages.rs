@@ -26,6 +26,8 @@ pub enum SiteToCoordinator {
     Standing(Standing),
     /// How far the site's ledger has come: right after [`Hello`], and before each contribution.
     LedgerHead(LedgerHead),
+    /// How much of a model is here, before the answer that starts its round: the rest is sent from there.
+    Holding(Holding),
 }
 
 /// To a site.
@@ -48,6 +50,8 @@ pub enum CoordinatorToSite {
     /// What the coordinator holds of the site's ledger: the answer to the first [`LedgerHead`], and after each
     /// committed round.
     Witnessed(Witnessed),
+    /// How much of an update is here, before its round's start: the rest is sent from there.
+    Holding(Holding),
 }
 
 /// From an operator.
@@ -183,6 +187,19 @@ pub struct LedgerHead {
     pub head: Head,
     /// The site's Ed25519 signature of it, 64 bytes.
     pub signature: Vec<u8>,
+}
+
+/// How much of a content has arrived. From a site it depends on the link and a public model only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+    /// Hash of the whole content.
+    pub content: ContentHash,
+    /// Bytes of it that have arrived, from its beginning.
+    pub received: u64,
 }
 
 /// The coordinator knows the site.

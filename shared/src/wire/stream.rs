@@ -98,7 +98,8 @@ impl Piece {
     }
 }
 
-/// Sends a whole content in pieces, each on a stream of its own, without copying it.
+/// Sends a content from byte `from` on in pieces, each on a stream of its own, without copying it. `from` is what the
+/// peer says it holds: whatever it says, whole 8 byte values are sent.
 pub async fn send_content(
     connection: &Connection,
     job: JobId,
@@ -106,9 +107,13 @@ pub async fn send_content(
     base: ContentHash,
     content: ContentHash,
     bytes: &Bytes,
+    from: u64,
 ) -> Result<(), StreamError> {
     let total = bytes.len() as u64;
-    let mut offset = 0;
+    let mut offset = usize::try_from(from).map_or(bytes.len(), |from| from.min(bytes.len()));
+    if offset < bytes.len() {
+        offset -= offset % 8;
+    }
     while offset < bytes.len() {
         let part = bytes.slice(offset..bytes.len().min(offset + PIECE_LEN));
         let piece = Piece { job, round, base, content, total, offset: offset as u64, len: part.len() as u32 };
