@@ -20,7 +20,8 @@ use weighhouse_coordinator::authority;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::tls::{self, Credentials, Gate, Peer, Role, Trust};
-use weighhouse_shared::wire::{stream, transport};
+use weighhouse_shared::wire::stream::{self, Content, Taken};
+use weighhouse_shared::wire::transport;
 
 /// Sites, hidden layers, parameters of the perceptron on three features.
 const SHAPES: [(usize, [u32; 2]); 4] =
@@ -137,7 +138,8 @@ impl Bare {
                     let len = bytes.len();
                     let (job, hash) = (JobId::from_bytes([0; 32]), ContentHash::from_bytes([0; 32]));
                     transfers.spawn(async move {
-                        stream::send_content(&from, job, RoundId(0), hash, hash, &bytes).await.unwrap();
+                        let content = Content { job, round: RoundId(0), base: hash, hash, bytes };
+                        stream::send_content(&from, &content, 0, Taken::AtOnce).await.unwrap();
                     });
                     transfers.spawn(async move {
                         let mut received = 0;

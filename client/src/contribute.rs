@@ -164,8 +164,7 @@ pub struct Item {
 /// What `start` asks for by its contract, in the order in which it is paid.
 pub fn items(contract: &JobContract, start: &RoundStart) -> Vec<Item> {
     let evaluation = contract.evaluation_charge().filter(|_| start.task.evaluate).map(|charge| {
-        let charge =
-            Charge { population: Population::Holdout, event: GaussianEvent { steps: 1, ..charge } };
+        let charge = Charge { population: Population::Holdout, event: GaussianEvent { steps: 1, ..charge } };
         let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
         Item { kind: ReleaseKind::Evaluation, charge, mechanism }
     });

@@ -9,7 +9,7 @@ use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::offer;
 use crate::witnesses::{Contradiction, Witnesses};
 use machine::{Action, Event, Failure, Judged, SessionMachine, job_of};
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, Endpoint, ReadError, ReadExactError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -27,7 +27,7 @@ use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Decision, HeadVerdict, JobAnswer, LedgerHead, RoundStart, SignedContract,
     SiteToCoordinator, Witnessed,
 };
-use weighhouse_shared::wire::stream::{self, Piece, StreamError};
+use weighhouse_shared::wire::stream::{self, Content, Piece, StreamError, Taken};
 use weighhouse_shared::wire::transport;
 
 /// Why there is no connection.
@@ -372,11 +372,12 @@ impl<'a, N: FnMut(Notice)> Link<'a, N> {
                 });
             }
             Action::Upload { start, content, bytes, from } => {
-                let (connection, RoundStart { job, round, model, .. }) = (self.connection.clone(), start);
+                let RoundStart { job, round, model: base, .. } = start;
+                let content = Content { job, round, base, hash: content, bytes };
+                let connection = self.connection.clone();
                 self.tasks.spawn(async move {
                     // A lost link shows on the connection; the bytes are sent again then.
-                    let _ =
-                        stream::send_content(&connection, job, round, model, content, &bytes, from).await;
+                    let _ = stream::send_content(&connection, &content, from, Taken::InTurn).await;
                 });
             }
             Action::Ended { job, known } => {
@@ -510,11 +511,17 @@ async fn receive_model(
             let _ = stream.stop(0u8.into());
             continue;
         }
-        stream::receive_blocks(&mut stream, piece.len, |block| -> Result<(), StreamError> {
+        let read = stream::receive_blocks(&mut stream, piece.len, |block| -> Result<(), StreamError> {
             lock(arrivals).push(block);
             Ok(())
-        })
-        .await?;
+        });
+        match read.await {
+            // The coordinator gave it up for a newer one.
+            Err(StreamError::ReadExact(
+                ReadExactError::FinishedEarly(_) | ReadExactError::ReadError(ReadError::Reset(_)),
+            )) => continue,
+            read => read?,
+        }
         let whole = lock(arrivals).begun.take_if(|begun| begun.is_complete());
         if let Some(model) = whole.map(ArrivingModel::finish) {
             match model {

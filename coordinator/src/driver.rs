@@ -17,7 +17,7 @@ use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use weighhouse_shared::clock;
 use weighhouse_shared::evaluation::{ScoreHistogram, auc_from_histogram, log_loss_from_histogram};
 use weighhouse_shared::identity::Identity;
@@ -58,6 +58,56 @@ pub enum ToSite {
     Close,
 }
 
+/// What waits to be sent to one site before it is given up: far more than all jobs have to say at once.
+const OUTBOX_LEN: usize = 1 << 14;
+
+/// Where the driver puts what one site is to be sent. It never waits: a site that does not keep up loses its session
+/// and is told anew in the next.
+#[derive(Debug)]
+pub struct Outbox {
+    commands: mpsc::Sender<ToSite>,
+    full: Arc<Notify>,
+}
+
+/// The other end of an [`Outbox`].
+#[derive(Debug)]
+pub struct Outgoing {
+    commands: mpsc::Receiver<ToSite>,
+    full: Arc<Notify>,
+}
+
+/// Both ends.
+pub fn outbox() -> (Outbox, Outgoing) {
+    let (sender, receiver) = mpsc::channel(OUTBOX_LEN);
+    let full = Arc::new(Notify::new());
+    (Outbox { commands: sender, full: full.clone() }, Outgoing { commands: receiver, full })
+}
+
+impl Outbox {
+    fn send(&self, command: ToSite) {
+        // A session that just ended has dropped its end; its site is told again when it is back.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
+            self.full.notify_one();
+        }
+    }
+}
+
+impl Outgoing {
+    /// The next command; None once something was lost, or nothing more will come.
+    pub async fn next(&mut self) -> Option<ToSite> {
+        tokio::select! {
+            biased;
+            () = self.full.notified() => None,
+            command = self.commands.recv() => command,
+        }
+    }
+
+    /// The next command, if one waits.
+    pub fn try_next(&mut self) -> Option<ToSite> {
+        self.commands.try_recv().ok()
+    }
+}
+
 /// What a joined site is told once.
 pub type EnrolReply = Option<Enrolled>;
 
@@ -87,7 +137,7 @@ pub enum Input {
         /// How far its ledger has come; the signature was checked.
         head: LedgerHead,
         /// Where to send.
-        outbox: mpsc::UnboundedSender<ToSite>,
+        outbox: Outbox,
     },
     /// A site's session ended.
     Disconnected {
@@ -117,6 +167,8 @@ pub enum Input {
     Update(SiteId, ParsedUpdate),
     /// What arrived from a site is no update of this job.
     Refused(SiteId, Receipt),
+    /// Says when everything before it was handled.
+    Counted(oneshot::Sender<()>),
     /// How long an update of this job is, in bytes; None if there is no such job for the site.
     UpdateLen {
         /// The job.
@@ -159,7 +211,7 @@ pub enum DriverError {
 
 struct Connected {
     session: u64,
-    outbox: mpsc::UnboundedSender<ToSite>,
+    outbox: Outbox,
 }
 
 /// A job under way: what is not in the store can be rebuilt from it.
@@ -330,6 +382,9 @@ impl Driver {
                 tracing::warn!(site = %site.short(), job = %receipt.job.short(), outcome = ?receipt.outcome, "an update was refused");
                 self.send(site, CoordinatorToSite::Receipt(receipt));
             }
+            Input::Counted(reply) => {
+                let _ = reply.send(());
+            }
             Input::UpdateLen { job, reply } => {
                 let network = self.jobs.get(&job).and_then(|job| job.machine.contract().network().ok());
                 let _ = reply.send(network.map(|network| 4 * network.parameter_count() as u64));
@@ -358,8 +413,7 @@ impl Driver {
 
     fn send(&self, site: SiteId, message: CoordinatorToSite) {
         if let Some(connected) = self.online.get(&site) {
-            // A session that just ended drops its end; its site is told again when it is back.
-            let _ = connected.outbox.send(ToSite::Message(message));
+            connected.outbox.send(ToSite::Message(message));
         }
     }
 
@@ -425,7 +479,7 @@ impl Driver {
             CoordinatorToSite::RoundStart(RoundStart { job: id, round, task, model: model.hash }),
         );
         if let Some(connected) = self.online.get(&site) {
-            let _ = connected.outbox.send(ToSite::Model { job: id, round, model });
+            connected.outbox.send(ToSite::Model { job: id, round, model });
         }
         Ok(())
     }

@@ -505,7 +505,8 @@ mod tests {
         let store = std::iter::repeat_with(|| Store::open(path)).take(100_000).find_map(Result::ok).unwrap();
         assert_eq!(store.server_state(first, RoundId(1), start()).unwrap(), moved(1.0));
         assert_eq!(store.server_state(first, RoundId(2), start()).unwrap(), moved(2.0));
-        let kept_files = || std::fs::read_dir(path.join("models")).unwrap().count() + store.models.iter().count();
+        let kept_files =
+            || std::fs::read_dir(path.join("models")).unwrap().count() + store.models.iter().count();
         assert_eq!(kept_files(), 3);
         store.forget_server_states(first, Some(RoundId(2))).unwrap();
         assert!(store.server_state(first, RoundId(1), start()).is_err());

@@ -249,11 +249,7 @@ impl SessionMachine {
             }
             (Phase::Welcomed(_), CoordinatorToSite::Witnessed(witnessed)) => {
                 self.phase = Phase::Up;
-                vec![
-                    Action::TakeWitness(witnessed),
-                    Action::Notice(Notice::Connected),
-                    Action::TellStanding,
-                ]
+                vec![Action::TakeWitness(witnessed), Action::Notice(Notice::Connected), Action::TellStanding]
             }
             (Phase::Up, CoordinatorToSite::Witnessed(witnessed)) => vec![Action::TakeWitness(witnessed)],
             (Phase::Up, CoordinatorToSite::JobOffer(offer)) => vec![Action::Judge { offer, rung: false }],

@@ -84,7 +84,7 @@ impl Driver {
                 if let Some(site) = roster::site_id(&record)
                     && let Some(connected) = self.online.remove(&site)
                 {
-                    let _ = connected.outbox.send(ToSite::Close);
+                    connected.outbox.send(ToSite::Close);
                     self.for_all_jobs(Event::SiteOffline(site))?;
                 }
                 let summary = roster::summary(&record, &BTreeSet::new(), clock::unix_time_s());

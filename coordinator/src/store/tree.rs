@@ -22,7 +22,9 @@ impl Tree {
     pub fn insert(&self, key: impl AsRef<[u8]>, value: impl Into<IVec>) -> sled::Result<()> {
         match self {
             Self::Database(tree) => tree.insert(key, value).map(|_| ()),
-            Self::Memory(name, disk) => disk.write(name, key.as_ref(), Some(value.into().to_vec())).map(|_| ()),
+            Self::Memory(name, disk) => {
+                disk.write(name, key.as_ref(), Some(value.into().to_vec())).map(|_| ())
+            }
         }
     }
 
