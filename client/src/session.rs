@@ -4,6 +4,7 @@
 pub mod machine;
 
 use crate::approvals::Approvals;
+use crate::budget::Budget;
 use crate::contribute::{Contribution, WorkError, Workplace};
 use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::offer;
@@ -361,7 +362,13 @@ impl<'a, N: FnMut(Notice)> Link<'a, N> {
                 }
             }
             Action::TakeWitness(witnessed) => take_witness(site, &self.coordinator_key, &witnessed)?,
-            Action::Judge { offer, rung } => return Ok(Some(Event::Judged(judge(site, &offer, rung)))),
+            Action::Judge { offer, rung } => {
+                let Site { authority, schema, policy, approvals, workplace, .. } = site;
+                let terms = Terms { authority, schema, policy, approvals };
+                let mut budget = lock(&workplace.budget);
+                let judged = judge(terms, &mut budget, &offer, rung, clock::unix_time_s());
+                return Ok(Some(Event::Judged(judged)));
+            }
             Action::Expect { job, len } => lock(self.arrivals).expect(job, len),
             Action::Work { contract, start, model } => {
                 let (workplace, worked) = (site.workplace.clone(), self.worked.clone());
@@ -581,16 +588,34 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Judges an offer and sets its charges aside.
-fn judge(site: &Site, signed: &SignedContract, rung: bool) -> Judged {
+/// What offers are held against beside the budget.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The authority's certificate.
+    pub authority: &'a CertificateDer<'static>,
+    /// The site's columns.
+    pub schema: &'a Schema,
+    /// What it allows.
+    pub policy: &'a Policy,
+    /// What its people decided.
+    pub approvals: &'a Approvals,
+}
+
+/// Judges an offer at `now_s` (seconds since 1970) and sets its charges aside; `rung` because of a decision at the
+/// site.
+pub fn judge(
+    terms: Terms<'_>,
+    budget: &mut Budget,
+    signed: &SignedContract,
+    rung: bool,
+    now_s: u64,
+) -> Judged {
     let job = job_of(signed);
-    let now_s = clock::unix_time_s();
-    let checked = offer::check(signed, &site.authority, &site.schema, now_s);
+    let checked = offer::check(signed, terms.authority, terms.schema, now_s);
     let name = checked.as_ref().map_or_else(|_| job.short(), |checked| checked.contract.name.clone());
-    let mut budget = lock(&site.workplace.budget);
     let reserved = checked.and_then(|checked| {
-        offer::permit(&checked, signed, &site.policy, &site.approvals, &budget, now_s)?;
-        offer::reserve(&checked, &mut budget)?;
+        offer::permit(&checked, signed, terms.policy, terms.approvals, budget, now_s)?;
+        offer::reserve(&checked, budget)?;
         Ok(checked)
     });
     let (decision, contract, reason) = match reserved {

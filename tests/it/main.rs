@@ -3,6 +3,7 @@
 mod audit;
 mod bad_input;
 mod categories;
+mod cluster;
 mod demo;
 mod durability;
 mod federation;
