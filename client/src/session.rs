@@ -625,7 +625,7 @@ pub fn judge(
     // A running job that the policy no longer allows ends here. What it held is free before the
     // coordinator hears of it, which will not say that the job has ended.
     let left = matches!(decision, Decision::RefusedPolicy(_));
-    if let (true, Err(error)) = (left, budget.give_back(job)) {
+    if left && let Err(error) = budget.give_back(job) {
         tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
     }
     let notice = Notice::Decided { job, name, decision, reason };

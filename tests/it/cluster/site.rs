@@ -285,8 +285,9 @@ impl Site {
                     }
                     payment::Event::Debited(debit)
                 }
-                // As the work of a job that has ended in the meantime.
-                Err(_) => {
+                // The job has ended in the meantime.
+                Err(error) => {
+                    assert!(!budget.holds(job), "site {number} cannot pay: {error}");
                     works.remove(at);
                     return Some(Event::Worked { job, round, contribution: None });
                 }
@@ -311,7 +312,8 @@ impl Site {
             payment::Action::Bind { content, len } => {
                 match budget.release(job, round, population, item.kind, content, len) {
                     Ok(()) => payment::Event::Bound,
-                    Err(_) => {
+                    Err(error) => {
+                        assert!(!budget.holds(job), "site {number} cannot pay: {error}");
                         works.remove(at);
                         return Some(Event::Worked { job, round, contribution: None });
                     }
