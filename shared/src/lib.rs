@@ -16,4 +16,5 @@ pub mod ledger;
 pub mod wire;
 pub mod tls;
 pub mod invite;
+pub mod fuzzing;
 pub mod manual;

@@ -3,59 +3,15 @@
 
 use crate::federation::{Daemon, Federation, PROGRAM, records};
 use crate::link::{Link, Way};
+use crate::watch::Watch;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// What something that must happen is given before a test fails; nothing waits for it otherwise.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The lines of `job watch`, as they come.
-struct Watch {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Watch {
-    fn start(federation: &Federation) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["job", "watch", "--home"])
-            .arg(federation.home())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { child, lines }
-    }
-
-    /// Waits for a line that contains `text`.
-    fn until(&self, text: &str) -> String {
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("never heard: {text}"));
-            if line.contains(text) {
-                return line;
-            }
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// A site's daemon and what it says.
 fn talking(home: &Path) -> (Daemon, mpsc::Receiver<String>) {
@@ -90,7 +46,7 @@ fn a_link_that_is_cut_costs_the_time_of_the_cut_and_not_the_round() {
     let _cut_off = federation.serve_site(&homes[1]);
     let job = federation.job(4_000, 8.0, "[evaluation]\nevery = 0\n[federation]\nmin_sites = 2");
     federation.operator(&["job", "submit", &job]);
-    let watch = Watch::start(&federation);
+    let mut watch = Watch::start(&federation);
     watch.until("round 3 committed");
 
     link.cut();
@@ -98,7 +54,7 @@ fn a_link_that_is_cut_costs_the_time_of_the_cut_and_not_the_round() {
     // What was on its way is told; then there is silence, since a round needs both.
     let silence = outage();
     let mut heard = String::new();
-    while let Ok(line) = watch.lines.recv_timeout(silence.saturating_sub(began.elapsed())) {
+    while let Some(line) = watch.within(silence.saturating_sub(began.elapsed())) {
         assert!(!line.contains("job is"), "{line}");
         heard = line;
     }
@@ -187,7 +143,7 @@ fn a_site_that_moves_to_another_address_carries_on_in_the_same_connection() {
     connected(&lines);
     let job = federation.job(60, 8.0, "[evaluation]\nevery = 0\n[federation]\nmin_sites = 1");
     federation.operator(&["job", "submit", &job]);
-    let watch = Watch::start(&federation);
+    let mut watch = Watch::start(&federation);
     let handshakes = link.handshakes();
     for round in [3, 10, 20] {
         watch.until(&format!("round {round} committed"));
