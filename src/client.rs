@@ -23,6 +23,7 @@ use weighhouse_shared::clock;
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::invite::Invite;
 use weighhouse_shared::ledger::{Body, ReleaseKind};
+use weighhouse_shared::model::Engine;
 use weighhouse_shared::policy::Approval;
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::wire::messages::Decision;
@@ -188,7 +189,8 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let budget = Mutex::new(budget);
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
-    let workplace = Arc::new(Workplace { records, budget, outbox });
+    let engine = Engine::new(config.device).context("cannot use the `device` in client.toml")?;
+    let workplace = Arc::new(Workplace { records, budget, outbox, engine });
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let approvals = match policy.jobs.approval {

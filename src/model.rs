@@ -66,7 +66,7 @@ pub fn run(verb: ModelVerb) -> Result<()> {
 pub fn save(path: &Path, contract: &JobContract, parameters: Vec<f32>) -> Result<()> {
     let artifact = ModelArtifact {
         spec: contract.model.clone(),
-        inputs: contract.schema.input_shape(),
+        shape: contract.schema.shape(),
         schema_json: serde_json::to_string(&contract.schema)?,
         parameters,
     };

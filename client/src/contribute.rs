@@ -10,14 +10,16 @@ use crate::outbox::Outbox;
 use crate::payment::{Action, Event, Payment};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
-use crate::train::{RoundBase, TrainError};
+use crate::train::{RoundBase, RoundEnd, TrainError};
 use crate::update::{histogram_bytes, histogram_counts};
 use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
+use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
+use weighhouse_shared::privacy::grid::Clipping;
 use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
 use weighhouse_shared::wire::messages::RoundStart;
 
@@ -30,6 +32,8 @@ pub struct Workplace {
     pub budget: Mutex<Budget>,
     /// What was paid for.
     pub outbox: Outbox,
+    /// What models learn on.
+    pub engine: Engine,
 }
 
 /// What may leave for one round: noised, paid and released.
@@ -104,9 +108,14 @@ impl Workplace {
                         let mut generator = Generator::from_system()?;
                         let table = &self.records.training;
                         let memory = self.outbox.memory();
-                        let base = RoundBase { round: start.round, parameters };
-                        let update =
+                        let clip_norm = self.outbox.clip_norm(start.job);
+                        let base =
+                            RoundBase { round: start.round, parameters, engine: &self.engine, clip_norm };
+                        let RoundEnd { update, clip_norm } =
                             local_update(contract, &network, base, table, debit, &mut generator, memory)?;
+                        if contract.training.clipping == Clipping::Quantile {
+                            self.outbox.keep_clip_norm(start.job, clip_norm)?;
+                        }
                         Ok(update.into_bytes())
                     })?;
                 }
@@ -182,13 +191,14 @@ use crate::train::train_round as local_update;
 /// The no-training client of the round benches: the debit is paid, no record is touched.
 #[cfg(feature = "constant-update")]
 fn local_update(
-    _contract: &JobContract,
+    contract: &JobContract,
     network: &weighhouse_shared::model::Network,
     _base: RoundBase<'_>,
     _table: &crate::features::FeatureTable,
     _debit: Debit,
     _generator: &mut Generator,
     memory: Vec<u8>,
-) -> Result<crate::update::ModelUpdate, TrainError> {
-    Ok(crate::update::ModelUpdate::constant(network.parameter_count(), 1, memory))
+) -> Result<RoundEnd, TrainError> {
+    let update = crate::update::ModelUpdate::constant(network.parameter_count(), 1, memory);
+    Ok(RoundEnd { update, clip_norm: contract.privacy.clip_norm })
 }

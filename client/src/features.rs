@@ -1,7 +1,8 @@
 //! Customers as the model sees them: numbers on -1 to 1, ids of categories, labels, and which rows are whose.
 
 use std::fmt;
-use weighhouse_shared::model::Batch;
+use weighhouse_shared::model::{Batch, Network, Rows};
+use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::schema::InputShape;
 
 /// Rows of many customers, each customer's adjacent.
@@ -27,6 +28,7 @@ pub(crate) struct CustomerRows {
 pub struct FeatureBatch {
     rows: CustomerRows,
     starts: Vec<u32>,
+    draws: Vec<u8>,
 }
 
 impl FeatureTable {
@@ -61,9 +63,15 @@ impl FeatureTable {
         self.starts.len() - 1
     }
 
+    /// How many rows and steps of a customer count if `max_rows` rows do.
+    pub fn size(&self, customer: usize, max_rows: usize) -> (usize, usize) {
+        let rows = (self.starts[customer + 1] - self.starts[customer]) as usize;
+        (rows.min(max_rows), 0)
+    }
+
     /// The rows of the customers at `chosen`, the first `max_rows` of each.
     pub fn gather(&self, chosen: &[usize], max_rows: usize) -> FeatureBatch {
-        let mut batch = FeatureBatch { rows: CustomerRows::default(), starts: vec![0] };
+        let mut batch = FeatureBatch { rows: CustomerRows::default(), starts: vec![0], draws: Vec::new() };
         let (width, columns) = (self.shape.numbers, self.shape.columns());
         for &customer in chosen {
             let first = self.starts[customer] as usize;
@@ -81,7 +89,15 @@ impl FeatureBatch {
     /// As the model takes it.
     pub fn as_batch(&self) -> Batch<'_> {
         let CustomerRows { numbers, ids, labels } = &self.rows;
-        Batch { rows: numbers, ids, labels, customer_starts: &self.starts }
+        let rows = Rows { numbers, ids, ..Rows::default() };
+        Batch { rows, labels, customer_starts: &self.starts, draws: &self.draws }
+    }
+
+    /// The same with fresh draws for what `network` does at random while it learns.
+    pub fn with_draws(mut self, network: &Network, generator: &mut Generator) -> Self {
+        self.draws.resize(network.draws(self.rows.labels.len(), 0), 0);
+        generator.fill(&mut self.draws);
+        self
     }
 }
 

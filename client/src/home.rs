@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use weighhouse_shared::config::{self, ConfigError};
 use weighhouse_shared::identity::{Identity, IdentityError};
+use weighhouse_shared::model::DeviceChoice;
 use weighhouse_shared::policy::{Policy, PolicyText, first_policy};
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::schema::{Schema, SchemaError};
@@ -23,6 +24,9 @@ pub struct ClientConfig {
     pub coordinator: String,
     /// The site's records.
     pub data: DataConfig,
+    /// What models learn on: `auto`, `cpu`, `cuda:N` or `metal`.
+    #[serde(default)]
+    pub device: DeviceChoice,
 }
 
 /// `[data]`.
@@ -225,6 +229,9 @@ impl NewConfig {
              name = {name}\n\
              # Host and UDP port of the coordinator.\n\
              coordinator = {coordinator}\n\
+             # What models learn on: \"auto\" takes an accelerator if this program was built for one and the machine\n\
+             # has it, \"cpu\" never does; \"cuda:0\" or \"metal\" name one.\n\
+             device = \"auto\"\n\
              \n\
              [data]\n\
              # CSV files with a header, relative to this folder. They never leave this machine.\n\

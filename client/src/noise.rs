@@ -9,6 +9,7 @@ use opendp::measurements::make_gaussian;
 use opendp::measures::ZeroConcentratedDivergence;
 use opendp::metrics::L2Distance;
 use weighhouse_shared::ledger::Population;
+use weighhouse_shared::privacy::grid::{COUNT, Grid};
 use weighhouse_shared::privacy::{CUSTOMER_UNITS, DiscreteGaussian, Generator, Mechanism};
 
 /// Why noise was refused. None of these depends on records.
@@ -32,13 +33,22 @@ pub enum NoiseError {
 #[derive(Debug)]
 pub struct NoisedSum {
     sum: Vec<i64>,
-    unit: f64,
+    grid: Grid,
 }
 
 impl NoisedSum {
-    /// The sum in gradient units.
+    /// The sum of the gradients, in their units.
     pub fn values(&self) -> impl Iterator<Item = f64> {
-        self.sum.iter().map(|value| *value as f64 * self.unit)
+        let gradient = &self.sum[..self.sum.len() - self.grid.clipping().counts()];
+        let unit = self.grid.unit();
+        gradient.iter().map(move |value| *value as f64 * unit)
+    }
+
+    /// The share of the batch whose norm was within the clip norm, of a batch of `expected` customers; about one half
+    /// plus half the difference, over `expected`, if it had more or fewer. None unless the norm follows a quantile.
+    pub fn share_within(&self, expected: f64) -> Option<f64> {
+        let count = (self.grid.clipping().counts() > 0).then(|| self.sum.last()).flatten()?;
+        Some(0.5 + *count as f64 / (2.0 * COUNT as f64 * expected))
     }
 }
 
@@ -56,7 +66,7 @@ pub fn noise_sum(
         return Err(NoiseError::Unpaid);
     }
     DiscreteGaussian::new(mechanism.sigma())?.add_to(&mut sum, generator);
-    Ok(NoisedSum { sum, unit: grid.unit() })
+    Ok(NoisedSum { sum, grid })
 }
 
 /// Counts per bin before noise. Each customer adds at most [`CUSTOMER_UNITS`] in all.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::ledger::ReleaseKind;
+use weighhouse_shared::privacy::ClipNorm;
 
 /// The folder of one site's outgoing items.
 #[derive(Debug)]
@@ -52,6 +53,25 @@ impl Outbox {
     pub fn memory(&self) -> Vec<u8> {
         let last = std::mem::take(&mut *self.last());
         if last.is_unique() { last.into() } else { Vec::new() }
+    }
+
+    fn clip_path(&self, job: JobId) -> PathBuf {
+        // Under a round that never comes: kept until the whole job is forgotten.
+        self.folder.join(format!("{job}-{last:08}-clip-norm", last = u32::MAX))
+    }
+
+    /// The clip norm that the job's next round begins with, if one was kept: it was made from noised sums alone.
+    pub fn clip_norm(&self, job: JobId) -> Option<ClipNorm> {
+        let text = std::fs::read_to_string(self.clip_path(job)).ok()?;
+        ClipNorm::new(text.trim().parse().ok()?).ok()
+    }
+
+    /// Keeps it. After a power cut it may be one of an earlier round.
+    pub fn keep_clip_norm(&self, job: JobId, clip_norm: ClipNorm) -> io::Result<()> {
+        let path = self.clip_path(job);
+        let draft = path.with_extension("new");
+        std::fs::write(&draft, clip_norm.value().to_string())?;
+        std::fs::rename(draft, path)
     }
 
     fn path(&self, job: JobId, round: RoundId, kind: ReleaseKind) -> PathBuf {
@@ -178,6 +198,25 @@ mod tests {
         outbox.forget(job, None).unwrap();
         assert!(!there(job, 2) && there(other, 0));
     }
+
+    #[test]
+    fn a_kept_clip_norm_outlives_its_round_but_not_its_job_and_a_damaged_one_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(folder.path()).unwrap();
+        let job = JobId::from_bytes([1; 32]);
+        assert_eq!(outbox.clip_norm(job), None);
+        let clip_norm = ClipNorm::new(0.1 + 0.2).unwrap();
+        outbox.keep_clip_norm(job, clip_norm).unwrap();
+        outbox.forget(job, Some(RoundId(9))).unwrap();
+        assert_eq!(outbox.clip_norm(job), Some(clip_norm));
+        for damaged in ["", "NaN", "-1", "x"] {
+            std::fs::write(outbox.clip_path(job), damaged).unwrap();
+            assert_eq!(outbox.clip_norm(job), None);
+        }
+        outbox.forget(job, None).unwrap();
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
     #[test]
     fn a_shorter_update_written_over_a_longer_one_reads_back_as_itself() {
         let folder = tempfile::tempdir().unwrap();

@@ -39,7 +39,7 @@ pub fn measure(
     for chosen in customers.chunks(MICRO_BATCH) {
         let gathered = table.gather(chosen, max_rows);
         let batch = gathered.as_batch();
-        let scores = score(network, parameters, batch.rows, batch.ids, &Device::Cpu)?;
+        let scores = score(network, parameters, &batch.rows, &Device::Cpu)?;
         for rows in batch.customer_starts.windows(2) {
             let rows = rows[0] as usize..rows[1] as usize;
             let weight = CUSTOMER_UNITS as i64 / rows.len() as i64;

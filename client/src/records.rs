@@ -276,7 +276,7 @@ mod tests {
         let records = load_text("y,id,b,a\n1,u,0,2\n0,v,1,1\n0,u,2,0\n", 0).unwrap();
         assert_eq!(records.training.customers(), 2);
         let batch = records.training.gather(&[0], 25);
-        assert_eq!(batch.as_batch().rows, [1.0, -1.0, -1.0, 1.0]);
+        assert_eq!(batch.as_batch().rows.numbers, [1.0, -1.0, -1.0, 1.0]);
         assert_eq!(batch.as_batch().labels, [1.0, 0.0]);
     }
 
@@ -287,8 +287,8 @@ mod tests {
         let text = "y,id,b,a\n1,u,0,south\n0,v,1,\n0,u,2,mars\n1,w,0, north \n";
         let records = load_with(&schema, text, 0).unwrap();
         let batch = records.training.gather(&[0, 2, 1], 25);
-        assert_eq!(batch.as_batch().ids, [1, 2, 0, 2]);
-        assert_eq!(batch.as_batch().rows, [-1.0, 1.0, -1.0, 0.0]);
+        assert_eq!(batch.as_batch().rows.ids, [1, 2, 0, 2]);
+        assert_eq!(batch.as_batch().rows.numbers, [-1.0, 1.0, -1.0, 0.0]);
         assert_eq!(batch.as_batch().customer_starts, [0, 2, 3, 4]);
     }
 

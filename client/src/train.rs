@@ -2,16 +2,16 @@
 //! the round's debit.
 
 use crate::budget::Debit;
-use crate::clip::clip_and_sum;
+use crate::clip::{Step, Workers, clip_and_sum};
 use crate::features::FeatureTable;
 use crate::noise::{NoiseError, noise_sum};
 use crate::sampling::poisson_sample;
 use crate::update::{LocalModel, ModelUpdate};
 use weighhouse_shared::ids::RoundId;
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::model::{ModelError, Network};
-use weighhouse_shared::privacy::Generator;
-use weighhouse_shared::privacy::grid::SumWorkspace;
+use weighhouse_shared::model::{Engine, ModelError, Network};
+use weighhouse_shared::privacy::grid::Clipping;
+use weighhouse_shared::privacy::{ClipNorm, Generator};
 
 /// Why a round's training gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,19 @@ pub struct RoundBase<'a> {
     pub round: RoundId,
     /// The global model.
     pub parameters: &'a [f32],
+    /// What to learn on.
+    pub engine: &'a Engine,
+    /// The clip norm that the site ended its last round with, if that follows a quantile.
+    pub clip_norm: Option<ClipNorm>,
+}
+
+/// What a round comes to.
+#[derive(Debug)]
+pub struct RoundEnd {
+    /// The model's change.
+    pub update: ModelUpdate,
+    /// The clip norm for the next round.
+    pub clip_norm: ClipNorm,
 }
 
 /// Makes the round's steps and returns the model's change, written into `memory`.
@@ -48,23 +61,29 @@ pub fn train_round(
     mut debit: Debit,
     generator: &mut Generator,
     memory: Vec<u8>,
-) -> Result<ModelUpdate, TrainError> {
+) -> Result<RoundEnd, TrainError> {
     let training = &contract.training;
-    let grid = contract.grid();
+    let mut grid = contract.grid();
+    if let (Clipping::Quantile, Some(clip_norm)) = (training.clipping, base.clip_norm) {
+        grid = grid.with_clip(clip_norm);
+    }
     let max_rows = training.max_rows_per_customer as usize;
-    let mut workspace = SumWorkspace::new();
+    let mut workers = Workers::new(base.engine);
     let mut model = LocalModel::start(base.parameters, training);
     for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
-        let parameters = model.parameters();
-        let clipped = clip_and_sum(network, parameters, table, &chosen, max_rows, &grid, &mut workspace)?;
+        let of = Step { network, parameters: model.parameters(), max_rows, grid: &grid };
+        let clipped = clip_and_sum(of, table, &chosen, &mut workers, generator)?;
         let noised = noise_sum(clipped, &mut debit, generator)?;
         model.step(&noised, training.rate(base.round.0, step));
+        if let Some(share) = noised.share_within(training.expected_batch()) {
+            grid = grid.with_clip(training.next_clip_norm(grid.clip(), share));
+        }
         if !model.is_finite() {
             return Err(TrainError::Diverged);
         }
     }
-    Ok(model.into_update(memory))
+    Ok(RoundEnd { update: model.into_update(memory), clip_norm: grid.clip() })
 }
 
 #[cfg(test)]
@@ -103,9 +122,10 @@ mod tests {
         let charge = Charge { population: Population::Training, event: contract.round_charge() };
         let mechanism = Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
         let (debit, mut generator) = (Debit::for_test(charge, mechanism), Generator::from_seed(seed));
-        let base = RoundBase { round: RoundId(0), parameters: &global };
+        let engine = &Engine::Processor;
+        let base = RoundBase { round: RoundId(0), parameters: &global, engine, clip_norm: None };
         let update = train_round(contract, &network, base, &table, debit, &mut generator, Vec::new())?;
-        let bytes = update.into_bytes();
+        let bytes = update.update.into_bytes();
         let (values, _) = bytes.as_chunks::<4>();
         Ok(values.iter().map(|value| f64::from(i32::from_le_bytes(*value)) * UPDATE_STEP).collect())
     }

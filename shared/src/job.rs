@@ -9,7 +9,7 @@ pub use training::{OptimizerName, ServerOptimizerName, Training, TrainingAsked};
 use crate::ids::JobId;
 use crate::model::{ModelSpec, Network, ServerOptimizer, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
-use crate::privacy::grid::Grid;
+use crate::privacy::grid::{Clipping, Grid};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{Schema, SchemaError};
 use crate::wire::codec;
@@ -70,14 +70,13 @@ pub struct PrivacyAsked {
     pub noise_multiplier: Option<NoiseMultiplier>,
     /// Probability with which the privacy loss may be larger.
     pub delta: Delta,
-    /// L2 norm to which a customer's gradient is clipped.
-    #[serde(default = "default_clip_norm")]
-    pub clip_norm: ClipNorm,
+    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<ClipNorm>,
 }
 
-fn default_clip_norm() -> ClipNorm {
-    ClipNorm::new(0.5).expect("0.5 is a norm")
-}
+/// The clip norm of those who do not choose one.
+const DEFAULT_CLIP_NORM: f64 = 0.5;
 
 /// How quality is measured at the sites: noised histograms of scores of held-out customers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -322,9 +321,12 @@ impl JobFile {
     /// Fixes every number: solves for the noise that the asked epsilon needs. `nonce` makes this
     /// submission a job of its own; draw it at random.
     pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
-        let (training, federation) = (self.training.fixed()?, self.federation.fixed()?);
-        training.check()?;
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
+        // Who does not choose a norm needs a clipping that does not depend on it.
+        let clipping = if clip_norm.is_some() { Clipping::Fixed } else { Clipping::Automatic };
+        let clip_norm = clip_norm.unwrap_or(ClipNorm::new(DEFAULT_CLIP_NORM).expect("0.5 is a norm"));
+        let (training, federation) = (self.training.fixed(clipping)?, self.federation.fixed()?);
+        training.check()?;
         let training_steps = self.training.rounds * self.training.local_steps;
         let sampling_rate = self.training.sampling_rate;
         let epsilon = match (self.privacy.epsilon, self.privacy.noise_multiplier) {
@@ -432,7 +434,7 @@ impl JobContract {
 
     /// The network the contract trains.
     pub fn network(&self) -> Result<Network, JobError> {
-        Network::new(&self.model, self.schema.input_shape())
+        Network::new(&self.model, self.schema.shape())
             .map_err(|error| JobError::Model { reason: error.to_string() })
     }
 

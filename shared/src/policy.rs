@@ -85,6 +85,14 @@ pub enum ModelKind {
     Mlp,
     /// Both, over numbers and categories.
     WideAndDeep,
+    /// A ranking of items.
+    TwoTower,
+    /// Factors of items and of customers.
+    MatrixFactorisation,
+    /// Long short-term memory over sequences.
+    Lstm,
+    /// Attention over sequences.
+    Transformer,
 }
 
 impl From<LabelKind> for Task {
@@ -101,6 +109,10 @@ impl From<&ModelSpec> for ModelKind {
             ModelSpec::Logistic {} => Self::Logistic,
             ModelSpec::Mlp { .. } => Self::Mlp,
             ModelSpec::WideAndDeep { .. } => Self::WideAndDeep,
+            ModelSpec::TwoTower { .. } => Self::TwoTower,
+            ModelSpec::MatrixFactorisation { .. } => Self::MatrixFactorisation,
+            ModelSpec::Lstm { .. } => Self::Lstm,
+            ModelSpec::Transformer { .. } => Self::Transformer,
         }
     }
 }
@@ -129,6 +141,10 @@ impl fmt::Display for ModelKind {
             Self::Logistic => "logistic",
             Self::Mlp => "mlp",
             Self::WideAndDeep => "wide_and_deep",
+            Self::TwoTower => "two_tower",
+            Self::MatrixFactorisation => "matrix_factorisation",
+            Self::Lstm => "lstm",
+            Self::Transformer => "transformer",
         })
     }
 }

@@ -242,32 +242,111 @@ impl Schema {
         ContentHash::of(&crate::wire::codec::encode(self))
     }
 
+    /// What a model takes and what it gives.
+    pub fn shape(&self) -> DataShape {
+        let target = match self.label.kind {
+            LabelKind::Binary => Target::Binary,
+        };
+        DataShape { inputs: self.input_shape(), target }
+    }
+
     /// What a row holds once it is read: the numeric features as numbers and the others as ids, each in the order of
     /// the features.
     pub fn input_shape(&self) -> InputShape {
         let vocabularies: Vec<usize> = self.features.iter().filter_map(Feature::vocabulary_len).collect();
-        InputShape { numbers: self.features.len() - vocabularies.len(), vocabularies }
+        InputShape { numbers: self.features.len() - vocabularies.len(), vocabularies, sequence: None }
     }
 }
 
 /// What a row of a model's input holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct InputShape {
     /// How many numbers.
     pub numbers: usize,
     /// For each categorical column, in order, how many ids there are: 0 up to one less.
     pub vocabularies: Vec<usize>,
+    /// What a step of the row's sequence holds, if rows have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<SequenceShape>,
+}
+
+/// What a step of a sequence holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SequenceShape {
+    /// Most steps.
+    pub length: usize,
+    /// How many numbers.
+    pub numbers: usize,
+    /// For each categorical column, in order, how many ids there are.
+    pub vocabularies: Vec<usize>,
+}
+
+/// What is learned from a row, and how its label is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// A probability; labels are 0 or 1 or between.
+    #[default]
+    Binary,
+    /// One of so many classes; labels are their places from 0.
+    Classes(usize),
+    /// How often: a rate; labels are counts.
+    Count,
+    /// A number, brought onto -1 to 1.
+    Number,
+    /// One of so many items, to be ranked; labels are their places from 0.
+    Item(usize),
+}
+
+impl Target {
+    /// Outputs for each row: classes or items, else one.
+    pub fn outputs(self) -> usize {
+        match self {
+            Self::Classes(outputs) | Self::Item(outputs) => outputs,
+            Self::Binary | Self::Count | Self::Number => 1,
+        }
+    }
+}
+
+/// What a model takes and what it gives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DataShape {
+    /// What a row holds.
+    pub inputs: InputShape,
+    /// What is learned from it.
+    pub target: Target,
 }
 
 impl From<usize> for InputShape {
     /// Rows of numbers alone.
     fn from(numbers: usize) -> Self {
-        Self { numbers, vocabularies: Vec::new() }
+        Self { numbers, ..Self::default() }
+    }
+}
+
+impl From<usize> for DataShape {
+    /// Rows of numbers alone, and a probability.
+    fn from(numbers: usize) -> Self {
+        InputShape::from(numbers).into()
+    }
+}
+
+impl From<InputShape> for DataShape {
+    /// A probability.
+    fn from(inputs: InputShape) -> Self {
+        Self { inputs, target: Target::Binary }
     }
 }
 
 impl InputShape {
     /// How many ids a row holds.
+    pub fn columns(&self) -> usize {
+        self.vocabularies.len()
+    }
+}
+
+impl SequenceShape {
+    /// How many ids a step holds.
     pub fn columns(&self) -> usize {
         self.vocabularies.len()
     }
@@ -509,7 +588,7 @@ mod tests {
         let ids = [&b"north"[..], b"south", b"South", b"", &[0xff]].map(|cell| reader.read(cell).unwrap());
         assert_eq!(ids, [0, 1, 2, 2, 2].map(Cell::Id));
         assert_eq!(schema.features[1].vocabulary_len(), Some(3));
-        assert_eq!(schema.input_shape(), InputShape { numbers: 1, vocabularies: vec![3] });
+        assert_eq!(schema.input_shape(), InputShape { numbers: 1, vocabularies: vec![3], sequence: None });
     }
 
     /// Computed with Python: `int.from_bytes(sha256(b"weighhouse category v1\0" + cell).digest()[:8], "big") % 1024`.

@@ -8,7 +8,7 @@ use csv::StringRecord;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use weighhouse_client::home::load_schema;
-use weighhouse_shared::model::Batch;
+use weighhouse_shared::model::{self, Batch};
 use weighhouse_shared::schema::{Cell, CellReader, Feature, Schema};
 
 /// Regroups all rows into sites by a column's value.
@@ -258,7 +258,8 @@ fn regroup(
 impl Rows {
     /// As the model takes them.
     pub fn as_batch(&self) -> Batch<'_> {
-        Batch { rows: &self.numbers, ids: &self.ids, labels: &self.labels, customer_starts: &self.starts }
+        let rows = model::Rows { numbers: &self.numbers, ids: &self.ids, ..model::Rows::default() };
+        Batch { rows, labels: &self.labels, customer_starts: &self.starts, draws: &[] }
     }
 
     fn parse(header: &StringRecord, records: &[StringRecord], schema: &Schema) -> Result<Self> {

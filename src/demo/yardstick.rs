@@ -82,7 +82,7 @@ fn fit(network: &Network, mut parameters: Vec<f32>, rows: &Rows) -> Result<Vec<f
 fn scores_of(network: &Network, parameters: &[f32], tests: &[&Rows]) -> Result<(Vec<f32>, Vec<f32>)> {
     let (mut scores, mut labels) = (Vec::new(), Vec::new());
     for rows in tests {
-        scores.extend(score(network, parameters, &rows.numbers, &rows.ids, &Device::Cpu)?);
+        scores.extend(score(network, parameters, &rows.as_batch().rows, &Device::Cpu)?);
         labels.extend_from_slice(&rows.labels);
     }
     Ok((scores, labels))

@@ -6,7 +6,7 @@ use candle_core::Device;
 use std::time::{Duration, Instant};
 use weighhouse_shared::evaluation::auc;
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::model::{Batch, LocalOptimizer, Network, ServerState, score};
+use weighhouse_shared::model::{self, Batch, LocalOptimizer, Network, ServerState, score};
 use weighhouse_shared::privacy::grid::{SumWorkspace, clipped_sum};
 use weighhouse_shared::privacy::{DiscreteGaussian, Generator, SamplingRate};
 use weighhouse_shared::schema::InputShape;
@@ -160,7 +160,7 @@ impl Customers {
             }
             let site_rounds = contract.training.rounds as usize * self.sites.len().max(1);
             sum.site_round += begun.elapsed().div_f64(site_rounds as f64).mul_f64(share);
-            let scores = score(network, &model, &self.test.numbers, &self.test.ids, &Device::Cpu)?;
+            let scores = score(network, &model, &self.test.as_rows(), &Device::Cpu)?;
             let found = auc(&scores, &self.test.labels);
             sum.auc = sum.auc.zip(found).map(|(sum, found)| sum + share * found);
         }
@@ -192,9 +192,11 @@ impl Customers {
                 let batch = site.sample(&self.shape, training.sampling_rate, generator);
                 let starts: Vec<u32> = (0..=batch.labels.len() as u32).collect();
                 let mut sum = vec![0i64; model.len()];
-                let Rows { numbers, ids, labels } = &batch;
-                let rows = Batch { rows: numbers, ids, labels, customer_starts: &starts };
-                clipped_sum(network, &local, &rows, &grid, &mut workspace, &mut sum)?;
+                let mut draws = vec![0; network.draws(batch.labels.len(), 0)];
+                generator.fill(&mut draws);
+                let (rows, labels) = (batch.as_rows(), batch.labels.as_slice());
+                let batch = Batch { rows, labels, customer_starts: &starts, draws: &draws };
+                clipped_sum(network, &local, &batch, &grid, &mut workspace, &mut sum)?;
                 if index == 0 {
                     signal.iter_mut().zip(&sum).for_each(|(total, value)| *total += value);
                 }
@@ -229,6 +231,11 @@ fn move_model(model: &mut [f32], change: &[f64], state: Option<&mut ServerState>
 }
 
 impl Rows {
+    /// As the model takes them.
+    fn as_rows(&self) -> model::Rows<'_> {
+        model::Rows { numbers: &self.numbers, ids: &self.ids, ..model::Rows::default() }
+    }
+
     /// A Poisson sample of customers at `rate`.
     fn sample(&self, shape: &InputShape, rate: SamplingRate, generator: &mut Generator) -> Rows {
         let (width, columns) = (shape.numbers, shape.columns());

@@ -2,8 +2,8 @@
 
 use super::{JobError, range};
 use crate::model::{Optimizer, Schedule, ServerOptimizer};
-use crate::privacy::SamplingRate;
 use crate::privacy::grid::Clipping;
+use crate::privacy::{ClipNorm, SamplingRate};
 use serde::{Deserialize, Serialize};
 
 /// The `[training]` of a job file. A key that its `optimizer` does not know is refused, not ignored.
@@ -48,9 +48,15 @@ pub struct TrainingAsked {
     pub proximal: f64,
     /// Decay, a round, of the average of the rounds' models that becomes the final model; 0 for none.
     pub average_weights: f64,
-    /// How gradients are scaled to the clip norm.
+    /// How gradients are scaled to the clip norm; left out: fixed if there is a `clip_norm`, else automatic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clipping: Option<Clipping>,
+    /// For clipping by quantile: the share of customers whose norm is to be within the clip norm; left out: 0.5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_quantile: Option<f64>,
+    /// For clipping by quantile: how fast the norm follows, a step, in its logarithm; left out: 0.2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_rate: Option<f64>,
 }
 
 /// The rules by name.
@@ -86,6 +92,8 @@ impl Default for TrainingAsked {
             proximal: 0.0,
             average_weights: 0.0,
             clipping: None,
+            clip_quantile: None,
+            clip_rate: None,
         }
     }
 }
@@ -119,6 +127,10 @@ pub struct Training {
     pub average_weights: f64,
     /// How gradients are scaled to the clip norm.
     pub clipping: Clipping,
+    /// For clipping by quantile: the share of customers whose norm is to be within the clip norm.
+    pub clip_quantile: f64,
+    /// For clipping by quantile: how fast the norm follows, a step, in its logarithm.
+    pub clip_rate: f64,
 }
 
 /// `value` if it was given and belongs to the choice made; `default` if it was not given.
@@ -137,8 +149,16 @@ fn chosen(
 }
 
 impl TrainingAsked {
-    /// Every number fixed, none checked but for keys that do not go with the optimizer.
-    pub(super) fn fixed(&self) -> Result<Training, JobError> {
+    /// Every number fixed, none checked but for keys that do not go with the optimizer or the clipping, which is
+    /// `clipping` if not said.
+    pub(super) fn fixed(&self, clipping: Clipping) -> Result<Training, JobError> {
+        let clipping = self.clipping.unwrap_or(clipping);
+        let quantile = |field, value, default| {
+            let belongs = clipping == Clipping::Quantile;
+            chosen(field, "clipping = \"quantile\"", belongs, value, default)
+        };
+        let clip_quantile = quantile("training.clip_quantile", self.clip_quantile, 0.5)?;
+        let clip_rate = quantile("training.clip_rate", self.clip_rate, 0.2)?;
         let adaptive = self.optimizer != OptimizerName::Sgd;
         let sgd = |field, value, default| chosen(field, "optimizer = \"sgd\"", !adaptive, value, default);
         let adam = |field, value, default| {
@@ -167,7 +187,9 @@ impl TrainingAsked {
             warmup_steps: self.warmup_steps,
             proximal: self.proximal,
             average_weights: self.average_weights,
-            clipping: self.clipping.unwrap_or(Clipping::Fixed),
+            clipping,
+            clip_quantile,
+            clip_rate,
         })
     }
 }
@@ -202,7 +224,18 @@ impl Training {
         let warmup_holds = warmup < rounds * local_steps;
         range("training.warmup_steps", "below rounds times local_steps", warmup.into(), warmup_holds)?;
         penalty("training.proximal", self.proximal)?;
+        let open = |value: f64| value > 0.0 && value < 1.0;
+        range("training.clip_quantile", "between 0 and 1", self.clip_quantile, open(self.clip_quantile))?;
+        range("training.clip_rate", "between 0 and 1", self.clip_rate, open(self.clip_rate))?;
         decay("training.average_weights", self.average_weights)
+    }
+
+    /// The clip norm after a step in which about this share of customers was within `clip_norm`: `C exp(-rate (share -
+    /// quantile))`, the share taken between 0 and 1, and the norm between 1e-6 and 1e6 (Andrew et al. 2021).
+    pub fn next_clip_norm(&self, clip_norm: ClipNorm, share: f64) -> ClipNorm {
+        let step = -self.clip_rate * (share.clamp(0.0, 1.0) - self.clip_quantile);
+        let next = (clip_norm.value() * step.exp()).clamp(1e-6, 1e6);
+        ClipNorm::new(next).unwrap_or(clip_norm)
     }
 
     /// Customers in a step's batch on average at a site of the expected size: the gradient's denominator, whatever

@@ -1,7 +1,7 @@
 //! A model as a file: safetensors with everything needed to run it again.
 //!
 //! The tensors stand under their PyTorch names (`layers.0.weight`, ...), so candle, Python and others can open
-//! the file; the metadata carry the format version, the spec, how many numbers and ids the rows hold, and their schema
+//! the file; the metadata carry the format version, the spec, what the rows hold, what is learned from them, and their schema
 //! with the categories whose places in the list are the ids. Bytes enter
 //! from disk or the network: whatever they are, they yield a [`ModelArtifact`] that fits its own spec, or an error,
 //! never a panic. Equal models yield equal bytes, so a model can be named by its hash.
@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use super::{ModelError, ModelSpec, Network, error::expect_length, product::first_not_finite};
-use crate::schema::InputShape;
+use crate::schema::DataShape;
 
 /// Longest header that is read, in bytes: a few kilobytes of tensors and the rest for the schema.
 pub const MAX_HEADER_BYTES: usize = 1 << 20;
@@ -21,7 +21,7 @@ const VERSION: &str = "1";
 const VERSION_KEY: &str = "weighhouse.version";
 const SPEC_KEY: &str = "weighhouse.spec";
 const INPUTS_KEY: &str = "weighhouse.inputs";
-const VOCABULARIES_KEY: &str = "weighhouse.vocabularies";
+const TARGET_KEY: &str = "weighhouse.target";
 const SCHEMA_KEY: &str = "weighhouse.schema";
 
 /// A model with its parameters and what its rows mean.
@@ -29,8 +29,8 @@ const SCHEMA_KEY: &str = "weighhouse.schema";
 pub struct ModelArtifact {
     /// Which network of the zoo.
     pub spec: ModelSpec,
-    /// What a row holds.
-    pub inputs: InputShape,
+    /// What a row holds, and what is learned from it.
+    pub shape: DataShape,
     /// What the numbers are; JSON that this module does not look into.
     pub schema_json: String,
     /// The flat parameters in the order of [`Network::tensors`], all finite.
@@ -96,7 +96,7 @@ struct TensorEntry<'a> {
 impl ModelArtifact {
     /// The network that the parameters belong to.
     pub fn network(&self) -> Result<Network, ModelError> {
-        Network::new(&self.spec, self.inputs.clone())
+        Network::new(&self.spec, self.shape.clone())
     }
 
     /// The file's bytes. Errors if the parameters do not fit the spec or are not finite, or the schema is too long.
@@ -105,13 +105,12 @@ impl ModelArtifact {
         check_parameters(&network, &self.parameters)?;
         // Written here and not by the safetensors crate, whose metadata are in an arbitrary order.
         let spec = serde_json::to_string(&self.spec).expect("a model spec has only string keys");
-        let inputs = self.inputs.numbers.to_string();
-        let vocabularies = json(&self.inputs.vocabularies);
+        let (inputs, target) = (json(&self.shape.inputs), json(&self.shape.target));
         let metadata = BTreeMap::from([
             (VERSION_KEY, VERSION),
             (SPEC_KEY, &spec),
             (INPUTS_KEY, &inputs),
-            (VOCABULARIES_KEY, &vocabularies),
+            (TARGET_KEY, &target),
             (SCHEMA_KEY, &self.schema_json),
         ]);
         let mut header = format!("{{\"__metadata__\":{}", json(&metadata));
@@ -153,12 +152,11 @@ impl ModelArtifact {
         }
         let malformed = |key| ArtifactError::Metadata { key };
         let spec: ModelSpec = serde_json::from_str(entry(SPEC_KEY)?).map_err(|_| malformed(SPEC_KEY))?;
-        let numbers: usize = entry(INPUTS_KEY)?.parse().map_err(|_| malformed(INPUTS_KEY))?;
-        let vocabularies: Vec<usize> =
-            serde_json::from_str(entry(VOCABULARIES_KEY)?).map_err(|_| malformed(VOCABULARIES_KEY))?;
-        let inputs = InputShape { numbers, vocabularies };
+        let inputs = serde_json::from_str(entry(INPUTS_KEY)?).map_err(|_| malformed(INPUTS_KEY))?;
+        let target = serde_json::from_str(entry(TARGET_KEY)?).map_err(|_| malformed(TARGET_KEY))?;
+        let shape = DataShape { inputs, target };
         let schema_json = entry(SCHEMA_KEY)?.clone();
-        let network = Network::new(&spec, inputs.clone())?;
+        let network = Network::new(&spec, shape.clone())?;
 
         let file = SafeTensors::deserialize(bytes).map_err(ArtifactError::Format)?;
         if file.len() != network.tensors().len() {
@@ -179,7 +177,7 @@ impl ModelArtifact {
             parameters.extend(view.data().as_chunks::<4>().0.iter().map(|entry| f32::from_le_bytes(*entry)));
         }
         check_parameters(&network, &parameters)?;
-        Ok(Self { spec, inputs, schema_json, parameters })
+        Ok(Self { spec, shape, schema_json, parameters })
     }
 }
 
@@ -206,13 +204,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::{Rows, Workspace};
+    use crate::schema::InputShape;
 
     fn artifact() -> ModelArtifact {
-        let spec = ModelSpec::Mlp { hidden: vec![3, 2] };
+        let spec = ModelSpec::Mlp { hidden: vec![3, 2], dropout: 0.0 };
         let parameters = Network::new(&spec, 4).unwrap().initial_parameters([1; 32]);
         ModelArtifact {
             spec,
-            inputs: 4.into(),
+            shape: 4.into(),
             schema_json: r#"{"columns":["age \"years\""]}"#.into(),
             parameters,
         }
@@ -239,7 +239,7 @@ mod tests {
     fn wide_and_deep() -> ModelArtifact {
         ModelArtifact {
             spec: ModelSpec::WideAndDeep { hidden: vec![1], embedding_dim: 2 },
-            inputs: InputShape { numbers: 2, vocabularies: vec![3] },
+            shape: InputShape { numbers: 2, vocabularies: vec![3], sequence: None }.into(),
             schema_json: r#"{"features":[{"column":"tier","categories":["basic","gold"]}]}"#.into(),
             parameters: (0..18).map(|at| at as f32 / 4.0 - 1.0).collect(),
         }
@@ -249,17 +249,17 @@ mod tests {
     #[test]
     fn a_small_model_file_has_exactly_these_bytes() {
         let header = concat!(
-            r#"{"__metadata__":{"weighhouse.inputs":"2","#,
+            r#"{"__metadata__":{"weighhouse.inputs":"{\"numbers\":2,\"vocabularies\":[3]}","#,
             r#""weighhouse.schema":"{\"features\":[{\"column\":\"tier\",\"categories\":[\"basic\",\"gold\"]}]}","#,
             r#""weighhouse.spec":"{\"wide_and_deep\":{\"hidden\":[1],\"embedding_dim\":2}}","#,
-            r#""weighhouse.version":"1","weighhouse.vocabularies":"[3]"},"#,
-            r#""layers.0.weight":{"dtype":"F32","shape":[1,4],"data_offsets":[0,16]},"#,
-            r#""layers.0.bias":{"dtype":"F32","shape":[1],"data_offsets":[16,20]},"#,
-            r#""layers.1.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[20,24]},"#,
-            r#""layers.1.bias":{"dtype":"F32","shape":[1],"data_offsets":[24,28]},"#,
-            r#""wide.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[28,36]},"#,
-            r#""categories.0.weight":{"dtype":"F32","shape":[3,1],"data_offsets":[36,48]},"#,
-            r#""embeddings.0.weight":{"dtype":"F32","shape":[3,2],"data_offsets":[48,72]}}"#,
+            r#""weighhouse.target":"\"binary\"","weighhouse.version":"1"},"#,
+            r#""embeddings.0.weight":{"dtype":"F32","shape":[3,2],"data_offsets":[0,24]},"#,
+            r#""layers.0.weight":{"dtype":"F32","shape":[1,4],"data_offsets":[24,40]},"#,
+            r#""layers.0.bias":{"dtype":"F32","shape":[1],"data_offsets":[40,44]},"#,
+            r#""layers.1.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[44,48]},"#,
+            r#""layers.1.bias":{"dtype":"F32","shape":[1],"data_offsets":[48,52]},"#,
+            r#""wide.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[52,60]},"#,
+            r#""categories.0.weight":{"dtype":"F32","shape":[3,1],"data_offsets":[60,72]}}"#,
         );
         let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
         let mut expected = (padded.len() as u64).to_le_bytes().to_vec();
@@ -275,10 +275,10 @@ mod tests {
     fn a_model_from_the_file_scores_as_the_network_that_was_written() {
         let bytes = wide_and_deep().to_safetensors().unwrap();
         let read = ModelArtifact::from_safetensors(&bytes).unwrap();
-        let (rows, ids) = ([0.5, -1.0, 1.0, 0.25], [2, 0]);
-        let scores =
-            crate::model::score(&read.network().unwrap(), &read.parameters, &rows, &ids, &Device::Cpu);
-        let logits = wide_and_deep().network().unwrap().logits(&wide_and_deep().parameters, &rows, &ids);
+        let rows = Rows { numbers: &[0.5, -1.0, 1.0, 0.25], ids: &[2, 0], ..Rows::default() };
+        let scores = crate::model::score(&read.network().unwrap(), &read.parameters, &rows, &Device::Cpu);
+        let (network, parameters) = (wide_and_deep().network().unwrap(), wide_and_deep().parameters);
+        let logits = network.outputs(&parameters, &rows, &mut Workspace::new());
         for (score, logit) in scores.unwrap().into_iter().zip(logits) {
             assert!((score - 1.0 / (1.0 + (-logit).exp())).abs() < 1e-5, "{score} of logit {logit}");
         }
@@ -308,7 +308,10 @@ mod tests {
             refusal(&altered("layers.1.bias", "layers.1.bent")),
             "expected tensor `layers.1.bias` as F32 of shape [2], got nothing"
         );
-        assert_eq!(refusal(&altered("\"4\"", "\"0\"")), "the model in the file is not valid");
+        assert_eq!(
+            refusal(&altered(r#"\"numbers\":4"#, r#"\"numbers\":0"#)),
+            "the model in the file is not valid"
+        );
         assert_eq!(
             refusal(&altered("weighhouse.schema", "weighhouse.schemo")),
             "model metadata `weighhouse.schema` is missing or malformed"

@@ -23,6 +23,93 @@ pub enum ModelError {
         /// Entries in the spec.
         got: u32,
     },
+    /// No items to tell the right one from, or too many.
+    #[error("negatives must be 1 to 1024, got {got}")]
+    Negatives {
+        /// Sampled items in the spec.
+        got: u32,
+    },
+    /// A dropout that leaves too little.
+    #[error("dropout must be 0 to 0.9, got {got}")]
+    Dropout {
+        /// The probability in the spec.
+        got: f64,
+    },
+    /// No layers of a transformer, or too many.
+    #[error("a transformer has 1 to 12 layers, got {got}")]
+    TransformerLayers {
+        /// Layers in the spec.
+        got: u32,
+    },
+    /// Steps' vectors that are empty, too wide, or not of whole heads.
+    #[error(
+        "the width of a transformer must be 2 to 512 and a multiple of its heads, got {width} for {heads} heads"
+    )]
+    TransformerWidth {
+        /// Entries in the spec.
+        width: u32,
+        /// Heads in the spec.
+        heads: u32,
+    },
+    /// A feed-forward part that is empty or too wide.
+    #[error("feed_forward must be 1 to 4096 units, got {got}")]
+    FeedForward {
+        /// Units in the spec.
+        got: u32,
+    },
+    /// A layer that is empty or too wide.
+    #[error("a layer has 1 to {limit} outputs, got {got}: choose smaller sizes for the model")]
+    Outputs {
+        /// Most outputs.
+        limit: usize,
+        /// Outputs asked for.
+        got: usize,
+    },
+    /// More layers than a network may have.
+    #[error("a model has at most {limit} linear layers, got {got}: choose fewer layers")]
+    Layers {
+        /// Most layers.
+        limit: usize,
+        /// Layers asked for.
+        got: usize,
+    },
+    /// Sequences that are empty or too long.
+    #[error("a sequence has a length of 1 to 1024 steps, got {got}")]
+    Steps {
+        /// Most steps asked for.
+        got: usize,
+    },
+    /// One class, or too many.
+    #[error("a label has 2 to 4096 classes, got {got}")]
+    Classes {
+        /// Classes asked for.
+        got: usize,
+    },
+    /// One item, or too many.
+    #[error("2 to 1048576 items can be ranked, got {got}")]
+    Items {
+        /// Items asked for.
+        got: usize,
+    },
+    /// A model without vectors to rank by.
+    #[error(
+        "this model cannot rank items: choose two_tower, matrix_factorisation or a model of sequences for a label of kind item"
+    )]
+    CannotRank,
+    /// A history that is not one of items.
+    #[error(
+        "matrix_factorisation needs one sequence feature of items: with the items of the label if that is of kind item; with a number besides, and a first categorical feature of the same items, if the label is a number"
+    )]
+    History,
+    /// A penalty that is none or too large.
+    #[error("ridge must be above 0 and at most 1e6, got {got}")]
+    Ridge {
+        /// The penalty in the spec.
+        got: f64,
+    },
+    /// A model of sequences without any.
+    #[error("this model reads sequences, and the schema has no feature with a `length`")]
+    NoSequence,
     /// No inputs, or too many.
     #[error("a model takes 1 to 65536 inputs, got {got}: check the columns of the schema")]
     Inputs {
@@ -87,8 +174,16 @@ pub enum ModelError {
         /// Ids of that column.
         vocabulary: usize,
     },
-    /// A label that is not a probability.
-    #[error("the label of row {row} is not between 0 and 1")]
+    /// `step_starts` is not 0, ..., steps with at most the sequence's length each.
+    #[error("the steps of row {row} are out of order or more than {limit}")]
+    StepStarts {
+        /// Row of the batch.
+        row: usize,
+        /// Most steps.
+        limit: usize,
+    },
+    /// A label that the target does not have.
+    #[error("the label of row {row} is out of range")]
     Label {
         /// Row of the batch.
         row: usize,

@@ -2,15 +2,17 @@
 //!
 //! What leaves a site is never made here: this module computes in floats, per row, and leaves the
 //! factors of each layer's gradient in a [`Workspace`], tap by tap, from which
-//! [`privacy::grid`](crate::privacy::grid) makes exact integer sums. Training runs on hand-written layers
-//! ([`Network`]); evaluation and prediction run the same forward on candle tensors ([`score()`]).
+//! [`privacy::grid`](crate::privacy::grid) makes exact integer sums. A spec becomes nodes in a straight line (`zoo`,
+//! `graph`); training runs them on hand-written layers ([`Network`]), evaluation and prediction on candle tensors
+//! ([`score()`]).
 
 mod artifact;
 mod batch;
-mod embedding;
+mod device;
 mod error;
-mod layout;
-mod linear;
+mod graph;
+mod layers;
+mod loss;
 mod network;
 mod optimizer;
 mod product;
@@ -19,16 +21,24 @@ pub(crate) mod reference;
 mod score;
 mod server_optimizer;
 mod spec;
+mod tensors;
 mod workspace;
+mod zoo;
 
 pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
-pub use batch::Batch;
+pub use batch::{Batch, Rows};
+pub use device::{DeviceChoice, DeviceError, Engine};
 pub use error::ModelError;
-pub use layout::TensorSpec;
-pub use network::{MAX_INPUTS, MAX_PARAMETERS, MAX_VOCABULARY, Network, binary_cross_entropy};
+pub use graph::{Level, MAX_INPUTS, MAX_LINEAR_TAPS, MAX_OUTPUTS, MAX_PARAMETERS, Slot, Tap, TensorSpec};
+pub use loss::{binary_cross_entropy, loss, predict};
+pub use network::Network;
 pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
 pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows, dot};
 pub use score::score;
 pub use server_optimizer::{ServerOptimizer, ServerState};
-pub use spec::{DEFAULT_EMBEDDING_DIM, MAX_EMBEDDING_DIM, MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, ModelSpec};
-pub use workspace::{EmbeddingFactors, LinearFactors, Workspace};
+pub use spec::{
+    DEFAULT_EMBEDDING_DIM, DEFAULT_NEGATIVES, MAX_DROPOUT, MAX_EMBEDDING_DIM, MAX_HIDDEN_LAYERS,
+    MAX_HIDDEN_UNITS, MAX_NEGATIVES, MAX_RIDGE, MAX_TRANSFORMER_LAYERS, MAX_TRANSFORMER_WIDTH, ModelSpec,
+};
+pub use workspace::Workspace;
+pub use zoo::{MAX_STEPS, MAX_VOCABULARY};

@@ -1,220 +1,149 @@
-//! A network with its parameters outside: flat f32 in, logits, factors or gradients out.
+//! A network with its parameters outside: flat f32 in, outputs, factors or gradients out.
 //!
-//! Promised: a row's logit and factors depend on that row, its label, its customer's number of rows and the
+//! Promised: a row's outputs and factors depend on that row, its label, its customer's other rows, its own draws and the
 //! parameters alone, to the last bit, whoever else is in the batch (the layers' row independence).
+
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::{
-    Batch, EmbeddingFactors, LinearFactors, ModelError, ModelSpec, TensorSpec, Workspace,
-    embedding::Embedding,
+    Batch, ModelError, ModelSpec, Rows, Tap, TensorSpec, Workspace,
     error::expect_length,
-    layout::Layout,
-    linear::Linear,
-    product::{Packing, first_not_finite, mask},
-    spec::Parts,
+    graph::{Graph, IdSource, Init, Level, LstmSlots, Node, Slot, SlotShape},
+    layers::{LstmStates, add_embedding_gradient, add_linear_gradient},
+    loss,
+    product::{dot, first_not_finite},
+    workspace::Buffers,
+    zoo,
 };
-use crate::schema::InputShape;
+use crate::schema::{DataShape, InputShape, SequenceShape, Target};
 
-/// Most inputs of a network: numbers, and the entries of the embeddings of its deep part.
-pub const MAX_INPUTS: usize = 65_536;
-/// Most ids of a categorical column.
-pub const MAX_VOCABULARY: usize = 1 << 20;
-/// Most parameters of a network.
-pub const MAX_PARAMETERS: usize = 1 << 28;
+/// Bytes of draw for each sampled negative.
+const NEGATIVE_BYTES: usize = 4;
 
-/// A model of the zoo, ready to compute: layer sizes and where each tensor lies, no values.
-///
-/// The logit is the sum of two parts, of which a model has one or both: a *deep* part, linear layers with ReLU
-/// between them over the numbers and the embeddings of the ids; and a *wide* part, one linear layer over the numbers and
-/// one weight for each id. Logistic regression is a wide part alone.
+/// A model of the zoo, ready to compute: its nodes and where each tensor lies, no values.
 #[derive(Clone, Debug)]
 pub struct Network {
-    inputs: InputShape,
-    /// The deep part's, first to last, then the wide part's if there is one and there are numbers.
-    linear: Vec<Linear>,
-    /// How many of `linear` are deep.
-    deep: usize,
-    /// The wide part's weights of categories, then the deep part's embeddings: each part has one a column, or none.
-    embeddings: Vec<Embedding>,
-    /// How many of `embeddings` are wide.
-    wide_embeddings: usize,
-    tensors: Vec<TensorSpec>,
-    parameter_count: usize,
+    shape: DataShape,
+    graph: Graph,
+    taps: Arc<[Tap]>,
+    slots: Arc<[SlotShape]>,
+}
+
+/// What a forward is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Dropout is on, and candidates are the label's item and sampled negatives.
+    Learn,
+    /// Dropout is off, and candidates are all items.
+    Score,
 }
 
 impl Network {
-    /// Builds the network of `spec` for rows of `inputs`, or of so many numbers.
+    /// Builds the network of `spec` for rows of `shape`: an [`InputShape`], or so many numbers, for a probability, or a
+    /// [`DataShape`] for any target.
     ///
-    /// Errors if the numbers and the embeddings' entries are not 1 to 65536 inputs, a size in the spec or a
-    /// vocabulary is out of range, or the network would have more than 2^28 parameters.
-    pub fn new(spec: &ModelSpec, inputs: impl Into<InputShape>) -> Result<Self, ModelError> {
-        let inputs = inputs.into();
-        let Parts { wide, hidden, embedding_dim } = spec.parts()?;
-        let InputShape { numbers, vocabularies } = &inputs;
-        let limit = MAX_VOCABULARY;
-        if let Some(column) = vocabularies.iter().position(|&ids| ids == 0 || ids > limit) {
-            return Err(ModelError::Vocabulary { column, got: vocabularies[column], limit });
-        }
-        let entries = vocabularies.len().saturating_mul(embedding_dim.max(1));
-        let width = numbers.saturating_add(entries);
-        if width == 0 || width > MAX_INPUTS {
-            return Err(ModelError::Inputs { got: width });
-        }
-
-        let mut layout = Layout::default();
-        let mut linear = Vec::new();
-        let mut before = width;
-        if !hidden.is_empty() {
-            for (index, outputs) in hidden.iter().map(|&units| units as usize).chain([1]).enumerate() {
-                let rectified = index < hidden.len();
-                linear.push(layout.linear(&format!("layers.{index}"), [before, outputs], true, rectified));
-                before = outputs;
-            }
-        }
-        let deep = linear.len();
-        let mut embeddings = Vec::new();
-        if wide {
-            // Beside a deep part, whose last bias does, the wide part needs none; without numbers neither, as the
-            // weights of a column's categories can all rise by the same.
-            if *numbers > 0 {
-                let name = if deep > 0 { "wide" } else { "layers.0" };
-                linear.push(layout.linear(name, [*numbers, 1], deep == 0, false));
-            }
-            embeddings = layout.embeddings("categories", vocabularies, 1);
-        }
-        let wide_embeddings = embeddings.len();
-        if deep > 0 {
-            embeddings.extend(layout.embeddings("embeddings", vocabularies, embedding_dim));
-        }
-        let Layout { tensors, end: parameter_count } = layout;
-        if parameter_count > MAX_PARAMETERS {
-            return Err(ModelError::Parameters { limit: MAX_PARAMETERS, got: parameter_count });
-        }
-        Ok(Self { inputs, linear, deep, embeddings, wide_embeddings, tensors, parameter_count })
+    /// Errors if a size in the spec or the shape is out of range, the model does not go with the shape, or it would
+    /// have more than 2^28 parameters.
+    pub fn new(spec: &ModelSpec, shape: impl Into<DataShape>) -> Result<Self, ModelError> {
+        let shape = shape.into();
+        let graph = zoo::build(spec, &shape)?;
+        let (taps, slots) = (graph.taps.clone().into(), graph.slots.clone().into());
+        Ok(Self { shape, graph, taps, slots })
     }
 
     /// Length of the flat parameters.
     pub fn parameter_count(&self) -> usize {
-        self.parameter_count
+        self.graph.parameter_count
     }
 
     /// What a row holds.
     pub fn inputs(&self) -> &InputShape {
-        &self.inputs
+        &self.shape.inputs
+    }
+
+    /// What is learned from it.
+    pub fn target(&self) -> Target {
+        self.shape.target
     }
 
     /// The tensors inside the flat parameters, in their order there, without gaps.
     pub fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
+        &self.graph.tensors
     }
 
-    /// The deep part's linear layers, first to last; empty if there is no deep part.
-    pub(super) fn deep_layers(&self) -> &[Linear] {
-        &self.linear[..self.deep]
+    /// The nodes.
+    pub(super) fn graph(&self) -> &Graph {
+        &self.graph
     }
 
-    /// The deep part's embeddings, one a column; they follow the numbers in its input.
-    pub(super) fn deep_embeddings(&self) -> &[Embedding] {
-        &self.embeddings[self.wide_embeddings..]
-    }
-
-    /// The wide part's layer over the numbers, if it has one.
-    pub(super) fn wide_layer(&self) -> Option<&Linear> {
-        self.linear.get(self.deep)
-    }
-
-    /// The wide part's weights of categories, one table a column, or none.
-    pub(super) fn wide_embeddings(&self) -> &[Embedding] {
-        &self.embeddings[..self.wide_embeddings]
-    }
-
-    /// Where a job starts: zeros for a wide part; for a deep part Kaiming-uniform weights (He et al. 2015:
-    /// variance `2 / inputs` before a ReLU, `1 / inputs` before the logit), zero biases, and embeddings uniform within
-    /// `1 / sqrt(entries)`, so that a category weighs no more than one number.
+    /// Where a job starts, everybody with the seed at the same bits: weights uniform within a bound of their layer
+    /// (Kaiming-uniform before a ReLU, He et al. 2015), biases zero, gains one, embeddings within `1 / sqrt(entries)`, or of variance 1
+    /// before a transformer, a wide part zero.
     ///
-    /// Everybody with the seed gets the same bits: the draws are SHA-256 over seed and counter. They are public
-    /// and protect nothing; privacy noise never comes from here.
+    /// The draws are SHA-256 over seed, tensor name and counter. They are public and protect nothing; privacy noise
+    /// never comes from here.
     pub fn initial_parameters(&self, seed: [u8; 32]) -> Vec<f32> {
-        let mut parameters = vec![0.0; self.parameter_count];
-        for (index, layer) in self.deep_layers().iter().enumerate() {
-            let gain = if layer.rectified { 6.0 } else { 3.0 };
-            let bound = (gain / layer.inputs as f64).sqrt();
-            let weight = &mut parameters[layer.offset..][..layer.outputs * layer.inputs];
-            draw_uniform(&seed, index as u64, bound, weight);
-        }
-        for embedding in self.deep_embeddings() {
-            let table = &mut parameters[embedding.offset..][..embedding.parameter_count()];
-            let stream = 1 << 32 | embedding.column as u64;
-            draw_uniform(&seed, stream, 1.0 / (embedding.dim as f64).sqrt(), table);
+        let mut parameters = vec![0.0; self.parameter_count()];
+        for tensor in self.tensors() {
+            let entries = &mut parameters[tensor.offset..][..tensor.entries()];
+            match tensor.init {
+                Init::Zeros => {}
+                Init::Ones => entries.fill(1.0),
+                Init::Uniform(bound) => draw_uniform(&seed, &tensor.name, bound, entries),
+            }
         }
         parameters
     }
 
-    /// The logit of each row; `rows` is `[n, numbers]` and `ids` `[n, categorical columns]`, row-major, the result `[n]`.
+    /// Factor rows that a row has at a tap, but for its steps.
+    pub(crate) fn factor_rows(&self) -> usize {
+        1 + self.graph.negatives
+    }
+
+    /// About how many bytes of buffers a row with so many steps takes while the model learns: values, gradients and the
+    /// integer factors of both.
+    pub fn buffer_bytes(&self, rows: usize, steps: usize) -> usize {
+        let floats = self.slots.iter().map(|shape| {
+            let rows = match shape.level {
+                Level::Row => rows,
+                Level::Step => steps,
+                Level::Candidate => rows * (1 + self.graph.negatives),
+            };
+            rows * shape.width * if shape.learned { 4 } else { 2 }
+        });
+        floats.sum::<usize>() * size_of::<f32>()
+    }
+
+    /// How many bytes of [`Batch::draws`] so many rows with so many steps take while the model learns.
+    pub fn draws(&self, rows: usize, steps: usize) -> usize {
+        let negatives = rows * self.graph.negatives * NEGATIVE_BYTES;
+        let dropout = self.graph.nodes.iter().map(|node| match node {
+            Node::Dropout { output, .. } => {
+                let SlotShape { level, width, .. } = self.slots[output.0];
+                width * if level == Level::Step { steps } else { rows }
+            }
+            _ => 0,
+        });
+        negatives + dropout.sum::<usize>()
+    }
+
+    /// The outputs of each row before the link to a prediction: `[rows, outputs of the target]`, row-major.
     ///
     /// # Panics
-    /// If `parameters` is not of [`parameter_count`](Self::parameter_count), or `rows` and `ids` are not of as many
-    /// whole rows, or an id is not in its vocabulary.
-    pub fn logits(&self, parameters: &[f32], rows: &[f32], ids: &[u32]) -> Vec<f32> {
-        assert_eq!(parameters.len(), self.parameter_count, "parameters of another network");
-        let count = self.row_count(rows, ids).unwrap_or_else(|error| panic!("{error}"));
-        let mut packing = Default::default();
-        let mut logits = vec![0.0; count];
-        if self.deep > 0 {
-            let (mut input, mut output) = (Vec::new(), Vec::new());
-            self.fill_deep_input(parameters, rows, ids, &mut input);
-            for layer in self.deep_layers() {
-                layer.forward(parameters, &input, &mut output, &mut packing);
-                std::mem::swap(&mut input, &mut output);
-            }
-            logits = input;
-        }
-        self.add_wide(parameters, rows, ids, &mut logits, &mut packing);
-        logits
-    }
-
-    /// `[rows, numbers and then the vector of each id]`; `input` is resized.
-    fn fill_deep_input(&self, parameters: &[f32], numbers: &[f32], ids: &[u32], input: &mut Vec<f32>) {
-        input.clear();
-        let embeddings = self.deep_embeddings();
-        if embeddings.is_empty() {
-            input.extend_from_slice(numbers);
-            return;
-        }
-        let width = self.inputs.numbers;
-        for (row, ids) in ids.chunks_exact(embeddings.len()).enumerate() {
-            input.extend_from_slice(&numbers[row * width..(row + 1) * width]);
-            for (embedding, &id) in embeddings.iter().zip(ids) {
-                input.extend_from_slice(embedding.vector(parameters, id));
-            }
-        }
-    }
-
-    /// Adds the wide part's logits, if there is a wide part, to those of each row.
-    fn add_wide(
-        &self,
-        parameters: &[f32],
-        numbers: &[f32],
-        ids: &[u32],
-        logits: &mut [f32],
-        packing: &mut Packing<f32>,
-    ) {
-        if let Some(layer) = self.wide_layer() {
-            layer.accumulate(parameters, numbers, logits, packing);
-        }
-        let embeddings = self.wide_embeddings();
-        if !embeddings.is_empty() {
-            for (logit, ids) in logits.iter_mut().zip(ids.chunks_exact(embeddings.len())) {
-                for (embedding, &id) in embeddings.iter().zip(ids) {
-                    *logit += embedding.vector(parameters, id)[0];
-                }
-            }
-        }
+    /// If `parameters` is not of [`parameter_count`](Self::parameter_count), or `rows` does not fit.
+    pub fn outputs(&self, parameters: &[f32], rows: &Rows, workspace: &mut Workspace) -> Vec<f32> {
+        assert_eq!(parameters.len(), self.parameter_count(), "parameters of another network");
+        let count = self.check_rows(rows).unwrap_or_else(|error| panic!("{error}"));
+        let starts: Vec<u32> = (0..=count as u32).collect();
+        let batch = Batch { rows: *rows, customer_starts: &starts, ..Batch::default() };
+        self.run_forward(parameters, &batch, Mode::Score, workspace);
+        workspace.slots[self.graph.output.0].values.clone()
     }
 
     /// One forward and one backward for the loss "sum over customers of the mean over the customer's rows of the
-    /// binary cross-entropy"; leaves each layer's factors in `workspace`.
+    /// target's loss"; leaves each tap's factors in `workspace`.
     ///
     /// Errors if shapes do not fit, and if a parameter, an input, a label or anything computed is not finite,
     /// naming the parameter or row.
@@ -226,30 +155,23 @@ impl Network {
     ) -> Result<(), ModelError> {
         self.check(parameters, batch)?;
         self.differentiate(parameters, batch, workspace);
-        let refusal = |row| ModelError::NotFinite { what: "gradient of row", row };
-        for layer in &workspace.linear {
-            if let Some(entry) = first_not_finite(&layer.activations) {
-                return Err(refusal(entry / layer.inputs));
-            }
-            if let Some(entry) = first_not_finite(&layer.output_gradients) {
-                return Err(refusal(entry / layer.outputs));
+        for (shape, buffers) in self.slots.iter().zip(&workspace.slots) {
+            for matrix in [&buffers.values, &buffers.gradients] {
+                if let Some(entry) = first_not_finite(matrix) {
+                    return Err(ModelError::NotFinite { what: "gradient of row", row: entry / shape.width });
+                }
             }
         }
-        for embedding in &workspace.embeddings {
-            if let Some(entry) = first_not_finite(&embedding.output_gradients) {
-                return Err(refusal(entry / embedding.dim));
-            }
-        }
-        first_not_finite(&workspace.logits).map_or(Ok(()), |row| Err(refusal(row)))
+        Ok(())
     }
 
     /// Refuses what does not fit this network or is not finite before anything is computed.
     pub(crate) fn check(&self, parameters: &[f32], batch: &Batch) -> Result<(), ModelError> {
-        expect_length("parameters", self.parameter_count, parameters.len())?;
-        let rows = batch.labels.len();
-        expect_length("numbers in rows", rows * self.inputs.numbers, batch.rows.len())?;
-        expect_length("ids in rows", rows * self.inputs.columns(), batch.ids.len())?;
-        self.check_ids(batch.ids)?;
+        expect_length("parameters", self.parameter_count(), parameters.len())?;
+        let rows = self.check_rows(&batch.rows)?;
+        expect_length("labels", rows, batch.labels.len())?;
+        let steps = batch.rows.step_starts.last().map_or(0, |&end| end as usize);
+        expect_length("bytes of draws", self.draws(rows, steps), batch.draws.len())?;
         let starts = batch.customer_starts;
         if starts.first() != Some(&0) {
             return Err(ModelError::CustomerStarts { customer: 0 });
@@ -261,126 +183,328 @@ impl Network {
         if let Some(row) = first_not_finite(parameters) {
             return Err(ModelError::NotFinite { what: "parameter", row });
         }
-        if let Some(entry) = first_not_finite(batch.rows) {
-            return Err(ModelError::NotFinite { what: "input row", row: entry / self.inputs.numbers });
-        }
-        match batch.labels.iter().position(|label| !(0.0..=1.0).contains(label)) {
+        let place =
+            |outputs: usize, label: f32| label.fract() == 0.0 && (0.0..outputs as f32).contains(&label);
+        let holds = |label: f32| match self.shape.target {
+            Target::Binary => (0.0..=1.0).contains(&label),
+            Target::Number => (-1.0..=1.0).contains(&label),
+            Target::Count => label >= 0.0 && label.is_finite(),
+            Target::Classes(outputs) | Target::Item(outputs) => place(outputs, label),
+        };
+        match batch.labels.iter().position(|&label| !holds(label)) {
             Some(row) => Err(ModelError::Label { row }),
             None => Ok(()),
         }
     }
 
-    /// How many rows `numbers` and `ids` hold. Errors if they do not hold as many whole rows.
-    pub(super) fn row_count(&self, numbers: &[f32], ids: &[u32]) -> Result<usize, ModelError> {
-        let (width, columns) = (self.inputs.numbers, self.inputs.columns());
-        // A row has a number or an id.
-        let rows = numbers.len().checked_div(width).unwrap_or(ids.len() / columns.max(1));
-        expect_length("numbers in rows", rows * width, numbers.len())?;
-        expect_length("ids in rows", rows * columns, ids.len())?;
-        Ok(rows)
-    }
-
-    /// Refuses ids outside their column's vocabulary; `ids` is of whole rows.
-    pub(super) fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
-        let vocabularies = &self.inputs.vocabularies;
-        for (row, ids) in ids.chunks_exact(vocabularies.len().max(1)).enumerate() {
-            for (column, (&id, &vocabulary)) in ids.iter().zip(vocabularies).enumerate() {
-                if id as usize >= vocabulary {
-                    return Err(ModelError::Id { row, column, vocabulary });
-                }
-            }
+    /// Refuses rows that do not fit; how many there are.
+    pub(super) fn check_rows(&self, rows: &Rows) -> Result<usize, ModelError> {
+        let InputShape { numbers, vocabularies, sequence } = &self.shape.inputs;
+        let by_steps = rows.step_starts.len().saturating_sub(1);
+        let by_ids = rows.ids.len().checked_div(vocabularies.len()).unwrap_or(by_steps);
+        let count = rows.numbers.len().checked_div(*numbers).unwrap_or(by_ids);
+        expect_length("numbers in rows", count * numbers, rows.numbers.len())?;
+        expect_length("ids in rows", count * vocabularies.len(), rows.ids.len())?;
+        check_ids(rows.ids, vocabularies)?;
+        let none = SequenceShape::default();
+        let of_step = sequence.as_ref().unwrap_or(&none);
+        let starts = rows.step_starts;
+        expect_length("step_starts", if sequence.is_some() { count + 1 } else { 0 }, starts.len())?;
+        let limit = of_step.length;
+        let in_order = |pair: &[u32]| pair[0] <= pair[1] && (pair[1] - pair[0]) as usize <= limit;
+        if let Some(row) = starts.windows(2).position(|pair| !in_order(pair)) {
+            return Err(ModelError::StepStarts { row, limit });
         }
-        Ok(())
+        if starts.first().is_some_and(|&first| first != 0) {
+            return Err(ModelError::StepStarts { row: 0, limit });
+        }
+        let steps = starts.last().map_or(0, |&end| end as usize);
+        expect_length("numbers in steps", steps * of_step.numbers, rows.step_numbers.len())?;
+        expect_length("ids in steps", steps * of_step.columns(), rows.step_ids.len())?;
+        check_ids(rows.step_ids, &of_step.vocabularies)?;
+        if let Some(entry) = first_not_finite(rows.numbers) {
+            return Err(ModelError::NotFinite { what: "input row", row: entry / numbers });
+        }
+        if let Some(entry) = first_not_finite(rows.step_numbers) {
+            return Err(ModelError::NotFinite { what: "input step", row: entry / of_step.numbers });
+        }
+        Ok(count)
     }
 
     /// [`backward`](Self::backward) on checked arguments; does not look at the results.
     pub(crate) fn differentiate(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
-        self.shape_factors(batch, workspace);
-        self.run_forward(parameters, batch, workspace);
-        let Workspace { linear, embeddings, logits, logit_gradients, input_gradients, packing, .. } =
-            workspace;
+        self.run_forward(parameters, batch, Mode::Learn, workspace);
+        for (index, shape) in self.slots.iter().enumerate() {
+            let Buffers { values, gradients } = &mut workspace.slots[index];
+            gradients.clear();
+            gradients.resize(if shape.learned { values.len() } else { 0 }, 0.0);
+        }
+        let Buffers { values, gradients } = &mut workspace.slots[self.graph.output.0];
+        self.differentiate_loss(values, batch, gradients);
+        self.run_backward(parameters, batch, workspace);
+    }
 
-        logit_gradients.clear();
-        for span in batch.customer_starts.windows(2) {
-            let span = span[0] as usize..span[1] as usize;
-            let share = 1.0 / span.len() as f32;
-            let rows = logits[span.clone()].iter().zip(&batch.labels[span]);
-            logit_gradients.extend(rows.map(|(&logit, &label)| (sigmoid(logit) - label) * share));
+    /// The gradient by the outputs while the model learns.
+    pub(super) fn differentiate_loss(&self, outputs: &[f32], batch: &Batch, gradients: &mut [f32]) {
+        let width = self.slots[self.graph.output.0].width * (1 + self.graph.negatives);
+        let (labels, starts) = (batch.labels, batch.customer_starts);
+        loss::differentiate(self.shape.target, width, outputs, labels, starts, gradients);
+    }
+
+    /// The dropout's part of a batch's draws.
+    pub(super) fn dropout_draws<'a>(&self, batch: &Batch<'a>) -> &'a [u8] {
+        batch.draws.get(batch.labels.len() * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default()
+    }
+
+    /// The ids that are looked up to score so many rows, by source.
+    pub(super) fn scoring_ids<'a>(
+        &self,
+        rows: &Rows,
+        count: usize,
+        workspace: &'a mut Workspace,
+    ) -> &'a [Vec<u32>] {
+        let customer_starts: Vec<u32> = (0..=count as u32).collect();
+        let batch = Batch { rows: *rows, customer_starts: &customer_starts, ..Batch::default() };
+        self.shape_batch(&batch, Mode::Score, workspace);
+        &workspace.ids
+    }
+
+    /// How many rows each level has for each customer, and the ids that are looked up.
+    pub(super) fn shape_batch(&self, batch: &Batch, mode: Mode, workspace: &mut Workspace) {
+        (workspace.taps, workspace.shapes) = (self.taps.clone(), self.slots.clone());
+        workspace.customers = batch.customers();
+        let step_starts = batch.rows.step_starts;
+        let rows = batch.customer_starts.last().copied().unwrap_or(0);
+        for (level, starts) in workspace.starts.iter_mut().enumerate() {
+            starts.clear();
+            let customers = batch.customer_starts.iter();
+            match level {
+                level if level == Level::Row as usize => starts.extend(customers),
+                level if level == Level::Step as usize && !step_starts.is_empty() => {
+                    starts.extend(customers.map(|&row| step_starts[row as usize]))
+                }
+                level if level == Level::Candidate as usize => match (mode, self.shape.target) {
+                    (Mode::Learn, _) => {
+                        starts.extend(customers.map(|row| row * (1 + self.graph.negatives as u32)))
+                    }
+                    (Mode::Score, Target::Item(items)) => starts.extend([0, items as u32]),
+                    (Mode::Score, _) => starts.extend(customers),
+                },
+                _ => starts.push(0),
+            }
         }
-        let (wide_embeddings, deep_embeddings) = embeddings.split_at_mut(self.wide_embeddings);
-        let (deep, wide) = linear.split_at_mut(self.deep);
-        let last = deep.last_mut().map(|layer| &mut layer.output_gradients);
-        let wide = wide.iter_mut().map(|layer| &mut layer.output_gradients);
-        let categories = wide_embeddings.iter_mut().map(|embedding| &mut embedding.output_gradients);
-        for gradients in last.into_iter().chain(wide).chain(categories) {
-            gradients.clone_from(logit_gradients);
-        }
-        for index in (1..self.deep).rev() {
-            let (before, here) = deep.split_at_mut(index);
-            let here = &here[0];
-            let before = &mut before[index - 1].output_gradients;
-            self.linear[index].backward(parameters, &here.output_gradients, 0, before, packing);
-            mask(before, &here.activations);
-        }
-        if let [first, ..] = deep
-            && !deep_embeddings.is_empty()
-        {
-            let numbers = self.inputs.numbers;
-            self.linear[0].backward(parameters, &first.output_gradients, numbers, input_gradients, packing);
-            let width = first.inputs - numbers;
-            for (position, embedding) in deep_embeddings.iter_mut().enumerate() {
-                let own = position * embedding.dim..(position + 1) * embedding.dim;
-                embedding.output_gradients.clear();
-                for row in input_gradients.chunks_exact(width) {
-                    embedding.output_gradients.extend_from_slice(&row[own.clone()]);
+        workspace.ids.resize_with(self.graph.ids.len(), Vec::new);
+        let inputs = &self.shape.inputs;
+        for (source, ids) in self.graph.ids.iter().zip(&mut workspace.ids) {
+            ids.clear();
+            match *source {
+                IdSource::Column(column) => {
+                    ids.extend(batch.rows.ids.iter().skip(column).step_by(inputs.columns()))
+                }
+                IdSource::StepColumn(column) => {
+                    let columns = inputs.sequence.as_ref().map_or(1, SequenceShape::columns);
+                    ids.extend(batch.rows.step_ids.iter().skip(column).step_by(columns));
+                }
+                IdSource::Position => {
+                    step_starts.windows(2).for_each(|span| ids.extend(0..span[1] - span[0]));
+                }
+                IdSource::Candidate if !matches!(self.shape.target, Target::Item(_)) => {
+                    ids.extend(batch.rows.ids.iter().step_by(inputs.columns()))
+                }
+                IdSource::Candidate if mode == Mode::Score => {
+                    ids.extend(0..self.shape.target.outputs() as u32)
+                }
+                IdSource::Candidate => {
+                    let items = self.shape.target.outputs() as u64;
+                    let negatives = self.graph.negatives;
+                    let draws = &batch.draws[..rows as usize * negatives * NEGATIVE_BYTES];
+                    let mut draws = draws.as_chunks::<NEGATIVE_BYTES>().0.iter();
+                    for &label in batch.labels {
+                        ids.push(label as u32);
+                        // Within 2^-12 of uniform for 2^20 items.
+                        let item =
+                            |draw: &[u8; 4]| ((u64::from(u32::from_le_bytes(*draw)) * items) >> 32) as u32;
+                        ids.extend(draws.by_ref().take(negatives).map(item));
+                    }
                 }
             }
         }
     }
 
-    /// One tap for each parameterised layer, with what the batch alone determines.
-    fn shape_factors(&self, batch: &Batch, workspace: &mut Workspace) {
-        let Workspace { linear, embeddings, customers, .. } = workspace;
-        *customers = batch.customers();
-        linear.resize_with(self.linear.len(), LinearFactors::default);
-        for (layer, factors) in self.linear.iter().zip(linear) {
-            (factors.inputs, factors.outputs) = (layer.inputs, layer.outputs);
-            factors.biased = layer.biased;
+    /// Fills the values of all slots.
+    fn run_forward(&self, parameters: &[f32], batch: &Batch, mode: Mode, workspace: &mut Workspace) {
+        self.shape_batch(batch, mode, workspace);
+        let counts = [Level::Row, Level::Step, Level::Candidate].map(|level| workspace.count(level));
+        let rows = counts[Level::Row as usize];
+        let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
+        let Workspace { slots, ids, packing, recurrence, attention, .. } = workspace;
+        slots.resize_with(self.slots.len(), Buffers::default);
+        for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
+            buffers.values.clear();
+            buffers.values.resize(counts[shape.level as usize] * shape.width, 0.0);
         }
-        embeddings.resize_with(self.embeddings.len(), EmbeddingFactors::default);
-        for (embedding, factors) in self.embeddings.iter().zip(embeddings) {
-            (factors.vocabulary, factors.dim) = (embedding.vocabulary, embedding.dim);
-            factors.ids.clear();
-            let own = batch.ids.iter().skip(embedding.column).step_by(self.inputs.columns());
-            factors.ids.extend(own);
+        for node in &self.graph.nodes {
+            let output = node.output();
+            let mut values = std::mem::take(&mut slots[output.0].values);
+            let of = |slot: &Slot| slots[slot.0].values.as_slice();
+            match node {
+                Node::Numbers { .. } => values.copy_from_slice(batch.rows.numbers),
+                Node::StepNumbers { .. } => values.copy_from_slice(batch.rows.step_numbers),
+                Node::Embedding { ids: source, table, .. } => {
+                    table.forward(parameters, &ids[*source], &mut values)
+                }
+                Node::Concat { inputs, .. } => {
+                    let width = self.slots[output.0].width;
+                    let mut first = 0;
+                    for input in inputs {
+                        let own = self.slots[input.0].width;
+                        let rows = values.chunks_exact_mut(width).zip(of(input).chunks_exact(own));
+                        rows.for_each(|(to, from)| to[first..first + own].copy_from_slice(from));
+                        first += own;
+                    }
+                }
+                Node::Sum { inputs, .. } => inputs.iter().for_each(|input| add(of(input), &mut values)),
+                Node::Linear { input, layer, .. } => {
+                    layer.forward(parameters, of(input), &mut values, packing)
+                }
+                Node::Pool { input, pooling, .. } => pooling.forward(
+                    batch.rows.step_starts,
+                    self.slots[output.0].width,
+                    of(input),
+                    &mut values,
+                ),
+                Node::Dropout { input, .. } if mode == Mode::Score => values.copy_from_slice(of(input)),
+                Node::Dropout { input, layer, .. } => {
+                    let (own, rest) = draws.split_at(values.len());
+                    layer.add(of(input), own, &mut values);
+                    draws = rest;
+                }
+                Node::Factors { history, ratings, layer, .. } => layer.forward(
+                    parameters,
+                    batch.rows.step_starts,
+                    &ids[*history],
+                    ratings.as_ref().map(of),
+                    &mut values,
+                ),
+                Node::Dot { rows, candidates, biases, .. } => {
+                    let width = self.slots[rows.0].width;
+                    // While a ranking is scored every row has the same candidates.
+                    let (own, each) = match (mode, self.shape.target) {
+                        (Mode::Score, Target::Item(items)) => (0, items),
+                        _ => (1 + self.graph.negatives, 1 + self.graph.negatives),
+                    };
+                    let (candidates, biases) = (of(candidates), of(biases));
+                    values.clear();
+                    for (at, row) in of(rows).chunks_exact(width).enumerate() {
+                        let biases = biases[at * own..][..each].iter();
+                        let items = candidates[at * own * width..][..each * width].chunks_exact(width);
+                        values.extend(items.zip(biases).map(|(item, bias)| dot::<_, f32>(row, item) + bias));
+                    }
+                }
+                Node::Lstm { layer, states, .. } => {
+                    let (states, _) = lstm_states(slots, states);
+                    layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
+                }
+                Node::LayerNorm { input, layer, normal, .. } => {
+                    let mut normal_values = std::mem::take(&mut slots[normal.0].values);
+                    let input = &slots[input.0].values;
+                    layer.forward(parameters, input, &mut normal_values, &mut values);
+                    slots[normal.0].values = normal_values;
+                }
+                Node::Attention { input, layer, .. } => {
+                    layer.forward(batch.rows.step_starts, of(input), &mut values, attention)
+                }
+            }
+            slots[output.0].values = values;
         }
     }
 
-    /// Fills the activations and the logits.
-    fn run_forward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
-        let Workspace { linear, logits, packing, .. } = workspace;
-        let (deep, wide) = linear.split_at_mut(self.deep);
-        match deep {
-            [first, ..] => self.fill_deep_input(parameters, batch.rows, batch.ids, &mut first.activations),
-            [] => {
-                logits.clear();
-                logits.resize(batch.labels.len(), 0.0);
+    /// Fills the gradients of all learned slots, given those of the output and zeros elsewhere.
+    fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
+        let rows = workspace.count(Level::Row);
+        let Workspace { slots, packing, recurrence, attention, line, .. } = workspace;
+        let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
+        for node in self.graph.nodes.iter().rev() {
+            let output = node.output();
+            let shape = self.slots[output.0];
+            if !shape.learned {
+                continue;
             }
-        }
-        for (index, layer) in self.deep_layers().iter().enumerate() {
-            match &mut deep[index..] {
-                [here, next, ..] => {
-                    layer.forward(parameters, &here.activations, &mut next.activations, packing)
+            let mut from = std::mem::take(&mut slots[output.0].gradients);
+            let learned = |slot: &&Slot| self.slots[slot.0].learned;
+            match node {
+                Node::Numbers { .. }
+                | Node::StepNumbers { .. }
+                | Node::Embedding { .. }
+                | Node::Factors { .. } => {}
+                Node::Concat { inputs, .. } => {
+                    let mut first = 0;
+                    for input in inputs {
+                        let own = self.slots[input.0].width;
+                        if learned(&input) {
+                            let to = slots[input.0].gradients.chunks_exact_mut(own);
+                            let rows = to.zip(from.chunks_exact(shape.width));
+                            rows.for_each(|(to, from)| add(&from[first..first + own], to));
+                        }
+                        first += own;
+                    }
                 }
-                [here] => layer.forward(parameters, &here.activations, logits, packing),
-                [] => unreachable!("one factor buffer for each layer"),
+                Node::Sum { inputs, .. } => {
+                    inputs.iter().filter(learned).for_each(|input| add(&from, &mut slots[input.0].gradients))
+                }
+                Node::Linear { input, layer, .. } => {
+                    layer.activation.backward(&slots[output.0].values, &mut from);
+                    if learned(&input) {
+                        layer.backward(parameters, &from, &mut slots[input.0].gradients, packing);
+                    }
+                }
+                Node::Pool { input, pooling, .. } => pooling.backward(
+                    batch.rows.step_starts,
+                    shape.width,
+                    &from,
+                    &mut slots[input.0].gradients,
+                ),
+                Node::Dropout { input, layer, .. } => {
+                    let (rest, own) = draws.split_at(draws.len() - from.len());
+                    layer.add(&from, own, &mut slots[input.0].gradients);
+                    draws = rest;
+                }
+                Node::Dot { rows, candidates, biases, .. } => {
+                    let width = self.slots[rows.0].width;
+                    let own = 1 + self.graph.negatives;
+                    add(&from, &mut slots[biases.0].gradients);
+                    for (at, (row, &gradient)) in (0..).map(|at| at / own).zip(&from).enumerate() {
+                        let (user, item) = (row * width..(row + 1) * width, at * width..(at + 1) * width);
+                        if self.slots[rows.0].learned {
+                            for (to, item) in user.clone().zip(item.clone()) {
+                                slots[rows.0].gradients[to] += gradient * slots[candidates.0].values[item];
+                            }
+                        }
+                        for (user, to) in user.zip(item) {
+                            slots[candidates.0].gradients[to] += gradient * slots[rows.0].values[user];
+                        }
+                    }
+                }
+                Node::Lstm { layer, states, .. } => {
+                    let (states, gradients) = lstm_states(slots, states);
+                    let starts = batch.rows.step_starts;
+                    layer.backward(parameters, starts, states, &from, gradients, recurrence);
+                }
+                Node::LayerNorm { input, layer, normal, .. } => {
+                    if learned(&input) {
+                        let mut to = std::mem::take(&mut slots[input.0].gradients);
+                        let values = [input, normal].map(|slot| slots[slot.0].values.as_slice());
+                        layer.backward(parameters, [values[0], values[1], &from], &mut to, line);
+                        slots[input.0].gradients = to;
+                    }
+                }
+                Node::Attention { input, layer, .. } => {
+                    let Buffers { values, gradients } = &mut slots[input.0];
+                    layer.backward(batch.rows.step_starts, values, &from, gradients, attention);
+                }
             }
+            slots[output.0].gradients = from;
         }
-        for factors in wide {
-            factors.activations.clear();
-            factors.activations.extend_from_slice(batch.rows);
-        }
-        self.add_wide(parameters, batch.rows, batch.ids, logits, packing);
     }
 
     /// The plain gradient of the batch last differentiated: the mean over its customers of each customer's gradient,
@@ -390,30 +514,84 @@ impl Network {
     /// # Panics
     /// If `workspace` was filled by another network.
     pub fn mean_gradient(&self, workspace: &mut Workspace, out: &mut Vec<f32>) {
-        let Workspace { linear, embeddings, packing, customers, .. } = workspace;
-        let taps = [linear.len(), embeddings.len()];
-        assert_eq!(taps, [self.linear.len(), self.embeddings.len()], "workspace of another network");
+        assert_eq!(workspace.taps, self.taps, "workspace of another network");
         out.clear();
-        out.resize(self.parameter_count, 0.0);
-        for (layer, factors) in self.linear.iter().zip(linear) {
-            layer.add_gradient(&factors.activations, &factors.output_gradients, out, packing);
-        }
-        for (embedding, factors) in self.embeddings.iter().zip(embeddings) {
-            embedding.add_gradient(&factors.ids, &factors.output_gradients, out);
+        out.resize(self.parameter_count(), 0.0);
+        let Workspace { slots, ids, packing, customers, .. } = workspace;
+        let mut rest = out.as_mut_slice();
+        for tap in self.taps.iter() {
+            let width = self.slots[tap.output().0].width;
+            let gradients = &slots[tap.output().0].gradients;
+            match *tap {
+                Tap::Linear { input, biased, .. } => {
+                    let inputs = self.slots[input.0].width;
+                    let weight = rest.split_off_mut(..width * inputs).expect("the taps fill the parameters");
+                    let bias = rest.split_off_mut(..if biased { width } else { 0 }).expect("likewise");
+                    let values = &slots[input.0].values;
+                    add_linear_gradient([inputs, width], values, gradients, weight, bias, packing);
+                }
+                Tap::Embedding { ids: source, vocabulary, .. } => {
+                    let table = rest.split_off_mut(..vocabulary * width).expect("likewise");
+                    add_embedding_gradient(&ids[source], gradients, table, width);
+                }
+                Tap::Scale { input, .. } => {
+                    let weight = rest.split_off_mut(..width).expect("likewise");
+                    let bias = rest.split_off_mut(..width).expect("likewise");
+                    let normal = slots[input.0].values.chunks_exact(width);
+                    for (gradient, normal) in gradients.chunks_exact(width).zip(normal) {
+                        add(gradient, bias);
+                        for ((slot, gradient), normal) in weight.iter_mut().zip(gradient).zip(normal) {
+                            *slot += gradient * normal;
+                        }
+                    }
+                }
+            }
         }
         let share = 1.0 / (*customers).max(1) as f32;
         out.iter_mut().for_each(|entry| *entry *= share);
     }
 }
 
-/// Fills `weights` with draws uniform on (-`bound`, `bound`), public and the same for everyone: stream `stream` of a seed.
-fn draw_uniform(seed: &[u8; 32], stream: u64, bound: f64, weights: &mut [f32]) {
+/// What an LSTM layer keeps, and the gradients by its gates.
+fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> (LstmStates<'a>, &'a mut [f32]) {
+    let places = [of.gates, of.previous, of.cells, of.squashed].map(|slot| slot.0);
+    let [gates, previous, cells, squashed] =
+        slots.get_disjoint_mut(places).expect("four slots of the network");
+    let states = LstmStates {
+        gates: &mut gates.values,
+        previous: &mut previous.values,
+        cells: &mut cells.values,
+        squashed: &mut squashed.values,
+    };
+    (states, &mut gates.gradients)
+}
+
+/// `to += from`.
+fn add(from: &[f32], to: &mut [f32]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+}
+
+/// Refuses ids outside their column's vocabulary; `ids` is of whole rows.
+fn check_ids(ids: &[u32], vocabularies: &[usize]) -> Result<(), ModelError> {
+    for (row, ids) in ids.chunks_exact(vocabularies.len().max(1)).enumerate() {
+        for (column, (&id, &vocabulary)) in ids.iter().zip(vocabularies).enumerate() {
+            if id as usize >= vocabulary {
+                return Err(ModelError::Id { row, column, vocabulary });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fills `weights` with draws uniform on (-`bound`, `bound`), public and the same for everyone with the seed.
+fn draw_uniform(seed: &[u8; 32], name: &str, bound: f64, weights: &mut [f32]) {
+    let stream = digest(&SHA256, name.as_bytes());
     for (block, weights) in weights.chunks_mut(8).enumerate() {
-        let mut message = [0; 80];
-        message[..32].copy_from_slice(b"weighhouse initial parameters 1:");
+        let mut message = [0; 104];
+        message[..32].copy_from_slice(b"weighhouse initial parameters 2:");
         message[32..64].copy_from_slice(seed);
-        message[64..72].copy_from_slice(&stream.to_le_bytes());
-        message[72..].copy_from_slice(&(block as u64).to_le_bytes());
+        message[64..96].copy_from_slice(stream.as_ref());
+        message[96..].copy_from_slice(&(block as u64).to_le_bytes());
         let hash = digest(&SHA256, &message);
         for (weight, word) in weights.iter_mut().zip(hash.as_ref().as_chunks::<4>().0) {
             // The middle of one of 2^24 equal intervals of (-1, 1).
@@ -421,17 +599,6 @@ fn draw_uniform(seed: &[u8; 32], stream: u64, bound: f64, weights: &mut [f32]) {
             *weight = (unit * bound) as f32;
         }
     }
-}
-
-/// `1 / (1 + exp(-logit))` without overflow.
-fn sigmoid(logit: f32) -> f32 {
-    let small = (-logit.abs()).exp();
-    if logit >= 0.0 { 1.0 / (1.0 + small) } else { small / (1.0 + small) }
-}
-
-/// The loss of one row from its logit, in nats: `max(z, 0) - z y + ln(1 + exp(-|z|))`, which does not overflow.
-pub fn binary_cross_entropy(logit: f32, label: f32) -> f32 {
-    logit.max(0.0) - logit * label + (-logit.abs()).exp().ln_1p()
 }
 
 #[cfg(test)]

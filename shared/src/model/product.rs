@@ -118,6 +118,136 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element>(
     Arch::new().dispatch(Product { rows, depth, columns, left, right, out, packing });
 }
 
+/// A right side, `[depth, columns]`, packed once for many products.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PackedRight<T> {
+    depth: usize,
+    columns: usize,
+    /// Panel after panel of each block of terms of each block of columns.
+    panels: Vec<T>,
+}
+
+impl<T: Element> PackedRight<T> {
+    /// Packs `right`, `[depth, columns]`, in place of what was packed before.
+    pub(crate) fn pack<X: Copy + Into<T>>(&mut self, [depth, columns]: [usize; 2], right: View<'_, X>) {
+        (self.depth, self.columns) = (depth, columns);
+        self.panels.clear();
+        Arch::new().dispatch(PackAll { right, packed: self });
+    }
+}
+
+/// [`add_product`], bit for bit, of `left`, `[rows, depth]`, and a `right` that is packed already.
+pub(crate) fn add_packed_product<X: Copy + Into<T>, T: Element>(
+    rows: usize,
+    left: View<'_, X>,
+    right: &PackedRight<T>,
+    out: &mut [T],
+) {
+    assert_eq!(out.len(), rows * right.columns, "output of {rows} x {} columns", right.columns);
+    assert!(!left.transposed, "rows by a packed right side");
+    Arch::new().dispatch(PackedProduct { rows, left, right, out });
+}
+
+/// Columns of a register tile.
+const fn tile_columns<T: Element, S: Simd>() -> usize {
+    TILE_VECTORS * size_of::<T::Vector<S>>() / size_of::<T>()
+}
+
+/// The blocks of columns and terms of a `[depth, columns]` right side, in the order in which they are summed: first
+/// column, columns, first term, terms.
+fn blocks([depth, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 4]> {
+    (0..columns).step_by(COLUMN_BLOCK).flat_map(move |first_column| {
+        let block_columns = COLUMN_BLOCK.min(columns - first_column);
+        (0..depth).step_by(DEPTH_BLOCK).map(move |first_term| {
+            [first_column, block_columns, first_term, DEPTH_BLOCK.min(depth - first_term)]
+        })
+    })
+}
+
+struct PackAll<'a, X, T> {
+    right: View<'a, X>,
+    packed: &'a mut PackedRight<T>,
+}
+
+impl<X: Copy + Into<T>, T: Element> WithSimd for PackAll<'_, X, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { right, packed: PackedRight { depth, columns, panels } } = self;
+        for block @ [_, block_columns, _, terms] in blocks([*depth, *columns]) {
+            let first = panels.len();
+            let tile_columns = tile_columns::<T, S>();
+            let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
+            panels.resize(first + added, T::default());
+            pack_block::<X, T, S>(right, block, &mut panels[first..]);
+        }
+    }
+}
+
+/// The panels of one block of `right`.
+#[inline(always)]
+fn pack_block<X: Copy + Into<T>, T: Element, S: Simd>(
+    right: View<'_, X>,
+    [first_column, block_columns, first_term, terms]: [usize; 4],
+    panels: &mut [T],
+) {
+    let tile_columns = tile_columns::<T, S>();
+    for (p, panel) in panels.chunks_exact_mut(terms * tile_columns).enumerate() {
+        let column = p * tile_columns;
+        let width = tile_columns.min(block_columns - column);
+        pack(right, first_term, first_column + column, width, tile_columns, panel);
+    }
+}
+
+struct PackedProduct<'a, X, T> {
+    rows: usize,
+    left: View<'a, X>,
+    right: &'a PackedRight<T>,
+    out: &'a mut [T],
+}
+
+impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { rows, left, right, out } = self;
+        let tile_columns = tile_columns::<T, S>();
+        let mut rest = right.panels.as_slice();
+        for [first_column, block_columns, first_term, terms] in blocks([right.depth, right.columns]) {
+            let (panels, later) = rest.split_at(block_columns.div_ceil(tile_columns) * tile_columns * terms);
+            rest = later;
+            for first_row in (0..rows).step_by(TILE_ROWS) {
+                let tile_rows = TILE_ROWS.min(rows - first_row);
+                let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
+                for (p, panel) in panels.chunks_exact(terms * tile_columns).enumerate() {
+                    let sums = strided_tile::<X, T, S>(simd, lines, panel);
+                    let column = p * tile_columns;
+                    let width = tile_columns.min(block_columns - column);
+                    for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
+                        let at = (first_row + i) * right.columns + first_column + column;
+                        add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The rows of a register tile; past `tile_rows` its last again.
+#[inline(always)]
+fn tile_lines<'a, X>(
+    left: View<'a, X>,
+    [first_row, tile_rows]: [usize; 2],
+    [first_term, terms]: [usize; 2],
+) -> [&'a [X]; TILE_ROWS] {
+    std::array::from_fn(|i| {
+        let row = first_row + i.min(tile_rows - 1);
+        &left.data[row * left.stride + first_term..][..terms]
+    })
+}
+
 struct Product<'a, X, T> {
     rows: usize,
     depth: usize,
@@ -134,41 +264,30 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for Product<'_, X, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, depth, columns, left, right, out, packing } = self;
-        let tile_columns = TILE_VECTORS * size_of::<T::Vector<S>>() / size_of::<T>();
-        for first_column in (0..columns).step_by(COLUMN_BLOCK) {
-            let block_columns = COLUMN_BLOCK.min(columns - first_column);
-            for first_term in (0..depth).step_by(DEPTH_BLOCK) {
-                let terms = DEPTH_BLOCK.min(depth - first_term);
-                let panels = block_columns.div_ceil(tile_columns);
-                packing.right.resize(panels * terms * tile_columns, T::default());
-                for (p, panel) in packing.right.chunks_exact_mut(terms * tile_columns).enumerate() {
-                    let column = first_column + p * tile_columns;
-                    pack(right, first_term, column, tile_columns.min(columns - column), tile_columns, panel);
+        let tile_columns = tile_columns::<T, S>();
+        for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
+            packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
+            pack_block::<X, T, S>(right, block, &mut packing.right);
+            for first_row in (0..rows).step_by(TILE_ROWS) {
+                let tile_rows = TILE_ROWS.min(rows - first_row);
+                if left.transposed {
+                    packing.left.resize(terms * TILE_ROWS, T::default());
+                    // The transpose of `left` is row-major: the same packing as on the right.
+                    let plain = View { transposed: false, ..left };
+                    pack(plain, first_term, first_row, tile_rows, TILE_ROWS, &mut packing.left);
                 }
-                for first_row in (0..rows).step_by(TILE_ROWS) {
-                    let tile_rows = TILE_ROWS.min(rows - first_row);
-                    if left.transposed {
-                        packing.left.resize(terms * TILE_ROWS, T::default());
-                        // The transpose of `left` is row-major: the same packing as on the right.
-                        let plain = View { transposed: false, ..left };
-                        pack(plain, first_term, first_row, tile_rows, TILE_ROWS, &mut packing.left);
-                    }
-                    for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
-                        let sums = if left.transposed {
-                            packed_tile::<T, S>(simd, &packing.left, panel)
-                        } else {
-                            let lines: [&[X]; TILE_ROWS] = std::array::from_fn(|i| {
-                                let row = first_row + i.min(tile_rows - 1);
-                                &left.data[row * left.stride + first_term..][..terms]
-                            });
-                            strided_tile::<X, T, S>(simd, lines, panel)
-                        };
-                        let column = first_column + p * tile_columns;
-                        let width = tile_columns.min(columns - column);
-                        for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                            let out = &mut out[(first_row + i) * columns + column..][..width];
-                            add_row::<T, S>(simd, sums, out, tile_columns);
-                        }
+                for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
+                    let sums = if left.transposed {
+                        packed_tile::<T, S>(simd, &packing.left, panel)
+                    } else {
+                        let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
+                        strided_tile::<X, T, S>(simd, lines, panel)
+                    };
+                    let column = p * tile_columns;
+                    let width = tile_columns.min(block_columns - column);
+                    for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
+                        let at = (first_row + i) * columns + first_column + column;
+                        add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
                     }
                 }
             }
@@ -299,6 +418,24 @@ pub(crate) fn dot<X: Copy + Into<T>, T: Element + std::ops::Mul<Output = T>>(a: 
     rest
 }
 
+/// The sum of the entries, in an order that depends on the length alone. Inlines, as [`dot`].
+#[inline(always)]
+pub(crate) fn sum(entries: &[f32]) -> f32 {
+    let (chunks, rest) = entries.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] += chunk[i];
+        }
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    rest.iter().sum::<f32>() + lanes[0]
+}
+
 /// `out[i] += rows[i] . vector` for `rows` of `[out.len(), vector.len()]`, each row by itself.
 pub(crate) fn add_dots(rows: &[f32], vector: &[f32], out: &mut [f32]) {
     assert_eq!(rows.len(), out.len() * vector.len(), "rows of {} for {} dots", vector.len(), out.len());
@@ -414,6 +551,12 @@ mod tests {
                 };
                 let mut out = vec![0.0; rows * columns];
                 add_product(shape, left_view, right_view, &mut out, &mut packing);
+                if !left_transposed {
+                    let (mut packed, mut again) = (PackedRight::default(), vec![0.0; rows * columns]);
+                    packed.pack([depth, columns], right_view);
+                    add_packed_product(rows, left_view, &packed, &mut again);
+                    assert_eq!(again, out, "{shape:?}");
+                }
                 let at = |view: View<'_, f64>, i: usize, j: usize| {
                     view.data[if view.transposed { j * view.stride + i } else { i * view.stride + j }]
                 };

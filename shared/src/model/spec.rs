@@ -15,17 +15,30 @@ pub const MAX_HIDDEN_UNITS: u32 = 4096;
 pub const MAX_EMBEDDING_DIM: u32 = 256;
 /// Entries of a category's embedding where the spec does not say.
 pub const DEFAULT_EMBEDDING_DIM: u32 = 8;
+/// Most items that are sampled to learn a ranking from one row.
+pub const MAX_NEGATIVES: u32 = 1024;
+/// Items sampled for each row where the spec does not say.
+pub const DEFAULT_NEGATIVES: u32 = 16;
+/// Largest penalty on a customer's factors.
+pub const MAX_RIDGE: f64 = 1e6;
+/// Most layers of a transformer.
+pub const MAX_TRANSFORMER_LAYERS: u32 = 12;
+/// Most entries of a transformer's vectors: normalised, none is past the 32 to which the grid of gradients reads
+/// activations.
+pub const MAX_TRANSFORMER_WIDTH: u32 = 512;
+/// Most of a layer's entries that dropout zeroes.
+pub const MAX_DROPOUT: f64 = 0.9;
 
-/// A model of the zoo for binary labels.
+/// A model of the zoo.
 ///
 /// ```
 /// # use weighhouse_shared::model::ModelSpec;
 /// #[derive(serde::Deserialize)]
 /// struct Job { model: ModelSpec }
 /// let job: Job = toml::from_str("[model.mlp]\nhidden = [32]").unwrap();
-/// assert_eq!(job.model, ModelSpec::Mlp { hidden: vec![32] });
+/// assert_eq!(job.model, ModelSpec::Mlp { hidden: vec![32], dropout: 0.0 });
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ModelSpec {
     /// Logistic regression: one weight for each numeric feature and one for each category, added to one logit.
@@ -35,6 +48,10 @@ pub enum ModelSpec {
     Mlp {
         /// Units of each hidden layer, first to last: 1 to 8 layers, each of 1 to 4096 units.
         hidden: Vec<u32>,
+        /// Probability with which an entry of a hidden layer is zeroed while the model learns: 0 to 0.9, in steps of
+        /// 1/256.
+        #[serde(default)]
+        dropout: f64,
     },
     /// The sum of both logits, learned together (Cheng et al. 2016, "Wide & Deep Learning for Recommender
     /// Systems"): the wide part remembers single categories, the deep part generalises over them.
@@ -45,43 +62,190 @@ pub enum ModelSpec {
         #[serde(default = "default_embedding_dim")]
         embedding_dim: u32,
     },
+    /// Ranks or rates items by the inner product of a customer's factors and the item's, and the item's bias (Koren et
+    /// al. 2009, "Matrix factorization techniques for recommender systems"). A row's history is its sequence of items. The
+    /// customer's factors stay at the site: they are found from the history anew by ridge regression, so a new
+    /// customer needs no training; the items' factors and biases are what is shared and learned.
+    ///
+    /// For labels of kind item, the sequence has one categorical column of as many ids; for a number, the rating, it has
+    /// in addition one number, the item's rating, and the row's first categorical column is the item to be rated.
+    MatrixFactorisation {
+        /// Factors of an item: 1 to 256.
+        #[serde(default = "default_dim")]
+        factors: u32,
+        /// Items sampled for each row to rank against: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+        /// Penalty on a customer's factors, above 0, at most 1e6.
+        #[serde(default = "default_ridge")]
+        ridge: f64,
+    },
+    /// Ranks items (Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations"): one tower turns a row into
+    /// a vector, the other, an embedding and a bias, an item; their inner product is the item's score. For labels of kind
+    /// item. Learned by the cross-entropy of the right item among itself and items sampled uniformly.
+    TwoTower {
+        /// Units of each hidden layer of the row's tower, as in `mlp`.
+        hidden: Vec<u32>,
+        /// Entries of both vectors: 1 to 256.
+        #[serde(default = "default_dim")]
+        dim: u32,
+        /// Items sampled for each row: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+    /// Long short-term memory (Hochreiter & Schmidhuber 1997): reads each row's sequence step by step, its last hidden
+    /// state goes to the output with the row's other features. For rows with a sequence, and any label; items are
+    /// ranked by the inner product with the vector of each.
+    Lstm {
+        /// Units of each layer, first to last: 1 to 8 layers, each of 1 to 1024 units.
+        hidden: Vec<u32>,
+        /// Probability with which an entry of a hidden state is zeroed on its way to the next layer and to the output
+        /// while the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_sequence_dropout")]
+        dropout: f64,
+        /// Entries of each category's embedding, of steps and of rows: 1 to 256.
+        #[serde(default = "default_dim")]
+        embedding_dim: u32,
+        /// Items sampled for each row if the label is of kind item: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+    /// Encoder over each row's sequence (Vaswani et al. 2017, "Attention Is All You Need", with the normalisation before
+    /// each part, Xiong et al. 2020). A step is the sum of the embeddings of its categories, a linear layer of its numbers
+    /// and the embedding of its place; the mean of the encoded steps, and what the row holds beside them, enter a linear
+    /// layer. For labels of kind item it ranks the next one (Kang & McAuley 2018, "Self-Attentive Sequential
+    /// Recommendation"): a step sees only those before it, and the last one's vector meets the items' as in `two_tower`.
+    Transformer {
+        /// Layers of attention and feed-forward: 1 to 12.
+        #[serde(default = "default_layers")]
+        layers: u32,
+        /// Entries of a step's vector: 2 to 512, a multiple of `heads`.
+        #[serde(default = "default_width")]
+        width: u32,
+        /// Heads of the attention, each of `width / heads` entries.
+        #[serde(default = "default_heads")]
+        heads: u32,
+        /// Units between the two linear layers of a feed-forward part: 1 to 4096.
+        #[serde(default = "default_feed_forward")]
+        feed_forward: u32,
+        /// Probability with which an entry of the embedded steps and behind each attention and feed-forward part is
+        /// zeroed while the model learns: 0 to 0.9, in steps of 1/256.
+        #[serde(default = "default_dropout")]
+        dropout: f64,
+        /// Items sampled for each row if it ranks: 1 to 1024.
+        #[serde(default = "default_negatives")]
+        negatives: u32,
+    },
+}
+
+fn default_layers() -> u32 {
+    2
+}
+
+fn default_width() -> u32 {
+    64
+}
+
+fn default_heads() -> u32 {
+    4
+}
+
+fn default_feed_forward() -> u32 {
+    256
+}
+
+fn default_dropout() -> f64 {
+    0.1
 }
 
 fn default_embedding_dim() -> u32 {
     DEFAULT_EMBEDDING_DIM
 }
 
-/// What a spec is made of.
-pub(super) struct Parts<'a> {
-    /// Whether there is a wide part.
-    pub wide: bool,
-    /// Units of the deep part's hidden layers; empty if there is no deep part.
-    pub hidden: &'a [u32],
-    /// Entries of an embedding in the deep part.
-    pub embedding_dim: usize,
+fn default_dim() -> u32 {
+    32
+}
+
+fn default_ridge() -> f64 {
+    1.0
+}
+
+fn default_negatives() -> u32 {
+    DEFAULT_NEGATIVES
+}
+
+fn default_sequence_dropout() -> f64 {
+    0.2
 }
 
 impl ModelSpec {
-    /// The wide and the deep part. Errors name the layer and the range.
-    pub(super) fn parts(&self) -> Result<Parts<'_>, ModelError> {
-        let (wide, hidden, embedding_dim) = match self {
-            Self::Logistic {} => return Ok(Parts { wide: true, hidden: &[], embedding_dim: 0 }),
-            Self::Mlp { hidden } => (false, hidden, DEFAULT_EMBEDDING_DIM),
-            Self::WideAndDeep { hidden, embedding_dim } => (true, hidden, *embedding_dim),
-        };
-        if hidden.is_empty() || hidden.len() > MAX_HIDDEN_LAYERS {
-            return Err(ModelError::HiddenLayers { got: hidden.len() });
-        }
-        for (layer, &units) in hidden.iter().enumerate() {
-            if units == 0 || units > MAX_HIDDEN_UNITS {
-                return Err(ModelError::HiddenUnits { layer, got: units });
+    /// Checks every size. Errors name the layer and the range.
+    pub(super) fn check(&self) -> Result<(), ModelError> {
+        match self {
+            Self::Logistic {} => Ok(()),
+            Self::Mlp { hidden, dropout } => {
+                check_hidden(hidden)?;
+                check_dropout(*dropout)
+            }
+            Self::WideAndDeep { hidden, embedding_dim } => {
+                check_hidden(hidden)?;
+                check_embedding(*embedding_dim)
+            }
+            Self::MatrixFactorisation { factors, negatives, ridge } => {
+                check_embedding(*factors)?;
+                check_negatives(*negatives)?;
+                let holds = *ridge > 0.0 && *ridge <= MAX_RIDGE;
+                if holds { Ok(()) } else { Err(ModelError::Ridge { got: *ridge }) }
+            }
+            Self::TwoTower { hidden, dim, negatives } => {
+                check_hidden(hidden)?;
+                check_embedding(*dim)?;
+                check_negatives(*negatives)
+            }
+            Self::Lstm { hidden, dropout, embedding_dim, negatives } => {
+                check_hidden(hidden)?;
+                check_dropout(*dropout)?;
+                check_embedding(*embedding_dim)?;
+                check_negatives(*negatives)
+            }
+            Self::Transformer { layers, width, heads, feed_forward, dropout, negatives } => {
+                if *layers == 0 || *layers > MAX_TRANSFORMER_LAYERS {
+                    return Err(ModelError::TransformerLayers { got: *layers });
+                }
+                let whole = width.checked_rem(*heads) == Some(0);
+                if !whole || !(2..=MAX_TRANSFORMER_WIDTH).contains(width) {
+                    return Err(ModelError::TransformerWidth { width: *width, heads: *heads });
+                }
+                if *feed_forward == 0 || *feed_forward > MAX_HIDDEN_UNITS {
+                    return Err(ModelError::FeedForward { got: *feed_forward });
+                }
+                check_dropout(*dropout)?;
+                check_negatives(*negatives)
             }
         }
-        if embedding_dim == 0 || embedding_dim > MAX_EMBEDDING_DIM {
-            return Err(ModelError::EmbeddingDim { got: embedding_dim });
-        }
-        Ok(Parts { wide, hidden, embedding_dim: embedding_dim as usize })
     }
+}
+
+fn check_hidden(hidden: &[u32]) -> Result<(), ModelError> {
+    if hidden.is_empty() || hidden.len() > MAX_HIDDEN_LAYERS {
+        return Err(ModelError::HiddenLayers { got: hidden.len() });
+    }
+    match hidden.iter().position(|&units| units == 0 || units > MAX_HIDDEN_UNITS) {
+        Some(layer) => Err(ModelError::HiddenUnits { layer, got: hidden[layer] }),
+        None => Ok(()),
+    }
+}
+
+fn check_embedding(got: u32) -> Result<(), ModelError> {
+    if got == 0 || got > MAX_EMBEDDING_DIM { Err(ModelError::EmbeddingDim { got }) } else { Ok(()) }
+}
+
+fn check_negatives(got: u32) -> Result<(), ModelError> {
+    if got == 0 || got > MAX_NEGATIVES { Err(ModelError::Negatives { got }) } else { Ok(()) }
+}
+
+fn check_dropout(got: f64) -> Result<(), ModelError> {
+    if (0.0..=MAX_DROPOUT).contains(&got) { Ok(()) } else { Err(ModelError::Dropout { got }) }
 }
 
 #[cfg(test)]
@@ -97,7 +261,7 @@ mod tests {
     fn toml_and_bincode_carry_the_same_specs() {
         for (text, spec) in [
             ("[model.logistic]", ModelSpec::Logistic {}),
-            ("[model.mlp]\nhidden = [64, 16]", ModelSpec::Mlp { hidden: vec![64, 16] }),
+            ("[model.mlp]\nhidden = [64, 16]", ModelSpec::Mlp { hidden: vec![64, 16], dropout: 0.0 }),
             (
                 "[model.wide_and_deep]\nhidden = [32]",
                 ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: DEFAULT_EMBEDDING_DIM },
@@ -105,6 +269,21 @@ mod tests {
             (
                 "[model.wide_and_deep]\nhidden = [32]\nembedding_dim = 4",
                 ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: 4 },
+            ),
+            (
+                "[model.lstm]\nhidden = [128, 64]",
+                ModelSpec::Lstm { hidden: vec![128, 64], dropout: 0.2, embedding_dim: 32, negatives: 16 },
+            ),
+            (
+                "[model.transformer]\nlayers = 1",
+                ModelSpec::Transformer {
+                    layers: 1,
+                    width: 64,
+                    heads: 4,
+                    feed_forward: 256,
+                    dropout: 0.1,
+                    negatives: 16,
+                },
             ),
         ] {
             let job: Job = toml::from_str(text).unwrap();
@@ -134,14 +313,30 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused_with_the_layer() {
-        let refusal = |hidden: Vec<u32>| ModelSpec::Mlp { hidden }.parts().err().unwrap().to_string();
+        let refusal =
+            |hidden: Vec<u32>| ModelSpec::Mlp { hidden, dropout: 0.0 }.check().err().unwrap().to_string();
         assert_eq!(refusal(vec![]), "the model must have 1 to 8 hidden layers, got 0");
         assert_eq!(refusal(vec![1; 9]), "the model must have 1 to 8 hidden layers, got 9");
         assert_eq!(refusal(vec![8, 0]), "hidden layer 1 must have 1 to 4096 units, got 0");
         assert_eq!(refusal(vec![4097]), "hidden layer 0 must have 1 to 4096 units, got 4097");
         for embedding_dim in [0, 257] {
             let spec = ModelSpec::WideAndDeep { hidden: vec![4], embedding_dim };
-            assert!(matches!(spec.parts(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+            assert!(matches!(spec.check(), Err(ModelError::EmbeddingDim { got }) if got == embedding_dim));
+        }
+        let refusal = |text: &str| {
+            let job: Job = toml::from_str(&format!("[model.transformer]\n{text}")).unwrap();
+            job.model.check().err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(refusal(""), "");
+        assert_eq!(refusal("layers = 13"), "a transformer has 1 to 12 layers, got 13");
+        assert_eq!(refusal("feed_forward = 0"), "feed_forward must be 1 to 4096 units, got 0");
+        for (width, heads) in [(64, 0), (64, 5), (0, 4), (516, 4)] {
+            assert_eq!(
+                refusal(&format!("width = {width}\nheads = {heads}")),
+                format!(
+                    "the width of a transformer must be 2 to 512 and a multiple of its heads, got {width} for {heads} heads"
+                )
+            );
         }
     }
 }

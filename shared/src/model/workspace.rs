@@ -1,110 +1,41 @@
-//! What one forward and one backward leave behind: the factors of every row's gradient, tap by tap.
+//! What one forward and one backward leave behind: the values and gradients of every slot, from which the taps'
+//! factors are read.
 //!
-//! A *tap* is where a parameterised layer hands its gradient's factors to the clipping. There are two kinds, and the
-//! taps of a network own all its parameters between them: first those of [`Workspace::linear`], in order, then those of
-//! [`Workspace::embeddings`], without gaps in the flat layout. Buffers are kept between batches and grow to the
-//! largest one seen. Nothing here may leave a site: `Debug` prints shapes only.
+//! Buffers are kept between batches and grow to the largest one seen. Nothing here may leave a site: `Debug` prints
+//! shapes only.
 
-use super::product::Packing;
+use std::sync::Arc;
 
-/// The factors of one linear layer's gradient: row `r`'s gradient of the weight is the outer product
-/// `output_gradients[r] x activations[r]`, that of the bias, if it has one, is `output_gradients[r]`.
-///
-/// A layer whose weight is used more than once a row (time steps, positions) will leave that many factor
-/// rows for each row of the batch, adjacent, in the same two slices.
+use super::{
+    graph::{Level, Slot, SlotShape, Tap},
+    layers::{AttentionScratch, Recurrence},
+    product::Packing,
+};
+
+/// A slot's matrices, `[rows of its level, width]`.
 #[derive(Clone, Default)]
-pub struct LinearFactors {
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
-    pub(super) biased: bool,
-    pub(super) activations: Vec<f32>,
-    pub(super) output_gradients: Vec<f32>,
-}
-
-impl LinearFactors {
-    /// Width of the layer's input.
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    /// Width of the layer's output.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Whether a bias follows the weight.
-    pub fn biased(&self) -> bool {
-        self.biased
-    }
-
-    /// What the layer was given, `[rows, inputs]`.
-    pub fn activations(&self) -> &[f32] {
-        &self.activations
-    }
-
-    /// Derivative of the batch's loss by the layer's output before its ReLU, `[rows, outputs]`. It carries
-    /// the `1 / rows of the customer` of the mean over a customer's rows.
-    pub fn output_gradients(&self) -> &[f32] {
-        &self.output_gradients
-    }
-}
-
-impl std::fmt::Debug for LinearFactors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rows = self.output_gradients.len().checked_div(self.outputs).unwrap_or(0);
-        write!(f, "LinearFactors([{rows}, {}], [{rows}, {}])", self.inputs, self.outputs)
-    }
-}
-
-/// The factors of one embedding table's gradient: row `r` adds `output_gradients[r]` to the gradient of the vector of
-/// `ids[r]`. Rows with one id add up.
-#[derive(Clone, Default)]
-pub struct EmbeddingFactors {
-    pub(super) vocabulary: usize,
-    pub(super) dim: usize,
-    pub(super) ids: Vec<u32>,
-    pub(super) output_gradients: Vec<f32>,
-}
-
-impl EmbeddingFactors {
-    /// Vectors in the table.
-    pub fn vocabulary(&self) -> usize {
-        self.vocabulary
-    }
-
-    /// Entries of a vector.
-    pub fn dim(&self) -> usize {
-        self.dim
-    }
-
-    /// Which vector each row looked up, `[rows]`, below [`vocabulary`](Self::vocabulary).
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
-    }
-
-    /// Derivative of the batch's loss by the vector looked up, `[rows, dim]`, with the same share of the mean as in
-    /// [`LinearFactors::output_gradients`].
-    pub fn output_gradients(&self) -> &[f32] {
-        &self.output_gradients
-    }
-}
-
-impl std::fmt::Debug for EmbeddingFactors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let rows = self.ids.len();
-        write!(f, "EmbeddingFactors([{rows}] of {}, [{rows}, {}])", self.vocabulary, self.dim)
-    }
+pub(super) struct Buffers {
+    pub values: Vec<f32>,
+    /// Derivative of the batch's loss by the values; zero-sized if no parameter has a part in the slot.
+    pub gradients: Vec<f32>,
 }
 
 /// Buffers of [`Network::backward`](super::Network::backward): one a thread, kept between batches.
 #[derive(Clone, Default)]
 pub struct Workspace {
-    pub(super) linear: Vec<LinearFactors>,
-    pub(super) embeddings: Vec<EmbeddingFactors>,
-    pub(super) logits: Vec<f32>,
-    pub(super) logit_gradients: Vec<f32>,
-    pub(super) input_gradients: Vec<f32>,
+    /// The network's, shared with it.
+    pub(super) taps: Arc<[Tap]>,
+    pub(super) shapes: Arc<[SlotShape]>,
+    pub(super) slots: Vec<Buffers>,
+    /// By source of ids.
+    pub(super) ids: Vec<Vec<u32>>,
+    /// Customer `i` has the factor rows `starts[level][i] .. starts[level][i + 1]` at each [`Level`].
+    pub(super) starts: [Vec<u32>; 3],
     pub(super) packing: Packing<f32>,
+    pub(super) recurrence: Recurrence,
+    pub(super) attention: AttentionScratch,
+    /// Any row of a layer.
+    pub(super) line: Vec<f32>,
     pub(super) customers: usize,
 }
 
@@ -114,24 +45,50 @@ impl Workspace {
         Self::default()
     }
 
-    /// The factors of each linear layer of the batch last differentiated.
-    pub fn linear(&self) -> &[LinearFactors] {
-        &self.linear
+    /// The taps of the network that was last differentiated, in the order of its parameters.
+    pub fn taps(&self) -> &[Tap] {
+        &self.taps
     }
 
-    /// The factors of each embedding table of the batch last differentiated.
-    pub fn embeddings(&self) -> &[EmbeddingFactors] {
-        &self.embeddings
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
     }
 
-    /// The logit of each row of the batch last differentiated.
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
+    /// Columns of a slot.
+    pub fn width(&self, slot: Slot) -> usize {
+        self.shapes[slot.0].width
+    }
+
+    /// `[rows of the slot's level, width]`.
+    pub fn values(&self, slot: Slot) -> &[f32] {
+        &self.slots[slot.0].values
+    }
+
+    /// Derivative of the batch's loss by the slot's values; by those before the activation where a linear layer made
+    /// them. It carries the `1 / rows of the customer` of the mean over a customer's rows.
+    pub fn gradients(&self, slot: Slot) -> &[f32] {
+        &self.slots[slot.0].gradients
+    }
+
+    /// The ids of an embedding's tap, one for each factor row.
+    pub fn ids(&self, source: usize) -> &[u32] {
+        &self.ids[source]
+    }
+
+    /// Customer `i` has the rows `starts[i] .. starts[i + 1]` of this slot.
+    pub fn starts(&self, slot: Slot) -> &[u32] {
+        &self.starts[self.shapes[slot.0].level as usize]
     }
 
     /// Customers in the batch last differentiated.
     pub fn customers(&self) -> usize {
         self.customers
+    }
+
+    /// Rows of each level.
+    pub(super) fn count(&self, level: Level) -> usize {
+        self.starts[level as usize].last().map_or(0, |&end| end as usize)
     }
 }
 
@@ -139,8 +96,8 @@ impl std::fmt::Debug for Workspace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Workspace")
             .field("customers", &self.customers)
-            .field("linear", &self.linear)
-            .field("embeddings", &self.embeddings)
+            .field("rows", &self.count(Level::Row))
+            .field("taps", &self.taps)
             .finish()
     }
 }

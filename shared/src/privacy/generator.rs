@@ -58,6 +58,13 @@ impl Generator {
         Self::from_secret(&secret)
     }
 
+    /// A generator of its own, keyed by the next 48 bytes of this one's keystream: for another thread.
+    pub fn fork(&mut self) -> Self {
+        let mut secret = [0; KEY_BYTES + BLOCK_BYTES];
+        self.fill(&mut secret);
+        Self::from_secret(&secret)
+    }
+
     fn from_secret(secret: &[u8; KEY_BYTES + BLOCK_BYTES]) -> Self {
         let (cipher, counter) = keyed(secret);
         Self {
@@ -225,6 +232,14 @@ mod tests {
         let mut one = Generator::from_system().unwrap();
         let mut other = Generator::from_system().unwrap();
         assert_ne!(one.next_words::<4>(), other.next_words::<4>());
+    }
+
+    #[test]
+    fn a_fork_has_a_stream_of_its_own() {
+        let mut generator = Generator::from_seed(1);
+        let (mut one, mut other) = (generator.fork(), generator.fork());
+        let streams = [generator.next_words::<4>(), one.next_words(), other.next_words()];
+        assert!(streams[0] != streams[1] && streams[1] != streams[2] && streams[0] != streams[2]);
     }
 
     #[test]

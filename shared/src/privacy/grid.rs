@@ -13,6 +13,8 @@
 //! 3. [`clipped_sum`] adds exactly the sum of the `v_i` of the batch's customers, whatever their order, and however
 //!    they are split over several calls.
 //!
+//! With [`Clipping::Quantile`] `v_i` has one more entry, plus or minus [`COUNT`], and its norm is that of all entries.
+//!
 //! So adding or removing one customer changes the sum by exactly that customer's `v_i`: by at most `S`. No float
 //! rounding is left to argue about between the clipped vectors and the integers that the noise is added to.
 //!
@@ -29,37 +31,46 @@
 //! the customer's gradient is an integer matrix in units of `alpha gamma = C 2^-24` ([`Grid::unit`]), and the clip
 //! norm is `S = 2^24` units. An embedding table is a linear layer without bias on the one-hot encoding of an id,
 //! whose one activation is the constant 1, that is `2^10`: row `r` adds `2^10 g_r` to the vector of its id, and a
-//! customer's rows with one id add up to one vector. The sum over all customers is one product of integer-valued
+//! customer's rows with one id add up to one vector. A gain is a linear layer with diagonal weight: factor row `r` adds
+//! `a_r g_r`, entry by entry. The sum over all customers is one product of integer-valued
 //! f64 matrices, exact because no partial sum reaches 2^53, so the order of summing does not matter.
+//!
+//! A layer that is used several times a row (at each step of a sequence, for each candidate item) has that many *factor
+//! rows* a row; they are summed like the rows of a customer.
 //!
 //! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
 //! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves
 //! the norm a little; the margin `2^-10` makes it rare that it ends past `S`. **Check.** `|v_i|^2` is a sum in integers: over linear layers and rows r, s of
-//! `(a_r . a_s + 2^20)(g_r . g_s)`, without the `2^20` where there is no bias; and over embedding tables and the
-//! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`. These *taps* ([`Workspace`]) own
+//! `(a_r . a_s + 2^20)(g_r . g_s)`, without the `2^20` where there is no bias; over embedding tables and the
+//! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`; and over gains, entry by entry, of
+//! `(sum of a_r g_r)^2 + (2^10 sum of g_r)^2`. These *taps* ([`Tap`]) own
 //! every parameter once: what is added to the sum is laid out by the same taps, and [`clipped_sum`] panics before any
-//! noise is drawn if they do not fill it. If the squared norm is more than `S^2`, `c` shrinks by `S / |v_i|` and the
+//! noise is drawn if they do not fill it. If the squared norm is more than `S^2` (less the square of the count's entry, if
+//! there is one), `c` shrinks by the root of their ratio and the
 //! margin, and `g` is rounded again; after four times it is rounded towards zero; if that does not do either, the
 //! customer counts as zero. A customer whose gradient is not finite (the parameters may be a hostile coordinator's)
 //! counts as zero as well: a refusal would tell.
 //!
-//! **No overflow.** A network has at most 2^16 inputs to a linear layer, 2^12 outputs, 10 such layers, and 2^17
-//! embedding tables of at most 2^8 entries a vector; a customer at most 2^16 rows. Dot products:
-//! `|a_r . a_s| <= 2^16 2^30 = 2^46` and `|g_r . g_s| <= 2^42`, exact in f64; an entry of a customer's table:
-//! `2^16 2^15 2^10 = 2^41`, exact in f64. Squared norm: below `2^47 2^42 (2^16)^2 10` for the linear layers, and for
-//! each table below `(2^16 2^15 2^10)^2 2^8 = 2^90`, as a sum of `2^16` vectors of entries of at most `2^25`; in all
-//! below 2^125, in i128. Products over a block of 2^20 rows: `2^20 2^15 2^15 = 2^50 < 2^53`, exact in f64. The i64
+//! **No overflow.** A network has at most 2^16 inputs to a linear layer, 2^12 outputs to any, 2^6 linear layers, and
+//! 2^18 other taps, of embeddings and gains; a customer at most 2^16 factor rows of a tap. Dot products:
+//! `|a_r . a_s| <= 2^16 2^30 = 2^46` and `|g_r . g_s| <= 2^42`, exact in f64; an entry of a customer's gradient:
+//! `2^16 2^15 2^15 = 2^46`, exact in f64. Squared norm: below `(2^46 + 2^20) 2^42 (2^16)^2 2^6 < 2^126.1` for the linear
+//! layers; each table below `(2^16 2^15 2^10)^2 2^12 = 2^94`, as a sum of `2^16` vectors of entries of at most
+//! `2^25`; each gain below `2 (2^46)^2 2^12 = 2^105`; in all below 2^127, in i128. Products over a block of 2^20 rows:
+//! `2^20 2^15 2^15 = 2^50 < 2^53`, exact in f64. The i64
 //! sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
 //!
 //! Point 2 rests on the row independence of [`Network`] on one machine; a customer's floats are computed anew in each
-//! call and may differ between processors, where the promise holds on each.
+//! call and may differ between processors, where the promise holds on each. On an accelerator ([`Engine`]) it rests on the
+//! device's library.
 
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 use super::ClipNorm;
 use crate::model::{
-    Batch, ModelError, Network, Packing, View, Workspace, add_product, add_rows, add_weighted_rows, dot,
+    Batch, Engine, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
+    add_weighted_rows, dot,
 };
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
@@ -94,7 +105,16 @@ pub enum Clipping {
     /// By `C / (n + gamma)`, [`AUTOMATIC_GAMMA`] (Bu et al. 2023, "Automatic clipping"): every customer
     /// counts about alike, and `C` is but a part of the step size.
     Automatic,
+    /// As fixed, but `C` follows a quantile of the norms (Andrew et al. 2021, "Differentially private learning with
+    /// adaptive clipping"): of each customer, whether its norm is within `C` is released in the same sum, as one more
+    /// entry of the same vector, see [`COUNT`].
+    Quantile,
 }
+
+/// With [`Clipping::Quantile`] the sum has one more entry, to which a customer adds this if its norm is within the clip
+/// norm and takes it away if not: a quarter of the sensitivity. The rest of the vector is held below
+/// `S sqrt(15/16)`, so that all of it is within `S`, and the same noise on every entry pays for both.
+pub const COUNT: i64 = SENSITIVITY as i64 / 4;
 
 /// `gamma` of [`Clipping::Automatic`], in units of the loss gradient: the paper's default. Gradients well below it
 /// fade out, those above have about the clip norm.
@@ -105,7 +125,7 @@ impl Clipping {
     #[inline(always)]
     fn factor(self, norm: f64, clip: f64) -> f64 {
         match self {
-            Self::Fixed => {
+            Self::Fixed | Self::Quantile => {
                 if norm > clip {
                     clip / norm
                 } else {
@@ -115,6 +135,17 @@ impl Clipping {
             Self::Automatic => clip / (norm + AUTOMATIC_GAMMA),
         }
     }
+
+    /// Squared L2 norm of the integers of a customer's gradient, at most.
+    fn squared_limit(self) -> i128 {
+        let count = if self == Self::Quantile { i128::from(COUNT) } else { 0 };
+        i128::from(SENSITIVITY).pow(2) - count.pow(2)
+    }
+
+    /// Entries of the sum beside the gradient's.
+    pub fn counts(self) -> usize {
+        usize::from(self == Self::Quantile)
+    }
 }
 
 /// The grid on which gradients of a clip norm are summed.
@@ -122,17 +153,34 @@ impl Clipping {
 pub struct Grid {
     clip: ClipNorm,
     clipping: Clipping,
+    recorded: ClipNorm,
 }
 
 impl Grid {
     /// The grid of a clip norm, with [`Clipping::Fixed`].
     pub fn new(clip: ClipNorm) -> Self {
-        Self { clip, clipping: Clipping::Fixed }
+        Self { clip, clipping: Clipping::Fixed, recorded: clip }
     }
 
     /// The same grid, gradients scaled to it in this way.
     pub fn with_clipping(self, clipping: Clipping) -> Self {
         Self { clipping, ..self }
+    }
+
+    /// The same grid at another clip norm, which a noised sum suggested: the noise in integers is the same, so the
+    /// privacy is; only the unit differs.
+    pub fn with_clip(self, clip: ClipNorm) -> Self {
+        Self { clip, ..self }
+    }
+
+    /// How gradients are scaled to the clip norm.
+    pub fn clipping(&self) -> Clipping {
+        self.clipping
+    }
+
+    /// The clip norm that stands in the contract and in the ledger, in units of the loss gradient.
+    pub fn recorded_clip(&self) -> ClipNorm {
+        self.recorded
     }
 
     /// The clip norm, in units of the loss gradient.
@@ -154,8 +202,9 @@ impl Grid {
 /// Buffers of [`clipped_sum`]: one a thread, kept between batches. Holds un-noised data; `Debug` prints shapes.
 #[derive(Clone, Default)]
 pub struct SumWorkspace {
+    engine: Engine,
     floats: Workspace,
-    taps: IntegerTaps,
+    integers: IntegerFactors,
     products: Vec<f64>,
     biases: Vec<f64>,
     packing: Packing<f64>,
@@ -163,9 +212,14 @@ pub struct SumWorkspace {
 }
 
 impl SumWorkspace {
-    /// Empty buffers.
+    /// Empty buffers; gradients are computed on the processor.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Empty buffers; gradients are computed by `engine`.
+    pub fn on(engine: Engine) -> Self {
+        Self { engine, ..Self::default() }
     }
 }
 
@@ -175,48 +229,29 @@ impl std::fmt::Debug for SumWorkspace {
     }
 }
 
-/// The integer factors of every parameter of a network, in the order of the flat parameters: of the linear layers,
-/// then of the embedding tables.
-#[derive(Clone, Default)]
-struct IntegerTaps {
-    linear: Vec<IntegerFactors>,
-    embeddings: Vec<IntegerEmbedding>,
-}
-
-/// The integer factors of one linear layer, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has
-/// exactly.
+/// The integer factors of a network's taps, by slot, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32
+/// has exactly. Slots that are no tap's stay empty.
 #[derive(Clone, Default)]
 struct IntegerFactors {
-    inputs: usize,
-    outputs: usize,
-    biased: bool,
-    /// `[rows, inputs]`, in units of `alpha`.
-    activations: Vec<f32>,
-    /// `[rows, outputs]`, in units of `gamma`, clipped.
-    gradients: Vec<f32>,
-}
-
-/// The factors of one embedding table, the gradients integers as in [`IntegerFactors`].
-#[derive(Clone, Default)]
-struct IntegerEmbedding {
-    vocabulary: usize,
-    dim: usize,
-    /// `[rows]`.
-    ids: Vec<u32>,
-    /// `[rows, dim]`, in units of `gamma`, clipped.
-    gradients: Vec<f32>,
+    /// `[factor rows, width]` of the slots that are a tap's input, in units of `alpha`.
+    activations: Vec<Vec<f32>>,
+    /// `[factor rows, width]` of the slots that are a tap's output, in units of `gamma`, clipped.
+    gradients: Vec<Vec<f32>>,
+    /// The slots that are a tap's output, each once.
+    outputs: Vec<Slot>,
 }
 
 /// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
 ///
-/// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`]; the caller
+/// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`], and then, with
+/// [`Clipping::Quantile`], one entry of units of [`COUNT`]; the caller
 /// zeroes it before the first call. One customer more or less in all calls together changes it by at
 /// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
 /// `16 bytes x rows x (inputs + hidden units)`; the result is the same.
 ///
 /// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, an id is
 /// outside its vocabulary, or a parameter, an input or a label is not finite, naming its row. Customers whose gradient
-/// overflows count as zero.
+/// overflows count as zero. On an accelerator also if the device fails.
 pub fn clipped_sum(
     network: &Network,
     parameters: &[f32],
@@ -225,49 +260,43 @@ pub fn clipped_sum(
     workspace: &mut SumWorkspace,
     sum: &mut [i64],
 ) -> Result<(), ModelError> {
-    if sum.len() != network.parameter_count() {
-        let (expected, got) = (network.parameter_count(), sum.len());
+    let expected = network.parameter_count() + grid.clipping.counts();
+    if sum.len() != expected {
+        let got = sum.len();
         return Err(ModelError::Length { what: "entries in the sum", expected, got });
     }
     network.check(parameters, batch)?;
+    let steps = |row: u32| batch.rows.step_starts.get(row as usize).copied().unwrap_or(0);
     for (customer, span) in batch.customer_starts.windows(2).enumerate() {
-        let got = (span[1] - span[0]) as usize;
+        let rows = (span[1] - span[0]) as usize * network.factor_rows();
+        let got = rows.max((steps(span[1]) - steps(span[0])) as usize);
         if got > MAX_CUSTOMER_ROWS {
             return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
         }
     }
-    network.differentiate(parameters, batch, &mut workspace.floats);
-    workspace.clip(batch.customer_starts, grid);
-    workspace.add_to(sum);
+    workspace.engine.differentiate(network, parameters, batch, &mut workspace.floats)?;
+    let within = workspace.clip(grid);
+    let (gradient, counts) = sum.split_at_mut(network.parameter_count());
+    workspace.add_to(gradient);
+    if let [count] = counts {
+        *count += COUNT * (2 * within as i64 - batch.customers() as i64);
+    }
     Ok(())
 }
 
 impl SumWorkspace {
-    /// Float factors to integer factors of customers whose norm is at most [`SENSITIVITY`].
-    fn clip(&mut self, customer_starts: &[u32], grid: &Grid) {
-        let IntegerTaps { linear, embeddings } = &mut self.taps;
-        linear.resize_with(self.floats.linear().len(), IntegerFactors::default);
-        for (floats, integers) in self.floats.linear().iter().zip(linear) {
-            (integers.inputs, integers.outputs) = (floats.inputs(), floats.outputs());
-            integers.biased = floats.biased();
-            integers.activations.resize(floats.activations().len(), 0.0);
-            integers.gradients.resize(floats.output_gradients().len(), 0.0);
-        }
-        embeddings.resize_with(self.floats.embeddings().len(), IntegerEmbedding::default);
-        for (floats, integers) in self.floats.embeddings().iter().zip(embeddings) {
-            (integers.vocabulary, integers.dim) = (floats.vocabulary(), floats.dim());
-            integers.ids.clear();
-            integers.ids.extend_from_slice(floats.ids());
-            integers.gradients.resize(floats.output_gradients().len(), 0.0);
-        }
+    /// Float factors to integer factors of customers whose norm is at most what the clipping allows; how many of the
+    /// customers had a norm within the clip norm.
+    fn clip(&mut self, grid: &Grid) -> usize {
+        let Self { floats, integers, scratch, .. } = self;
+        integers.shape(floats);
         Arch::new().dispatch(Clip {
             clip: grid.clip.value(),
             clipping: grid.clipping,
-            customer_starts,
-            floats: &self.floats,
-            integers: &mut self.taps,
-            scratch: &mut self.scratch,
-        });
+            floats,
+            integers,
+            scratch,
+        })
     }
 
     /// The exact integer products of all taps, added to `sum`.
@@ -275,51 +304,72 @@ impl SumWorkspace {
     /// # Panics
     /// If the taps do not fill `sum`: a parameter that is in none would leave without its norm counted.
     fn add_to(&mut self, sum: &mut [i64]) {
-        let Self { taps, products, biases, packing, .. } = self;
+        let Self { floats, integers, products, biases, packing, .. } = self;
         let mut rest = sum;
-        for layer in &taps.linear {
-            let (inputs, outputs) = (layer.inputs, layer.outputs);
-            let (weight, tail) = rest.split_at_mut(outputs * inputs);
-            let (bias, tail) = tail.split_at_mut(if layer.biased { outputs } else { 0 });
-            rest = tail;
-            let blocks = layer.activations.chunks(BLOCK_ROWS * inputs);
-            for (activations, gradients) in blocks.zip(layer.gradients.chunks(BLOCK_ROWS * outputs)) {
-                products.clear();
-                products.resize(weight.len(), 0.0);
-                if outputs == 1 {
-                    add_weighted_rows(gradients, activations, products);
-                } else {
-                    let rows = activations.len() / inputs;
-                    let left = View::transpose(gradients, outputs);
-                    add_product(
-                        [outputs, rows, inputs],
-                        left,
-                        View::rows(activations, inputs),
-                        products,
-                        packing,
-                    );
+        let mut next =
+            |entries: usize| rest.split_off_mut(..entries).expect("no more entries than the sum's");
+        for tap in floats.taps() {
+            let width = floats.width(tap.output());
+            let gradients = integers.gradients[tap.output().index()].as_slice();
+            match *tap {
+                Tap::Linear { input, biased, .. } => {
+                    let inputs = floats.width(input);
+                    let (weight, bias) = (next(width * inputs), next(if biased { width } else { 0 }));
+                    let activations = integers.activations[input.index()].chunks(BLOCK_ROWS * inputs);
+                    for (activations, gradients) in activations.zip(gradients.chunks(BLOCK_ROWS * width)) {
+                        products.clear();
+                        products.resize(weight.len(), 0.0);
+                        if width == 1 {
+                            add_weighted_rows(gradients, activations, products);
+                        } else {
+                            let left = View::transpose(gradients, width);
+                            let right = View::rows(activations, inputs);
+                            let shape = [width, gradients.len() / width, inputs];
+                            add_product(shape, left, right, products, packing);
+                        }
+                        add_integers(products, weight);
+                        add_biases(gradients, bias, biases);
+                    }
                 }
-                add_integers(products, weight);
-                if layer.biased {
-                    biases.clear();
-                    biases.resize(outputs, 0.0);
-                    add_rows(gradients, biases);
-                    biases.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
-                    add_integers(biases, bias);
+                Tap::Embedding { ids, vocabulary, .. } => {
+                    let table = next(vocabulary * width);
+                    for (&id, gradient) in floats.ids(ids).iter().zip(gradients.chunks_exact(width)) {
+                        let vector = &mut table[id as usize * width..][..width];
+                        for (slot, &entry) in vector.iter_mut().zip(gradient) {
+                            *slot += entry as i64 * ACTIVATION_STEPS as i64;
+                        }
+                    }
                 }
-            }
-        }
-        for embedding in &taps.embeddings {
-            let (table, tail) = rest.split_at_mut(embedding.vocabulary * embedding.dim);
-            rest = tail;
-            for (&id, gradient) in embedding.ids.iter().zip(embedding.gradients.chunks_exact(embedding.dim)) {
-                let vector = &mut table[id as usize * embedding.dim..][..embedding.dim];
-                for (slot, &entry) in vector.iter_mut().zip(gradient) {
-                    *slot += entry as i64 * ACTIVATION_STEPS as i64;
+                Tap::Scale { input, .. } => {
+                    let (weight, bias) = (next(width), next(width));
+                    let activations = integers.activations[input.index()].chunks(BLOCK_ROWS * width);
+                    for (activations, gradients) in activations.zip(gradients.chunks(BLOCK_ROWS * width)) {
+                        products.clear();
+                        products.resize(width, 0.0);
+                        let rows = activations.chunks_exact(width).zip(gradients.chunks_exact(width));
+                        for (activations, gradients) in rows {
+                            for ((slot, &a), &g) in products.iter_mut().zip(activations).zip(gradients) {
+                                *slot += f64::from(a) * f64::from(g);
+                            }
+                        }
+                        add_integers(products, weight);
+                        add_biases(gradients, bias, biases);
+                    }
                 }
             }
         }
         assert!(rest.is_empty(), "{} parameters in no tap", rest.len());
+    }
+}
+
+/// Adds to `bias` the sum of the gradients' rows times the constant activation; nothing if there is no bias.
+fn add_biases(gradients: &[f32], bias: &mut [i64], sums: &mut Vec<f64>) {
+    if !bias.is_empty() {
+        sums.clear();
+        sums.resize(bias.len(), 0.0);
+        add_rows(gradients, sums);
+        sums.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
+        add_integers(sums, bias);
     }
 }
 
@@ -341,102 +391,112 @@ fn add_integers(values: &[f64], sum: &mut [i64]) {
     );
 }
 
+impl IntegerFactors {
+    /// Buffers of the sizes of `floats`' factors.
+    fn shape(&mut self, floats: &Workspace) {
+        let Self { activations, gradients, outputs } = self;
+        outputs.clear();
+        activations.resize_with(floats.slots(), Vec::new);
+        gradients.resize_with(floats.slots(), Vec::new);
+        for tap in floats.taps() {
+            if let Some(input) = tap.input() {
+                activations[input.index()].resize(floats.values(input).len(), 0.0);
+            }
+            let output = tap.output();
+            if !outputs.contains(&output) {
+                outputs.push(output);
+                gradients[output.index()].resize(floats.gradients(output).len(), 0.0);
+            }
+        }
+    }
+
+    /// Calls `write` with the float and the integer gradients of one customer, slot by slot.
+    #[inline(always)]
+    fn write_gradients(&mut self, floats: &Workspace, customer: usize, write: impl Fn(&[f32], &mut [f32])) {
+        for &slot in &self.outputs {
+            let [start, end] = entries(floats, slot, customer);
+            write(&floats.gradients(slot)[start..end], &mut self.gradients[slot.index()][start..end]);
+        }
+    }
+}
+
+/// Where a customer's entries of a slot begin and end.
+#[inline(always)]
+fn entries(floats: &Workspace, slot: Slot, customer: usize) -> [usize; 2] {
+    let (starts, width) = (floats.starts(slot), floats.width(slot));
+    [starts[customer] as usize * width, starts[customer + 1] as usize * width]
+}
+
+#[inline(always)]
+fn part(matrix: &[f32], [start, end]: [usize; 2]) -> &[f32] {
+    &matrix[start..end]
+}
+
 /// The work of [`SumWorkspace::clip`], compiled for each instruction set.
 struct Clip<'a> {
     clip: f64,
     clipping: Clipping,
-    customer_starts: &'a [u32],
     floats: &'a Workspace,
-    integers: &'a mut IntegerTaps,
+    integers: &'a mut IntegerFactors,
     scratch: &'a mut NormScratch,
 }
 
 impl WithSimd for Clip<'_> {
-    type Output = ();
+    type Output = usize;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for (floats, integers) in self.floats.linear().iter().zip(&mut self.integers.linear) {
-            round_activations(floats.activations(), &mut integers.activations);
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        for (index, integers) in self.integers.activations.iter_mut().enumerate() {
+            if !integers.is_empty() {
+                round_activations(self.floats.values(Slot::of_index(index)), integers);
+            }
         }
-        for span in self.customer_starts.windows(2) {
-            clip_customer(
-                self.clip,
-                self.clipping,
-                [span[0] as usize, span[1] as usize],
-                self.floats,
-                self.integers,
-                self.scratch,
-            );
-        }
+        let (floats, integers, scratch) = (self.floats, self.integers, self.scratch);
+        let customers = 0..floats.customers();
+        let within =
+            |customer: &usize| clip_customer(self.clip, self.clipping, *customer, floats, integers, scratch);
+        customers.filter(within).count()
     }
 }
 
-/// Fills the integer gradients of the customer with rows `span[0] .. span[1]`; the norm of its integer gradient is
-/// at most [`SENSITIVITY`] afterwards. The integer activations are there already.
+/// Fills the integer gradients of one customer; the norm of its integer gradient is at most what the clipping allows
+/// afterwards. The integer activations are there already. Whether the norm was within the clip norm before.
 #[inline(always)]
 fn clip_customer(
     clip: f64,
     clipping: Clipping,
-    span: [usize; 2],
+    customer: usize,
     floats: &Workspace,
-    integers: &mut IntegerTaps,
+    integers: &mut IntegerFactors,
     scratch: &mut NormScratch,
-) {
-    scratch.measure_inputs(integers, span);
+) -> bool {
+    let limit = clipping.squared_limit();
+    let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
+    scratch.measure_inputs(floats, integers, customer);
     // In units of the activation's integers.
-    let squared: f64 = scratch.squared_norm(integers, span, |tap| match tap {
-        Tap::Linear(at) => floats.linear()[at].output_gradients(),
-        Tap::Embedding(at) => floats.embeddings()[at].output_gradients(),
-    });
+    let squared: f64 = scratch.squared_norm(floats, integers, customer, |slot| floats.gradients(slot));
     let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
-        let factor = clipping.factor(norm, clip * MARGIN);
+        let factor = clipping.factor(norm, bound * MARGIN);
         let mut scale = factor * (GRADIENT_STEPS / clip);
         for attempt in 0..=ATTEMPTS {
-            let linear = floats.linear().iter().map(|tap| (tap.output_gradients(), tap.outputs()));
-            let embeddings = floats.embeddings().iter().map(|tap| (tap.output_gradients(), tap.dim()));
-            for ((from, width), to) in linear.chain(embeddings).zip(integers.gradients_mut(span)) {
-                let from = rows_of(from, span, width);
-                if attempt < ATTEMPTS {
-                    round_gradients(from, scale as f32, to);
-                } else {
-                    truncate_gradients(from, scale as f32, to);
-                }
+            if attempt < ATTEMPTS {
+                integers
+                    .write_gradients(floats, customer, |from, to| round_gradients(from, scale as f32, to));
+            } else {
+                integers
+                    .write_gradients(floats, customer, |from, to| truncate_gradients(from, scale as f32, to));
             }
-            let squared: i128 = scratch.squared_norm(integers, span, |tap| match tap {
-                Tap::Linear(at) => &integers.linear[at].gradients,
-                Tap::Embedding(at) => &integers.embeddings[at].gradients,
-            });
-            if squared <= (SENSITIVITY as i128).pow(2) {
-                return;
+            let gradients = |slot: Slot| integers.gradients[slot.index()].as_slice();
+            let squared: i128 = scratch.squared_norm(floats, integers, customer, gradients);
+            if squared <= limit {
+                return norm <= bound;
             }
-            scale *= MARGIN * SENSITIVITY as f64 / (squared as f64).sqrt();
+            scale *= MARGIN * (limit as f64 / squared as f64).sqrt();
         }
     }
-    integers.gradients_mut(span).for_each(|gradients| gradients.fill(0.0));
-}
-
-impl IntegerTaps {
-    /// The gradients of rows `start .. end` of each tap, the linear ones first.
-    #[inline(always)]
-    fn gradients_mut(&mut self, [start, end]: [usize; 2]) -> impl Iterator<Item = &mut [f32]> {
-        let linear = self.linear.iter_mut().map(|tap| (&mut tap.gradients, tap.outputs));
-        let embeddings = self.embeddings.iter_mut().map(|tap| (&mut tap.gradients, tap.dim));
-        linear.chain(embeddings).map(move |(gradients, width)| &mut gradients[start * width..end * width])
-    }
-}
-
-/// Which layer, by its place among those of its kind.
-#[derive(Clone, Copy)]
-enum Tap {
-    Linear(usize),
-    Embedding(usize),
-}
-
-#[inline(always)]
-fn rows_of<T>(matrix: &[T], [start, end]: [usize; 2], columns: usize) -> &[T] {
-    &matrix[start * columns..end * columns]
+    integers.write_gradients(floats, customer, |_, to| to.fill(0.0));
+    false
 }
 
 /// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well. Comparisons and not
@@ -468,12 +528,14 @@ fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
     }
 }
 
-/// Buffers for norms: dot products of one customer's activations, its ids sorted, and one line of its gradient.
+/// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.
 #[derive(Clone, Default)]
 struct NormScratch {
-    /// For each linear layer in Gram form, `a_r . a_s` (`+ 2^20` if biased) for `r <= s`, in the order of the loops.
+    /// For each linear tap in Gram form, `a_r . a_s` (`+ 2^20` if biased) for `r <= s`, in the order of the loops.
     grams: Vec<f64>,
-    /// For each embedding table the customer's ids with the row each is of, counted from its first, sorted.
+    /// `g_r . g_s` of the output slot last looked at, for `r <= s`.
+    gradient_gram: Vec<f64>,
+    /// For each embedding tap the customer's ids with the factor row each is of, counted from its first, sorted.
     sorted_ids: Vec<(u32, u32)>,
     line: Vec<f64>,
 }
@@ -507,103 +569,162 @@ fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
     rows * (rows + 1) / 2 * (inputs + outputs) <= (rows + 4) * inputs * outputs
 }
 
+/// Pushes the dot products of rows `r <= s` of a `[rows, width]` matrix, each plus `constant`.
+#[inline(always)]
+fn push_gram(matrix: &[f32], width: usize, constant: f64, gram: &mut Vec<f64>) {
+    for (r, row) in matrix.chunks_exact(width).enumerate() {
+        gram.extend(
+            matrix[r * width..].chunks_exact(width).map(|other| dot::<_, f64>(row, other) + constant),
+        );
+    }
+}
+
 impl NormScratch {
     /// Prepares [`squared_norm`](Self::squared_norm), which may be asked several times for one customer.
     #[inline(always)]
-    fn measure_inputs(&mut self, taps: &IntegerTaps, span: [usize; 2]) {
-        let rows = span[1] - span[0];
+    fn measure_inputs(&mut self, floats: &Workspace, integers: &IntegerFactors, customer: usize) {
         self.grams.clear();
-        for layer in taps.linear.iter().filter(|layer| gram_is_cheaper(rows, layer.inputs, layer.outputs)) {
-            let activations = rows_of(&layer.activations, span, layer.inputs);
-            let bias = if layer.biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
-            for (r, a_r) in activations.chunks_exact(layer.inputs).enumerate() {
-                for a_s in activations[r * layer.inputs..].chunks_exact(layer.inputs) {
-                    self.grams.push(dot::<_, f64>(a_r, a_s) + bias);
+        self.sorted_ids.clear();
+        for tap in floats.taps() {
+            match *tap {
+                Tap::Linear { input, output, biased } => {
+                    let (inputs, outputs) = (floats.width(input), floats.width(output));
+                    let activations =
+                        part(&integers.activations[input.index()], entries(floats, input, customer));
+                    if gram_is_cheaper(activations.len() / inputs, inputs, outputs) {
+                        let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
+                        push_gram(activations, inputs, bias, &mut self.grams);
+                    }
                 }
+                Tap::Embedding { ids, output, .. } => self.sort_ids(floats, ids, output, customer),
+                Tap::Scale { .. } => {}
             }
         }
-        self.sort_ids(&taps.embeddings, span);
     }
 
     /// Not inlined, as [`embedding_norm`](Self::embedding_norm): within the vector loops of the linear layers it would
     /// slow them down.
     #[inline(never)]
-    fn sort_ids(&mut self, embeddings: &[IntegerEmbedding], span: [usize; 2]) {
-        self.sorted_ids.clear();
-        for embedding in embeddings {
-            let first = self.sorted_ids.len();
-            self.sorted_ids.extend(rows_of(&embedding.ids, span, 1).iter().copied().zip(0u32..));
-            // No two are equal, so the order is one, whatever the algorithm.
-            self.sorted_ids[first..].sort_unstable();
-        }
+    fn sort_ids(&mut self, floats: &Workspace, source: usize, output: Slot, customer: usize) {
+        let first = self.sorted_ids.len();
+        let starts = floats.starts(output);
+        let own = &floats.ids(source)[starts[customer] as usize..starts[customer + 1] as usize];
+        self.sorted_ids.extend(own.iter().copied().zip(0u32..));
+        // No two are equal, so the order is one, whatever the algorithm.
+        self.sorted_ids[first..].sort_unstable();
     }
 
-    /// Squared norm of the gradient, over all taps, of the customer with rows `span`, from the integer activations
-    /// and the ids in `taps` and the output gradients, `[rows, outputs]`, that `gradients` has of each.
+    /// Squared norm of one customer's gradient, over all taps, from the integer activations and the ids, and the output
+    /// gradients, `[factor rows, width]`, that `gradients` has of each slot.
     ///
     /// Exact in i128 if the output gradients are integers; else as good as f64 sums are.
     #[inline(always)]
     fn squared_norm<'a, N: Total>(
         &mut self,
-        taps: &IntegerTaps,
-        span: [usize; 2],
-        gradients: impl Fn(Tap) -> &'a [f32],
+        floats: &Workspace,
+        integers: &IntegerFactors,
+        customer: usize,
+        gradients: impl Fn(Slot) -> &'a [f32],
     ) -> N {
-        let rows = span[1] - span[0];
         let mut total = N::ZERO;
-        let mut grams = self.grams.iter();
-        for (index, layer) in taps.linear.iter().enumerate() {
-            let gradients = rows_of(gradients(Tap::Linear(index)), span, layer.outputs);
-            if gram_is_cheaper(rows, layer.inputs, layer.outputs) {
-                for (r, g_r) in gradients.chunks_exact(layer.outputs).enumerate() {
-                    for (s, g_s) in gradients[r * layer.outputs..].chunks_exact(layer.outputs).enumerate() {
-                        let gram = grams.next().expect("measure_inputs pushed one for each pair of rows");
-                        let term = N::product(*gram, dot(g_r, g_s));
-                        total += term;
-                        if s > 0 {
-                            total += term;
+        let (mut grams, mut ids) = (0, 0);
+        let mut gram_of = None;
+        for tap in floats.taps() {
+            let output = tap.output();
+            let width = floats.width(output);
+            let gradients = part(gradients(output), entries(floats, output, customer));
+            let rows = gradients.len() / width;
+            match *tap {
+                Tap::Linear { input, biased, .. } => {
+                    let inputs = floats.width(input);
+                    if gram_is_cheaper(rows, inputs, width) {
+                        if gram_of != Some(output) {
+                            self.gradient_gram.clear();
+                            push_gram(gradients, width, 0.0, &mut self.gradient_gram);
+                            gram_of = Some(output);
                         }
+                        let own = &self.grams[grams..grams + self.gradient_gram.len()];
+                        grams += own.len();
+                        total += gram_norm(own, &self.gradient_gram, rows);
+                    } else {
+                        let activations =
+                            part(&integers.activations[input.index()], entries(floats, input, customer));
+                        let constant = if biased { f64::from(ACTIVATION_STEPS) } else { 0.0 };
+                        total += self.direct_norm(activations, gradients, [inputs, width], constant);
                     }
                 }
-            } else {
-                let activations = rows_of(&layer.activations, span, layer.inputs);
-                let constant = if layer.biased { f64::from(ACTIVATION_STEPS) } else { 0.0 };
-                for output in 0..layer.outputs {
-                    self.line.clear();
-                    self.line.resize(layer.inputs, 0.0);
-                    let mut bias = 0.0;
-                    let column = gradients[output..].iter().step_by(layer.outputs);
-                    for (&gradient, activations) in column.zip(activations.chunks_exact(layer.inputs)) {
-                        let gradient = f64::from(gradient);
-                        bias += gradient * constant;
-                        for (slot, &activation) in self.line.iter_mut().zip(activations) {
-                            *slot += gradient * f64::from(activation);
-                        }
-                    }
-                    total += N::product(bias, bias);
-                    for &entry in &self.line {
-                        total += N::product(entry, entry);
-                    }
+                Tap::Embedding { .. } => {
+                    total += self.embedding_norm(ids, width, gradients);
+                    ids += rows;
+                }
+                Tap::Scale { input, .. } => {
+                    let activations =
+                        part(&integers.activations[input.index()], entries(floats, input, customer));
+                    total += self.scale_norm(activations, gradients, width);
                 }
             }
-        }
-        for (index, embedding) in taps.embeddings.iter().enumerate() {
-            let gradients = rows_of(gradients(Tap::Embedding(index)), span, embedding.dim);
-            total += self.embedding_norm(index, embedding.dim, gradients);
         }
         total
     }
 
-    /// Squared norm of one customer's gradient of the embedding table `index`, from the output gradients of its rows,
-    /// `[rows, dim]`.
+    /// Squared norm of a linear layer's gradient from the gradient itself, line by line.
+    #[inline(always)]
+    fn direct_norm<N: Total>(
+        &mut self,
+        activations: &[f32],
+        gradients: &[f32],
+        [inputs, outputs]: [usize; 2],
+        constant: f64,
+    ) -> N {
+        let mut total = N::ZERO;
+        for output in 0..outputs {
+            self.line.clear();
+            self.line.resize(inputs, 0.0);
+            let mut bias = 0.0;
+            let column = gradients.get(output..).unwrap_or_default().iter().step_by(outputs);
+            for (&gradient, activations) in column.zip(activations.chunks_exact(inputs)) {
+                let gradient = f64::from(gradient);
+                bias += gradient * constant;
+                for (slot, &activation) in self.line.iter_mut().zip(activations) {
+                    *slot += gradient * f64::from(activation);
+                }
+            }
+            total += N::product(bias, bias);
+            for &entry in &self.line {
+                total += N::product(entry, entry);
+            }
+        }
+        total
+    }
+
+    /// Squared norm of the gradient of a gain and its bias.
     #[inline(never)]
-    fn embedding_norm<N: Total>(&mut self, index: usize, dim: usize, gradients: &[f32]) -> N {
+    fn scale_norm<N: Total>(&mut self, activations: &[f32], gradients: &[f32], width: usize) -> N {
+        self.line.clear();
+        self.line.resize(2 * width, 0.0);
+        let (gains, biases) = self.line.split_at_mut(width);
+        for (activations, gradients) in activations.chunks_exact(width).zip(gradients.chunks_exact(width)) {
+            for (at, (&activation, &gradient)) in activations.iter().zip(gradients).enumerate() {
+                gains[at] += f64::from(activation) * f64::from(gradient);
+                biases[at] += f64::from(ACTIVATION_STEPS) * f64::from(gradient);
+            }
+        }
+        let mut total = N::ZERO;
+        for &entry in &self.line {
+            total += N::product(entry, entry);
+        }
+        total
+    }
+
+    /// Squared norm of one customer's gradient of the embedding table whose sorted ids begin at `first`, from the output
+    /// gradients of its factor rows, `[rows, dim]`.
+    #[inline(never)]
+    fn embedding_norm<N: Total>(&mut self, first: usize, dim: usize, gradients: &[f32]) -> N {
         const CONSTANT: f64 = ACTIVATION_STEPS as f64;
         let rows = gradients.len() / dim;
         let of_row = |row: u32| &gradients[row as usize * dim..][..dim];
         let mut total = N::ZERO;
-        for same_id in self.sorted_ids[index * rows..(index + 1) * rows].chunk_by(|one, next| one.0 == next.0)
-        {
+        for same_id in self.sorted_ids[first..first + rows].chunk_by(|one, next| one.0 == next.0) {
             if let [(_, row)] = same_id {
                 total += N::product(CONSTANT * CONSTANT, dot(of_row(*row), of_row(*row)));
                 continue;
@@ -621,6 +742,25 @@ impl NormScratch {
         }
         total
     }
+}
+
+/// `sum over rows r, s of (a_r . a_s)(g_r . g_s)`, from the products for `r <= s`.
+#[inline(always)]
+fn gram_norm<N: Total>(activations: &[f64], gradients: &[f64], rows: usize) -> N {
+    let mut total = N::ZERO;
+    let mut first = 0;
+    for pairs in (1..=rows).rev() {
+        let of_row = first..first + pairs;
+        for (s, (&a, &g)) in activations[of_row.clone()].iter().zip(&gradients[of_row]).enumerate() {
+            let term = N::product(a, g);
+            total += term;
+            if s > 0 {
+                total += term;
+            }
+        }
+        first += pairs;
+    }
+    total
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub enum Mechanism {
         sigma: f64,
         /// L2 sensitivity to one customer, in integers.
         sensitivity: u64,
-        /// L2 norm to which a customer's gradient is clipped.
+        /// L2 norm to which a customer's gradient is clipped; the first of them, if the norm follows a quantile.
         clip_norm: ClipNorm,
         /// Units of the loss gradient in one integer.
         granularity: f64,
@@ -39,8 +39,8 @@ impl Mechanism {
         Self::ClippedGradientSum {
             sigma: noise.value() * grid.sensitivity() as f64,
             sensitivity: grid.sensitivity(),
-            clip_norm: grid.clip(),
-            granularity: grid.unit(),
+            clip_norm: grid.recorded_clip(),
+            granularity: grid.with_clip(grid.recorded_clip()).unit(),
         }
     }
 

@@ -1,0 +1,223 @@
+//! Multi-head self-attention (Vaswani et al. 2017): each step of a sequence takes the values of its row's steps, weighed
+//! by how well its query goes with their keys.
+//!
+//! The weights of one head of one row are computed anew in the backward (as in Dao et al. 2022, "FlashAttention"), so
+//! memory is that of one sequence's weights, whatever the batch.
+
+use pulp::Arch;
+
+use super::elementwise::{exp, largest};
+use crate::model::product::{Packing, View, add_product, dot, sum};
+
+/// `softmax(q k^T / sqrt(width / heads)) v` for each head of each row, from a slot that holds `q`, `k` and `v` of
+/// `width` columns each side by side; head `h` has the columns from `h * width / heads` on of each.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::model) struct Attention {
+    pub width: usize,
+    /// Divides the width.
+    pub heads: usize,
+    /// Whether a step sees only itself and those before it.
+    pub causal: bool,
+}
+
+/// Buffers of [`Attention`], kept between batches.
+#[derive(Clone, Debug, Default)]
+pub(in crate::model) struct AttentionScratch {
+    /// `[steps, steps]` of one head of one row, rows those of the queries.
+    weights: Vec<f32>,
+    /// The derivative by the weights, then by the scores.
+    slopes: Vec<f32>,
+    /// `[steps, width / heads]`.
+    part: Vec<f32>,
+    packing: Packing<f32>,
+}
+
+impl Attention {
+    /// Columns of a head.
+    pub fn head_width(&self) -> usize {
+        self.width / self.heads
+    }
+
+    /// What a query's product with a key is multiplied by.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_width() as f32).sqrt()
+    }
+
+    /// `[steps, 3 width]` to `[steps, width]`, zeros before; row `r` has the steps `starts[r] .. starts[r + 1]`.
+    pub fn forward(&self, starts: &[u32], input: &[f32], output: &mut [f32], scratch: &mut AttentionScratch) {
+        let own = self.head_width();
+        for (first, steps) in spans(starts) {
+            for head in 0..self.heads {
+                let [_, _, value] = self.views(input, first, head);
+                self.weigh(input, first, steps, head, scratch);
+                let AttentionScratch { weights, part, packing, .. } = scratch;
+                let shape = [steps, steps, own];
+                product(shape, View::rows(weights, steps), value, part, packing);
+                let lines = output[first * self.width..].chunks_exact_mut(self.width);
+                add_lines(part, own, lines.map(|line| &mut line[head * own..]));
+            }
+        }
+    }
+
+    /// Adds the gradient by the input, `[steps, 3 width]`, from that by the output, `[steps, width]`.
+    pub fn backward(
+        &self,
+        starts: &[u32],
+        input: &[f32],
+        output_gradients: &[f32],
+        input_gradients: &mut [f32],
+        scratch: &mut AttentionScratch,
+    ) {
+        let (own, columns) = (self.head_width(), 3 * self.width);
+        for (first, steps) in spans(starts) {
+            for head in 0..self.heads {
+                let [query, key, value] = self.views(input, first, head);
+                self.weigh(input, first, steps, head, scratch);
+                let AttentionScratch { weights, slopes, part, packing } = scratch;
+                let from = &output_gradients[first * self.width + head * own..];
+                let across = View { transposed: true, ..value };
+                product([steps, own, steps], View::rows(from, self.width), across, slopes, packing);
+                let mut add = |which: usize, left: View<'_, f32>, right: View<'_, f32>| {
+                    product([steps, steps, own], left, right, part, packing);
+                    let lines = input_gradients[first * columns..].chunks_exact_mut(columns);
+                    add_lines(part, own, lines.map(|line| &mut line[which * self.width + head * own..]));
+                };
+                add(2, View::transpose(weights, steps), View::rows(from, self.width));
+                self.differentiate_softmax(steps, weights, slopes);
+                add(0, View::rows(slopes, steps), key);
+                add(1, View::transpose(slopes, steps), query);
+            }
+        }
+    }
+
+    /// Query, key and value, `[steps, width / heads]`, of one head of the row whose steps begin at `first`.
+    fn views<'a>(&self, input: &'a [f32], first: usize, head: usize) -> [View<'a, f32>; 3] {
+        [0, 1, 2].map(|which| {
+            let column = which * self.width + head * self.head_width();
+            View::rows(&input[first * 3 * self.width + column..], 3 * self.width)
+        })
+    }
+
+    /// Fills the weights of one head of one row.
+    fn weigh(&self, input: &[f32], first: usize, steps: usize, head: usize, scratch: &mut AttentionScratch) {
+        let AttentionScratch { weights, packing, .. } = scratch;
+        let [query, key, _] = self.views(input, first, head);
+        let across = View { transposed: true, ..key };
+        product([steps, self.head_width(), steps], query, across, weights, packing);
+        let scale = self.scale();
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let seen = |step: usize| if self.causal { step + 1 } else { steps };
+                for (step, line) in weights.chunks_exact_mut(steps).enumerate() {
+                    let largest = largest(&line[..seen(step)]);
+                    line.iter_mut().for_each(|score| *score = (*score - largest) * scale);
+                }
+                // All at once, as the ends of short lines do not vectorise.
+                weights.iter_mut().for_each(|score| *score = exp(*score));
+                for (step, line) in weights.chunks_exact_mut(steps).enumerate() {
+                    let (seen, hidden) = line.split_at_mut(seen(step));
+                    hidden.fill(0.0);
+                    let share = 1.0 / sum(seen);
+                    seen.iter_mut().for_each(|weight| *weight *= share);
+                }
+            },
+        );
+    }
+
+    /// From the derivative by the weights, in place, to that by the products of queries and keys.
+    fn differentiate_softmax(&self, steps: usize, weights: &[f32], slopes: &mut [f32]) {
+        let scale = self.scale();
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (weights, slopes) in weights.chunks_exact(steps).zip(slopes.chunks_exact_mut(steps)) {
+                    let mean = dot::<_, f32>(weights, slopes);
+                    for (slope, weight) in slopes.iter_mut().zip(weights) {
+                        *slope = weight * (*slope - mean) * scale;
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// Where each sequence that is not empty begins, and its steps.
+fn spans(starts: &[u32]) -> impl Iterator<Item = (usize, usize)> {
+    let spans = starts.windows(2).map(|span| (span[0] as usize, (span[1] - span[0]) as usize));
+    spans.filter(|&(_, steps)| steps > 0)
+}
+
+/// `left * right` in `out`, which is resized.
+fn product(
+    shape: [usize; 3],
+    left: View<'_, f32>,
+    right: View<'_, f32>,
+    out: &mut Vec<f32>,
+    packing: &mut Packing<f32>,
+) {
+    out.clear();
+    out.resize(shape[0] * shape[2], 0.0);
+    add_product(shape, left, right, out, packing);
+}
+
+/// Adds each row of `part`, `[rows, width]`, to the beginning of a line.
+fn add_lines<'a>(part: &[f32], width: usize, lines: impl Iterator<Item = &'a mut [f32]>) {
+    for (from, line) in part.chunks_exact(width).zip(lines) {
+        line.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYER: Attention = Attention { width: 6, heads: 2, causal: false };
+
+    fn entries(steps: usize) -> Vec<f32> {
+        (0..steps * 18).map(|i| (i as f32 * 0.7).sin()).collect()
+    }
+
+    fn attended(layer: Attention, starts: &[u32], input: &[f32]) -> Vec<f32> {
+        let mut output = vec![0.0; input.len() / 3];
+        layer.forward(starts, input, &mut output, &mut AttentionScratch::default());
+        output
+    }
+
+    #[test]
+    fn a_causal_step_sees_none_after_it() {
+        let layer = Attention { causal: true, ..LAYER };
+        let mut input = entries(5);
+        let before = attended(layer, &[0, 5], &input);
+        input[3 * 18..].fill(9.0);
+        assert_eq!(attended(layer, &[0, 5], &input)[..18], before[..18]);
+        assert_ne!(attended(LAYER, &[0, 5], &input)[..18], attended(LAYER, &[0, 5], &entries(5))[..18]);
+        // The first sees its own value alone.
+        assert_eq!(before[..6], input[12..18]);
+    }
+
+    #[test]
+    fn steps_with_one_value_keep_it_however_they_are_weighed() {
+        let mut input = entries(40);
+        input.chunks_exact_mut(18).for_each(|step| step[12..].fill(0.75));
+        assert!(attended(LAYER, &[0, 40], &input).iter().all(|entry| (entry - 0.75).abs() < 1e-6));
+    }
+
+    #[test]
+    fn rows_see_their_own_steps_alone_and_empty_ones_change_nothing() {
+        let input = entries(7);
+        let together = attended(LAYER, &[0, 0, 3, 3, 7, 7], &input);
+        assert_eq!(together[..18], attended(LAYER, &[0, 3], &input[..54]));
+        assert_eq!(together[18..], attended(LAYER, &[0, 4], &input[54..]));
+    }
+
+    #[test]
+    fn scores_past_the_range_of_exp_give_the_whole_weight_to_the_largest() {
+        let mut input = entries(3);
+        input.chunks_exact_mut(18).for_each(|step| step[..12].fill(0.0));
+        input[..6].fill(1e3);
+        input[18 + 6..18 + 12].fill(1e3);
+        let output = attended(LAYER, &[0, 3], &input);
+        assert!(output[..6].iter().zip(&input[18 + 12..]).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,136 @@
+//! One linear layer with the activation behind it: forward, and the gradient handed to the layer before.
+
+use crate::model::product::{
+    Packing, View, add_dots, add_product, add_rows, add_weighted_rows, mask, rectify,
+};
+
+/// What is done to each entry of a layer's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::model) enum Activation {
+    /// Nothing.
+    None,
+    /// `max(0, z)`; a NaN passes.
+    Relu,
+}
+
+impl Activation {
+    /// In place.
+    pub fn forward(self, values: &mut [f32]) {
+        match self {
+            Self::None => {}
+            Self::Relu => rectify(values),
+        }
+    }
+
+    /// The gradient by the output before the activation, in place, from that behind it and the output `values`.
+    pub fn backward(self, values: &[f32], gradients: &mut [f32]) {
+        match self {
+            Self::None => {}
+            Self::Relu => mask(gradients, values),
+        }
+    }
+}
+
+/// `y = x W^T + b`, or without the `b`, then the activation. The weight is `[outputs, inputs]`, as in PyTorch.
+#[derive(Clone, Debug)]
+pub(in crate::model) struct Linear {
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Offset of the weight in the flat parameters; the bias follows it.
+    pub offset: usize,
+    pub biased: bool,
+    pub activation: Activation,
+}
+
+impl Linear {
+    /// Parameters of the layer: weight, then bias.
+    fn parameter_count(&self) -> usize {
+        self.outputs * (self.inputs + usize::from(self.biased))
+    }
+
+    /// `[outputs, inputs]`.
+    pub fn weight<'a>(&self, parameters: &'a [f32]) -> &'a [f32] {
+        &parameters[self.offset..][..self.outputs * self.inputs]
+    }
+
+    /// `[outputs]`, or nothing.
+    pub fn bias<'a>(&self, parameters: &'a [f32]) -> &'a [f32] {
+        &parameters[self.offset..][..self.parameter_count()][self.outputs * self.inputs..]
+    }
+
+    /// `[rows, inputs]` to `[rows, outputs]`, zeros before.
+    pub fn forward(&self, parameters: &[f32], input: &[f32], output: &mut [f32], packing: &mut Packing<f32>) {
+        self.accumulate(parameters, input, output, packing);
+        self.activation.forward(output);
+    }
+
+    /// Adds the layer's output before its activation to `output`, `[rows, outputs]`.
+    pub fn accumulate(
+        &self,
+        parameters: &[f32],
+        input: &[f32],
+        output: &mut [f32],
+        packing: &mut Packing<f32>,
+    ) {
+        let (weight, bias) = (self.weight(parameters), self.bias(parameters));
+        for row in output.chunks_exact_mut(self.outputs) {
+            row.iter_mut().zip(bias).for_each(|(slot, bias)| *slot += bias);
+        }
+        if self.outputs == 1 {
+            add_dots(input, weight, output);
+        } else {
+            let weight = View::transpose(weight, self.inputs);
+            add_product(
+                [output.len() / self.outputs, self.inputs, self.outputs],
+                View::rows(input, self.inputs),
+                weight,
+                output,
+                packing,
+            );
+        }
+    }
+
+    /// Adds the gradient by the inputs, `[rows, inputs]`, from that by the outputs before the activation,
+    /// `[rows, outputs]`.
+    pub fn backward(
+        &self,
+        parameters: &[f32],
+        output_gradients: &[f32],
+        input_gradients: &mut [f32],
+        packing: &mut Packing<f32>,
+    ) {
+        let weight = self.weight(parameters);
+        if self.outputs == 1 {
+            for (row, &gradient) in input_gradients.chunks_exact_mut(self.inputs).zip(output_gradients) {
+                row.iter_mut().zip(weight).for_each(|(slot, &weight)| *slot += gradient * weight);
+            }
+        } else {
+            let gradients = View::rows(output_gradients, self.outputs);
+            let weight = View::rows(weight, self.inputs);
+            let shape = [output_gradients.len() / self.outputs, self.outputs, self.inputs];
+            add_product(shape, gradients, weight, input_gradients, packing);
+        }
+    }
+}
+
+/// Adds the sum over rows of a linear layer's gradient to `weight`, `[outputs, inputs]`, and to `bias`, `[outputs]` or
+/// empty. `inputs` is `[rows, inputs]`, `output_gradients` `[rows, outputs]`.
+pub(in crate::model) fn add_linear_gradient(
+    [inputs, outputs]: [usize; 2],
+    activations: &[f32],
+    output_gradients: &[f32],
+    weight: &mut [f32],
+    bias: &mut [f32],
+    packing: &mut Packing<f32>,
+) {
+    if outputs == 1 {
+        add_weighted_rows(output_gradients, activations, weight);
+    } else {
+        let gradients = View::transpose(output_gradients, outputs);
+        let rows = output_gradients.len() / outputs;
+        add_product([outputs, rows, inputs], gradients, View::rows(activations, inputs), weight, packing);
+    }
+    if !bias.is_empty() {
+        add_rows(output_gradients, bias);
+    }
+}

@@ -1,0 +1,211 @@
+//! The recurrent part of a long short-term memory layer (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the
+//! forget gate), all rows of a batch one step further at a time.
+
+use std::cmp::Reverse;
+
+use pulp::Arch;
+
+use super::squash::{sigmoid, tanh};
+use crate::model::product::{PackedRight, View, add_packed_product};
+
+/// `gates += h' U^T` for the hidden state `h'` of the step before; `i, f, o = sigmoid`, `g = tanh` of their quarters;
+/// `c = f c' + i g`; `h = o tanh(c)`. States before the first step are zero.
+#[derive(Clone, Debug)]
+pub(in crate::model) struct Lstm {
+    pub hidden: usize,
+    /// Offset in the flat parameters of `U`, `[4 x hidden, hidden]`.
+    pub offset: usize,
+}
+
+/// The steps' matrices of one layer, values only: [`LstmSlots`](crate::model::graph::LstmSlots).
+pub(in crate::model) struct LstmStates<'a> {
+    pub gates: &'a mut [f32],
+    pub previous: &'a mut [f32],
+    pub cells: &'a mut [f32],
+    pub squashed: &'a mut [f32],
+}
+
+/// Buffers of a recurrence, kept between batches.
+#[derive(Clone, Default)]
+pub(in crate::model) struct Recurrence {
+    /// Rows by falling number of steps, so that those with a step at a time come first.
+    order: Vec<u32>,
+    /// `[rows that have the step, 4 x hidden]`, in this order.
+    gates: Vec<f32>,
+    /// `[rows, hidden]`, in this order.
+    hidden: Vec<f32>,
+    cells: Vec<f32>,
+    /// The state before the first step.
+    zeros: Vec<f32>,
+    weight: PackedRight<f32>,
+}
+
+impl Recurrence {
+    /// Orders the rows; the number of steps of the longest.
+    fn schedule(&mut self, starts: &[u32], width: usize) -> usize {
+        let rows = starts.len().saturating_sub(1);
+        self.order.clear();
+        self.order.extend(0..rows as u32);
+        self.order.sort_unstable_by_key(|&row| (Reverse(steps_of(starts, row)), row));
+        for (buffer, entries) in
+            [(&mut self.hidden, rows * width), (&mut self.cells, rows * width), (&mut self.zeros, width)]
+        {
+            buffer.clear();
+            buffer.resize(entries, 0.0);
+        }
+        self.order.first().map_or(0, |&row| steps_of(starts, row))
+    }
+
+    /// How many rows, first in the order, have a step `step`.
+    fn active(&self, starts: &[u32], step: usize) -> usize {
+        self.order.partition_point(|&row| steps_of(starts, row) > step)
+    }
+}
+
+fn steps_of(starts: &[u32], row: u32) -> usize {
+    (starts[row as usize + 1] - starts[row as usize]) as usize
+}
+
+impl Lstm {
+    /// `[4 x hidden, hidden]`.
+    fn weight<'a>(&self, parameters: &'a [f32]) -> &'a [f32] {
+        &parameters[self.offset..][..4 * self.hidden * self.hidden]
+    }
+
+    /// Fills the hidden states, `[steps, hidden]`, and all other states from the gates' inputs; row `r` has the steps
+    /// `starts[r] .. starts[r + 1]`. `states.previous` and `output` are zeros before.
+    pub fn forward(
+        &self,
+        parameters: &[f32],
+        starts: &[u32],
+        states: LstmStates<'_>,
+        output: &mut [f32],
+        buffers: &mut Recurrence,
+    ) {
+        let width = self.hidden;
+        let LstmStates { gates, previous, cells, squashed } = states;
+        let longest = buffers.schedule(starts, width);
+        buffers.weight.pack([width, 4 * width], View::transpose(self.weight(parameters), width));
+        for step in 0..longest {
+            let active = buffers.active(starts, step);
+            let Recurrence { order, gates: sums, hidden, zeros, weight, .. } = &mut *buffers;
+            let places = || order[..active].iter().map(|&row| (starts[row as usize] as usize + step, row));
+            sums.clear();
+            places().for_each(|(at, _)| sums.extend_from_slice(&gates[at * 4 * width..][..4 * width]));
+            if step > 0 {
+                let hidden = View::rows(&hidden[..active * width], width);
+                add_packed_product(active, hidden, weight, sums);
+            }
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let of_rows = sums.chunks_exact(4 * width).zip(hidden.chunks_exact_mut(width));
+                    for ((at, row), (sums, hidden)) in places().zip(of_rows) {
+                        let (before, cells) = cells.split_at_mut(at * width);
+                        let before = if step > 0 { &before[(at - 1) * width..] } else { &zeros[..] };
+                        advance(
+                            sums,
+                            before,
+                            &mut gates[at * 4 * width..][..4 * width],
+                            [&mut cells[..width], &mut squashed[at * width..][..width], &mut *hidden],
+                        );
+                        output[at * width..][..width].copy_from_slice(hidden);
+                        if at + 1 < starts[row as usize + 1] as usize {
+                            previous[(at + 1) * width..][..width].copy_from_slice(hidden);
+                        }
+                    }
+                },
+            );
+        }
+    }
+
+    /// Adds to `[steps, 4 x hidden]` the gradient by the gates before their activation, from that by the hidden states,
+    /// `[steps, hidden]`, and the states that the forward left.
+    pub fn backward(
+        &self,
+        parameters: &[f32],
+        starts: &[u32],
+        states: LstmStates<'_>,
+        output_gradients: &[f32],
+        gate_gradients: &mut [f32],
+        buffers: &mut Recurrence,
+    ) {
+        let width = self.hidden;
+        let LstmStates { gates, cells, squashed, .. } = states;
+        let longest = buffers.schedule(starts, width);
+        buffers.weight.pack([4 * width, width], View::rows(self.weight(parameters), width));
+        for step in (0..longest).rev() {
+            let active = buffers.active(starts, step);
+            let Recurrence { order, gates: sums, hidden, cells: of_cells, zeros, weight } = &mut *buffers;
+            sums.resize(active * 4 * width, 0.0);
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let of_rows = hidden.chunks_exact_mut(width).zip(of_cells.chunks_exact_mut(width));
+                    let of_rows = of_rows.zip(sums.chunks_exact_mut(4 * width));
+                    for (&row, ((of_hidden, of_cell), sums)) in order[..active].iter().zip(of_rows) {
+                        let at = starts[row as usize] as usize + step;
+                        let before = if step > 0 { &cells[(at - 1) * width..][..width] } else { &zeros[..] };
+                        for (to, from) in of_hidden.iter_mut().zip(&output_gradients[at * width..]) {
+                            *to += from;
+                        }
+                        let gates = &gates[at * 4 * width..][..4 * width];
+                        let squashed = &squashed[at * width..][..width];
+                        retreat(gates, [before, squashed, of_hidden], of_cell, sums);
+                        let to = &mut gate_gradients[at * 4 * width..][..4 * width];
+                        to.iter_mut().zip(&*sums).for_each(|(to, from)| *to += from);
+                    }
+                },
+            );
+            if step > 0 {
+                let hidden = &mut hidden[..active * width];
+                hidden.fill(0.0);
+                add_packed_product(active, View::rows(sums, 4 * width), weight, hidden);
+            }
+        }
+    }
+}
+
+/// One row's step: its gates' values, and its cell, the cell's tangent and its hidden state, from the gates' sums and the
+/// cell before.
+#[inline(always)]
+fn advance(sums: &[f32], before: &[f32], gates: &mut [f32], [cell, squashed, hidden]: [&mut [f32]; 3]) {
+    let width = cell.len();
+    let (before, squashed, hidden) = (&before[..width], &mut squashed[..width], &mut hidden[..width]);
+    let quarter = |at: usize| at * width..(at + 1) * width;
+    for (to, &sum) in gates[..2 * width].iter_mut().zip(&sums[..2 * width]) {
+        *to = sigmoid(sum);
+    }
+    for (to, &sum) in gates[quarter(2)].iter_mut().zip(&sums[quarter(2)]) {
+        *to = tanh(sum);
+    }
+    for (to, &sum) in gates[quarter(3)].iter_mut().zip(&sums[quarter(3)]) {
+        *to = sigmoid(sum);
+    }
+    let [i, f, g, o] = [0, 1, 2, 3].map(|at| &gates[quarter(at)]);
+    for at in 0..width {
+        cell[at] = f[at] * before[at] + i[at] * g[at];
+        squashed[at] = tanh(cell[at]);
+        hidden[at] = o[at] * squashed[at];
+    }
+}
+
+/// One row's step back: the gradient by the gates' sums, and by the cell before in place of that by the cell.
+#[inline(always)]
+fn retreat(gates: &[f32], [before, squashed, of_hidden]: [&[f32]; 3], of_cell: &mut [f32], sums: &mut [f32]) {
+    let width = of_cell.len();
+    let (before, squashed, of_hidden) = (&before[..width], &squashed[..width], &of_hidden[..width]);
+    let [i, f, g, o] = [0, 1, 2, 3].map(|at| &gates[at * width..(at + 1) * width]);
+    let (of_i, rest) = sums.split_at_mut(width);
+    let (of_f, rest) = rest.split_at_mut(width);
+    let (of_g, of_o) = rest.split_at_mut(width);
+    let of_o = &mut of_o[..width];
+    for at in 0..width {
+        let cell = of_cell[at] + of_hidden[at] * o[at] * (1.0 - squashed[at] * squashed[at]);
+        of_i[at] = cell * g[at] * i[at] * (1.0 - i[at]);
+        of_f[at] = cell * before[at] * f[at] * (1.0 - f[at]);
+        of_g[at] = cell * i[at] * (1.0 - g[at] * g[at]);
+        of_o[at] = of_hidden[at] * squashed[at] * o[at] * (1.0 - o[at]);
+        of_cell[at] = cell * f[at];
+    }
+}
