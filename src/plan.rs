@@ -118,7 +118,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     }
     let network = written.network()?;
     let parameters = network.parameter_count() as u64;
-    let (bytes_down, bytes_up) = (4 * parameters, 4 * parameters);
+    let (bytes_down, bytes_up) = (4 * parameters, written.update_encoding()?.len());
     let sites: Vec<SitePlan> = rooms[0].iter().map(|room| site_plan(room, &written)).collect();
     let count = match sites.len() {
         0 => DEFAULT_SITES.max(written.federation.min_sites as usize),

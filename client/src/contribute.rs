@@ -5,13 +5,14 @@
 //! for the same round gets the stored bytes, or nothing.
 
 use crate::budget::{Budget, BudgetError, Debit};
+use crate::feedback::Feedback;
 use crate::offer::CheckedContract;
 use crate::outbox::Outbox;
 use crate::payment::{Action, Event, Payment};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
 use crate::train::{RoundBase, RoundEnd, TrainError};
-use crate::update::{histogram_bytes, histogram_counts};
+use crate::update::{CompressError, histogram_bytes, histogram_counts};
 use bytes::Bytes;
 use std::sync::Mutex;
 use weighhouse_shared::ids::ContentHash;
@@ -34,15 +35,19 @@ pub struct Workplace {
     pub outbox: Outbox,
     /// What models learn on.
     pub engine: Engine,
+    /// What compression left out of updates.
+    pub feedback: Feedback,
 }
 
 /// What may leave for one round: noised, paid and released.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Contribution {
     /// Counts of held-out customers' scores.
     pub evaluation: Option<Vec<i64>>,
     /// The update, with its hash.
     pub update: Option<(ContentHash, Bytes)>,
+    /// What the ledger debited for them.
+    pub charges: Vec<Charge>,
 }
 
 /// Why a round's work gave nothing. Stays at the site.
@@ -63,6 +68,9 @@ pub enum WorkError {
     /// Scoring failed.
     #[error(transparent)]
     Quality(#[from] QualityError),
+    /// Compression failed.
+    #[error(transparent)]
+    Compress(#[from] CompressError),
     /// The system's generator failed.
     #[error("no randomness to be had from the system")]
     Generator(#[from] GeneratorError),
@@ -90,8 +98,9 @@ impl Workplace {
         }
         self.outbox.forget(checked.job, Some(start.round))?;
 
-        let mut contribution = Contribution { evaluation: None, update: None };
+        let mut contribution = Contribution { evaluation: None, update: None, charges: Vec::new() };
         for item in items(contract, start) {
+            contribution.charges.push(item.charge);
             match item.kind {
                 ReleaseKind::Evaluation => {
                     let released = self.released(start, item, |debit| {
@@ -116,7 +125,7 @@ impl Workplace {
                         if contract.training.clipping == Clipping::Quantile {
                             self.outbox.keep_clip_norm(start.job, clip_norm)?;
                         }
-                        Ok(update.into_bytes())
+                        Ok(update.compressed(start.job, contract.federation.compression, &self.feedback)?)
                     })?;
                 }
             }

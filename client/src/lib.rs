@@ -10,6 +10,7 @@ pub mod clip;
 pub mod witnesses;
 pub mod budget;
 pub mod noise;
+pub mod feedback;
 pub mod update;
 pub mod outbox;
 pub mod payment;

@@ -221,7 +221,7 @@ mod tests {
         rounds.disconnected();
         assert!(rounds.handle(Event::RoundStarted(start(checked.job, 0))).is_empty());
         assert!(rounds.handle(arrived(checked.job, 0)).is_empty());
-        let contribution = Some(Contribution { evaluation: None, update: None });
+        let contribution = Some(Contribution { evaluation: None, update: None, charges: Vec::new() });
         let worked = Event::Worked { job: checked.job, round: RoundId(0), contribution };
         assert!(matches!(rounds.handle(worked).as_slice(), [Action::Send { .. }]));
     }
@@ -239,7 +239,7 @@ mod tests {
             [Action::Work { .. }]
         ));
         assert_eq!(held(&rounds), Some(0));
-        let contribution = Some(Contribution { evaluation: None, update: None });
+        let contribution = Some(Contribution { evaluation: None, update: None, charges: Vec::new() });
         rounds.handle(Event::Worked { job: checked.job, round: RoundId(0), contribution });
         rounds.disconnected();
         assert_eq!(held(&rounds), Some(0));

@@ -25,7 +25,7 @@ use weighhouse_shared::schema::Schema;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, HeadVerdict, JobAnswer, LedgerHead, RoundStart, SignedContract,
+    CoordinatorToSite, Decision, HeadVerdict, JobAnswer, LedgerHead, Outcome, RoundStart, SignedContract,
     SiteToCoordinator, Witnessed,
 };
 use weighhouse_shared::wire::stream::{self, Content, Piece, StreamError, Taken};
@@ -182,6 +182,15 @@ pub enum Notice {
         job: JobId,
         /// The round.
         round: RoundId,
+    },
+    /// The coordinator did not count a contribution, or closed a round without it.
+    Refused {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: RoundId,
+        /// Why.
+        outcome: Outcome,
     },
     /// A job is over.
     JobEnded {
@@ -402,6 +411,9 @@ impl<'a, N: FnMut(Notice)> Link<'a, N> {
                 }
                 if let Err(error) = site.workplace.outbox.forget(job, None) {
                     tracing::warn!(%error, "the outbox could not be cleared");
+                }
+                if let Err(error) = site.workplace.feedback.forget(job) {
+                    tracing::warn!(%error, "the feedback folder could not be cleared");
                 }
             }
             Action::Notice(event) => (self.notice)(event),

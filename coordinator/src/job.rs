@@ -4,9 +4,13 @@
 //! A job waits until all sites that are there have answered and enough have agreed. A site that says it
 //! waits for its own people has answered: nobody waits for it, and it comes in with the next round once it
 //! agrees. Then come the rounds:
-//! a round starts for every agreed site that is connected, and closes when each has contributed, has said
-//! it will not, or has been gone for [`GRACE_MS`]; at the latest after the contract's `max_time_s`. A
-//! round that closes with fewer than `min_sites` contributions after that time ends the job with a reason.
+//! a round starts for every agreed site that is connected, and for each that comes before the contract's `min_time_s` are over.
+//! It closes after that time as soon as `min_sites` have contributed and nobody is waited for. A site is waited for until it
+//! has contributed, has said it will not, or has been gone for [`GRACE_MS`]; and all of them only while there is
+//! progress: something of a site came in, or a site came back, within `max_idle_s`. At `max_time_s` a round closes in any
+//! case, and one with fewer contributions than `min_sites` ends the job with a reason; when everyone has left or
+//! skipped before, such a round is given up and the job goes on from the model it had. Sites that a round closes without
+//! are told so; it costs them nothing, and they are in the next.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +32,8 @@ pub enum Event {
     Answered(SiteId, Decision),
     /// A site will not contribute to the round.
     Skipped(SiteId, RoundId),
+    /// A part of a site's contribution came in.
+    Progress(SiteId),
     /// A site's admitted contribution was counted.
     Counted(SiteId, Part),
     /// The round that was closed is stored, with this model.
@@ -56,6 +62,10 @@ pub enum Action {
     StartRound(SiteId, RoundId, RoundTask),
     /// Store what the round came to, then say [`Event::Committed`].
     Commit(RoundId),
+    /// Store that the round came to nothing and the model is as it was, then say [`Event::Committed`].
+    GiveUp(RoundId),
+    /// Tell a site that the round closed without it.
+    Late(SiteId, RoundId),
     /// Save the job's state: a site's answer or its status changed.
     Save,
     /// The job has all the sites it takes: this one, which accepted, is told that it is over for it.
@@ -92,7 +102,19 @@ impl Progress {
 struct OpenRound {
     task: RoundTask,
     opened: u64,
+    /// When something of a site came in last.
+    progressed: u64,
     sites: BTreeMap<SiteId, Progress>,
+}
+
+/// When an open round may close, in milliseconds of the machine's clock.
+struct Deadlines {
+    /// Not before that.
+    earliest: u64,
+    /// Without progress until then, with enough contributions.
+    idle: u64,
+    /// At the latest.
+    latest: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -186,11 +208,15 @@ impl JobMachine {
         base: Option<ContentHash>,
         part: Part,
     ) -> Result<(), Outcome> {
-        let Phase::Open(open) = &self.phase else { return Err(Outcome::WrongRound) };
+        let open = match &self.phase {
+            // The contribution of a site that was too slow.
+            _ if round < self.round => return Err(Outcome::Late),
+            Phase::Over => return Err(Outcome::Late),
+            Phase::Committing if round == self.round => return Err(Outcome::Late),
+            Phase::Open(open) if round == self.round => open,
+            _ => return Err(Outcome::WrongRound),
+        };
         let progress = open.sites.get(&site).ok_or(Outcome::WrongRound)?;
-        if round != self.round {
-            return Err(Outcome::WrongRound);
-        }
         if base.is_some_and(|base| base != self.model) {
             return Err(Outcome::WrongModel);
         }
@@ -252,11 +278,17 @@ impl JobMachine {
                 {
                     progress.skipped = true;
                 }
-                // Back in the middle of a round: it may send what it has.
-                if let (Phase::Open(open), Decision::Accepted) = (&self.phase, decision)
-                    && open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task))
-                {
-                    actions.push(Action::StartRound(site, self.round, open.task));
+                // Back in the middle of a round: it may send what it has. New before its shortest time is over: it takes
+                // part.
+                let min_time = 1000 * u64::from(self.contract.federation.min_time_s);
+                if let (Phase::Open(open), Decision::Accepted) = (&mut self.phase, decision) {
+                    if now < open.opened + min_time {
+                        open.sites.entry(site).or_default();
+                    }
+                    if open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task)) {
+                        open.progressed = now;
+                        actions.push(Action::StartRound(site, self.round, open.task));
+                    }
                 }
             }
             Event::Skipped(site, round) => {
@@ -267,10 +299,18 @@ impl JobMachine {
                     progress.skipped = true;
                 }
             }
+            Event::Progress(site) => {
+                if let Phase::Open(open) = &mut self.phase
+                    && open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task))
+                {
+                    open.progressed = now;
+                }
+            }
             Event::Counted(site, part) => {
                 if let Phase::Open(open) = &mut self.phase
                     && let Some(progress) = open.sites.get_mut(&site)
                 {
+                    open.progressed = now;
                     match part {
                         Part::Update => progress.updated = true,
                         Part::Evaluation => progress.evaluated = true,
@@ -297,12 +337,24 @@ impl JobMachine {
     pub fn next_timeout(&self) -> Option<u64> {
         let gone =
             self.members.values().filter(|member| !member.online).map(|member| member.gone_since + GRACE_MS);
-        let last = match &self.phase {
-            Phase::Waiting(since) => since + GRACE_MS,
-            Phase::Open(open) => open.opened + 1000 * u64::from(self.contract.federation.max_time_s),
+        let others = match &self.phase {
+            Phase::Waiting(since) => vec![since + GRACE_MS],
+            Phase::Open(open) => {
+                let Deadlines { earliest, idle, latest } = self.deadlines(open);
+                vec![earliest, idle, latest]
+            }
             Phase::Committing | Phase::Over => return None,
         };
-        gone.chain([last]).filter(|due| *due > self.seen).min()
+        gone.chain(others).filter(|due| *due > self.seen).min()
+    }
+
+    fn deadlines(&self, open: &OpenRound) -> Deadlines {
+        let federation = &self.contract.federation;
+        Deadlines {
+            earliest: open.opened + 1000 * u64::from(federation.min_time_s),
+            idle: open.progressed + 1000 * u64::from(federation.max_idle_s),
+            latest: open.opened + 1000 * u64::from(federation.max_time_s),
+        }
     }
 
     fn end(&mut self, status: JobStatus, actions: &mut Vec<Action>) {
@@ -324,15 +376,21 @@ impl JobMachine {
                 };
                 let waiting =
                     open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
-                let late = now >= open.opened + 1000 * u64::from(self.contract.federation.max_time_s);
+                let Deadlines { earliest, idle, latest } = self.deadlines(open);
                 let (contributions, needed) = (count_in(open), self.contract.federation.min_sites);
+                let enough = contributions >= needed;
                 // A round that everyone skipped or left is given up; its model stays as it was.
-                let nobody_left =
-                    !waiting && open.sites.iter().all(|(_, progress)| progress.is_done(open.task));
-                if (contributions >= needed && (!waiting || late)) || nobody_left {
+                let all_done = open.sites.values().all(|progress| progress.is_done(open.task));
+                let closes = now >= earliest && (!waiting || now >= idle);
+                if enough && (closes || now >= latest) {
+                    let left_out = open.sites.iter().filter(|(_, progress)| !progress.is_done(open.task));
+                    actions.extend(left_out.map(|(site, _)| Action::Late(*site, self.round)));
                     self.phase = Phase::Committing;
                     actions.push(Action::Commit(self.round));
-                } else if late {
+                } else if !enough && all_done && now >= earliest {
+                    self.phase = Phase::Committing;
+                    actions.push(Action::GiveUp(self.round));
+                } else if now >= latest {
                     let reason = format!(
                         "round {} had {contributions} of at least {needed} contributions after {} s; bring more sites \
                          online and submit the job again",
@@ -366,7 +424,7 @@ impl JobMachine {
             actions.push(Action::Save);
         }
         let sites = ready.iter().map(|site| (*site, Progress::default())).collect();
-        self.phase = Phase::Open(OpenRound { task, opened: now, sites });
+        self.phase = Phase::Open(OpenRound { task, opened: now, progressed: now, sites });
         actions.extend(ready.into_iter().map(|site| Action::StartRound(site, self.round, task)));
     }
 }
@@ -393,6 +451,10 @@ mod tests {
 
     /// A job of two rounds that is evaluated before the first and after the last.
     fn machine(min_sites: u32) -> JobMachine {
+        machine_with(&format!("min_sites = {min_sites}\nmax_time_s = 60"))
+    }
+
+    fn machine_with(federation: &str) -> JobMachine {
         let schema = toml::from_str(
             "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
              features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
@@ -400,7 +462,7 @@ mod tests {
         .unwrap();
         let file: JobFile = toml::from_str(&format!(
             "name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n[training]\nrounds = 2\n\
-             [federation]\nmin_sites = {min_sites}\nmax_time_s = 60"
+             [federation]\n{federation}"
         ))
         .unwrap();
         let contract = Arc::new(file.contract(schema, [0; 16]).unwrap());
@@ -462,7 +524,11 @@ mod tests {
         contribute(&mut machine, 1, Part::Update, 10);
         assert_eq!(verdict(&machine, 1, 0, model(0)), Err(Outcome::Repeated));
         contribute(&mut machine, 2, Part::Update, 11);
-        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::WrongRound), "the round is being stored");
+        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Late), "the round is being stored");
+        machine.handle(Event::Committed(model(1)), 12);
+        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Late), "the next round is open");
+        machine.handle(Event::Stop, 13);
+        assert_eq!(verdict(&machine, 2, 1, model(1)), Err(Outcome::Late), "the job is over");
     }
 
     #[test]
@@ -480,7 +546,8 @@ mod tests {
         machine.handle(Event::SiteOffline(site(2)), 8);
         assert!(contribute(&mut machine, 1, Part::Update, 9).is_empty());
         assert_eq!(machine.next_timeout(), Some(8 + GRACE_MS));
-        assert_eq!(machine.handle(Event::Tick, 8 + GRACE_MS), [Action::Commit(RoundId(0))]);
+        let late = Action::Late(site(2), RoundId(0));
+        assert_eq!(machine.handle(Event::Tick, 8 + GRACE_MS), [late, Action::Commit(RoundId(0))]);
     }
 
     #[test]
@@ -556,8 +623,79 @@ mod tests {
     fn a_round_that_everyone_skips_is_given_up_and_the_job_goes_on() {
         let mut machine = running();
         machine.handle(Event::Skipped(site(1), RoundId(0)), 10);
-        assert_eq!(machine.handle(Event::Skipped(site(2), RoundId(0)), 11), [Action::Commit(RoundId(0))]);
+        assert_eq!(machine.handle(Event::Skipped(site(2), RoundId(0)), 11), [Action::GiveUp(RoundId(0))]);
         assert_eq!(started(&machine.handle(Event::Committed(model(0)), 12)).len(), 2);
+    }
+
+    #[test]
+    fn a_round_with_some_contributions_but_too_few_is_given_up_once_nobody_is_left() {
+        let mut machine = running();
+        contribute(&mut machine, 1, Part::Update, 10);
+        assert_eq!(machine.handle(Event::Skipped(site(2), RoundId(0)), 11), [Action::GiveUp(RoundId(0))]);
+    }
+
+    /// Three sites agreed and are in round 0, of which one contribution is enough.
+    fn three_in(federation: &str) -> JobMachine {
+        let mut machine = machine_with(federation);
+        for number in [1, 2, 3] {
+            machine.handle(Event::SiteOnline(site(number)), 0);
+        }
+        for number in [1, 2, 3] {
+            machine.handle(Event::Answered(site(number), Decision::Accepted), 0);
+        }
+        machine
+    }
+
+    #[test]
+    fn a_round_with_enough_contributions_waits_for_the_others_only_while_there_is_progress() {
+        let mut machine = three_in("min_sites = 1\nmax_time_s = 60\nmax_idle_s = 5");
+        assert!(machine.handle(Event::Tick, 20_000).is_empty(), "none is enough yet");
+        assert!(contribute(&mut machine, 1, Part::Update, 21_000).is_empty());
+        assert!(machine.handle(Event::Progress(site(2)), 25_000).is_empty());
+        assert_eq!(machine.next_timeout(), Some(30_000));
+        assert!(machine.handle(Event::Tick, 29_999).is_empty());
+        // Who has contributed cannot hold up the round.
+        assert!(machine.handle(Event::Progress(site(1)), 29_999).is_empty());
+        let late = |number| Action::Late(site(number), RoundId(0));
+        assert_eq!(
+            machine.handle(Event::Tick, 30_000),
+            [late(2), late(3), Action::Commit(RoundId(0))],
+            "both are told"
+        );
+        let next = machine.handle(Event::Committed(model(1)), 30_001);
+        assert_eq!(started(&next), [site(1), site(2), site(3)], "and both are in the next round");
+    }
+
+    #[test]
+    fn progress_does_not_hold_a_round_open_beyond_its_longest_time() {
+        let mut machine = three_in("min_sites = 1\nmax_time_s = 20\nmax_idle_s = 5");
+        assert!(contribute(&mut machine, 1, Part::Update, 1).is_empty());
+        for now in (4000..20_000).step_by(4000) {
+            assert!(machine.handle(Event::Progress(site(2)), now).is_empty());
+        }
+        let end = machine.handle(Event::Progress(site(2)), 20_000);
+        assert_eq!(end.last(), Some(&Action::Commit(RoundId(0))));
+    }
+
+    #[test]
+    fn a_round_stays_open_for_its_shortest_time_and_takes_in_who_comes_until_then() {
+        let mut machine = machine_with("min_sites = 1\nmin_time_s = 8\nmax_time_s = 60");
+        machine.handle(Event::SiteOnline(site(1)), 0);
+        assert_eq!(started(&machine.handle(Event::Answered(site(1), Decision::Accepted), 0)), [site(1)]);
+        assert!(contribute(&mut machine, 1, Part::Update, 100).is_empty());
+        machine.handle(Event::SiteOnline(site(2)), 7_000);
+        assert_eq!(started(&machine.handle(Event::Answered(site(2), Decision::Accepted), 7_999)), [site(2)]);
+        machine.handle(Event::SiteOnline(site(3)), 8_000);
+        assert!(started(&machine.handle(Event::Answered(site(3), Decision::Accepted), 8_000)).is_empty());
+        assert_eq!(machine.contributions(), (1, 2));
+        assert_eq!(contribute(&mut machine, 2, Part::Update, 8_001), [Action::Commit(RoundId(0))]);
+        // Alone in its round, a site that has contributed waits for the time to be over.
+        let mut machine = machine_with("min_sites = 1\nmin_time_s = 8\nmax_time_s = 60");
+        machine.handle(Event::SiteOnline(site(1)), 0);
+        machine.handle(Event::Answered(site(1), Decision::Accepted), 0);
+        contribute(&mut machine, 1, Part::Update, 100);
+        assert_eq!(machine.next_timeout(), Some(8_000));
+        assert_eq!(machine.handle(Event::Tick, 8_000), [Action::Commit(RoundId(0))]);
     }
 
     #[test]

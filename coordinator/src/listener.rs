@@ -1,11 +1,11 @@
 //! The QUIC accept loop: who the handshake let in gets a session; all sessions share one driver.
 
-use crate::admission::Spool;
 use crate::driver::{Driver, DriverError, Parts};
 use crate::home::{Home, HomeError, split_address};
 use crate::operator;
 use crate::roster::{Roster, RosterGate, SharedRoster};
 use crate::session::{self, Shared, Uploads};
+use crate::spool::Spool;
 use crate::store::{Store, StoreError};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

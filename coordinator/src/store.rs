@@ -20,7 +20,9 @@ use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Head, SignedWitness, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::codec;
-use weighhouse_shared::wire::messages::{Decision, HeadVerdict, JobStatus, RoundSummary, SignedContract};
+use weighhouse_shared::wire::messages::{
+    Decision, HeadVerdict, JobStatus, Outcome, RoundSummary, SignedContract,
+};
 
 /// Bytes of the database's cache: small, since models are read once a round.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -149,6 +151,8 @@ pub struct Store {
     /// Job, then the round that comes next (4 bytes, big-endian): the hash under which its server state is kept.
     server_states: Tree,
     standings: Tree,
+    /// Job: contributions refused, by reason.
+    refusals: Tree,
     /// Site, then the head's entries (8 bytes, big-endian).
     witnesses: Tree,
     /// The latest of each site.
@@ -193,6 +197,7 @@ impl Store {
             models: tree("models-1")?,
             server_states: tree("server-states-1")?,
             standings: tree("standings-1")?,
+            refusals: tree("refusals-1")?,
             witnesses: tree("witnesses-1")?,
             alarms: tree("ledger-alarms-1")?,
             folder,
@@ -269,6 +274,18 @@ impl Store {
             Ok((JobId::from_bytes(id), job))
         };
         jobs.into_iter().map(with_id).collect()
+    }
+
+    /// Keeps how many contributions to a job were refused, by reason.
+    pub fn put_refusals(&self, id: JobId, refused: &BTreeMap<Outcome, u64>) -> Result<(), StoreError> {
+        self.put(&self.refusals, id.as_bytes(), refused)
+    }
+
+    /// How many contributions to a job were refused, by reason.
+    pub fn refusals(&self, id: JobId) -> Result<BTreeMap<Outcome, u64>, StoreError> {
+        let value = self.refusals.get(id.as_bytes()).map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "refusals-1" };
+        Ok(value.map(|value| codec::decode(&value).map_err(damaged)).transpose()?.unwrap_or_default())
     }
 
     /// Keeps what a committed round came to.

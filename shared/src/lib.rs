@@ -9,6 +9,7 @@ pub mod identity;
 pub mod schema;
 pub mod model;
 pub mod privacy;
+pub mod compression;
 pub mod evaluation;
 pub mod job;
 pub mod policy;

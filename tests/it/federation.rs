@@ -43,6 +43,11 @@ impl Daemon {
         self.0.wait().unwrap();
     }
 
+    /// Its process's number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// SIGKILL: no destructor, no goodbye.
     pub fn kill(mut self) {
         self.0.kill().unwrap();

@@ -8,6 +8,7 @@ mod demo;
 mod durability;
 mod federation;
 mod go_between;
+mod hostile;
 mod intruders;
 mod kill_loop;
 mod kills;

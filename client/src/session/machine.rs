@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::wire::PROTOCOL_VERSION;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, Hello, Holding, JobAnswer, RoundSkipped, RoundStart,
-    SignedContract, SiteToCoordinator, Witnessed,
+    CoordinatorToSite, Debited, Decision, Evaluation, Hello, Holding, JobAnswer, Outcome, Receipt,
+    RoundSkipped, RoundStart, SignedContract, SiteToCoordinator, Witnessed,
 };
 
 /// First pause before connecting anew, in milliseconds; doubled up to [`MAX_PAUSE_MS`] while no session is welcomed.
@@ -272,8 +272,10 @@ impl SessionMachine {
                 actions
             }
             (Phase::Up, CoordinatorToSite::Receipt(receipt)) => {
-                tracing::debug!(job = %receipt.job.short(), round = receipt.round.0, outcome = ?receipt.outcome, "receipt");
-                Vec::new()
+                let Receipt { job, round, outcome } = receipt;
+                tracing::debug!(job = %job.short(), round = round.0, %outcome, "receipt");
+                let refused = outcome != Outcome::Admitted && self.takes_part(&job);
+                Vec::from_iter(refused.then_some(Action::Notice(Notice::Refused { job, round, outcome })))
             }
             _ => vec![Action::Fail(Failure::Protocol)],
         }
@@ -330,8 +332,9 @@ impl SessionMachine {
     /// The head first: what released the contribution is on disk, so the head covers it.
     fn sent(&self, start: RoundStart, contribution: Contribution) -> Vec<Action> {
         let (job, round) = (start.job, start.round);
-        let Contribution { evaluation, update } = contribution;
-        let mut actions = Vec::new();
+        let Contribution { evaluation, update, charges } = contribution;
+        let debited = |charge| Action::Send(SiteToCoordinator::Debited(Debited { job, round, charge }));
+        let mut actions: Vec<Action> = charges.into_iter().map(debited).collect();
         if evaluation.is_some() || update.is_some() {
             actions.push(Action::TellHead(Some((job, round))));
         }

@@ -135,6 +135,7 @@ impl Driver {
                 };
                 return Ok((CoordinatorToOperator::Witnesses(header), Some(lines.into())));
             }
+            OperatorToCoordinator::ListRefusals(_) => CoordinatorToOperator::Refusals(self.list_refusals()),
             OperatorToCoordinator::WatchJob(_) => {
                 return Err(RequestError::Refused("watching is asked for on a stream of its own".into()));
             }
@@ -203,6 +204,7 @@ impl Driver {
             state: None,
             aggregate: None,
             histogram: None,
+            refused: BTreeMap::new(),
             watchers: Vec::new(),
         };
         self.jobs.insert(id, job);

@@ -169,6 +169,7 @@ impl SessionMachine {
             SiteToCoordinator::LedgerHead(head) if head.head.is_signed_by(public_key, &head.signature) => {
                 Action::Tell(Input::Head { site, session, head })
             }
+            SiteToCoordinator::Debited(debited) => Action::Tell(Input::Debited { site, session, debited }),
             SiteToCoordinator::Holding(holding) => Action::Holds(holding),
             SiteToCoordinator::LedgerHead(_) | SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => {
                 return self.fail(Failure::Protocol);

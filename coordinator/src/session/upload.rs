@@ -2,8 +2,9 @@
 //! connection.
 
 use super::SessionError;
-use crate::admission::{Arriving, ParsedUpdate, Spool};
+use crate::admission::{Arriving, ParsedUpdate};
 use crate::driver::{Inbox, Input};
+use crate::spool::Spool;
 use quinn::{Connection, ReadExactError, RecvStream, VarInt};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,7 +78,8 @@ impl Uploads {
 
     /// The site's session has ended: what came in part is kept for its next one.
     pub fn park(&self, site: SiteId, resumed: &Resumed) {
-        let Some(arriving) = resumed.lock().take() else { return };
+        let begun = resumed.lock().take().filter(|arriving| arriving.holding().received > 0);
+        let Some(arriving) = begun else { return };
         let mut parked = self.parked();
         parked.retain(|(owner, _)| *owner != site);
         parked.push_back((site, arriving));
@@ -94,42 +96,54 @@ impl Uploads {
         inbox: &Inbox,
         resumed: &Resumed,
     ) -> Result<(), SessionError> {
-        let closing = |_| SessionError::Closing;
+        let mut refused = None;
         loop {
             let mut first = connection.accept_uni().await.map_err(StreamError::from)?;
             let _turn = self.turns.acquire().await.map_err(|_| SessionError::Closing)?;
             // Until its turn, a peer may have little on its way.
             connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
             let piece = stream::receive_piece(&mut first).await?;
-            let (job, round) = (piece.job, piece.round);
-            let read = self.read_one(connection, first, piece, inbox, resumed).await?;
+            let (job, round, content) = (piece.job, piece.round, piece.content);
+            if piece.offset > 0 && refused == Some((job, round, content)) {
+                // The rest of what was refused already.
+                let _ = first.stop(0u8.into());
+                continue;
+            }
+            let read = self.read_one(connection, first, piece, site, inbox, resumed).await?;
             connection.set_receive_window(VarInt::from_u32(WAITING_WINDOW));
             let input = match read {
                 Ok(update) => Input::Update(site, update),
-                Err(outcome) => Input::Refused(site, Receipt { job, round, outcome }),
+                Err(outcome) => {
+                    refused = Some((job, round, content));
+                    Input::Refused(site, Receipt { job, round, outcome })
+                }
             };
             inbox.send(input).await.map_err(|_| SessionError::Closing)?;
             // The turn ends once the update is counted: no more than those of all turns are ever in memory.
             let (reply, counted) = oneshot::channel();
             inbox.send(Input::Counted(reply)).await.map_err(|_| SessionError::Closing)?;
-            counted.await.map_err(closing)?;
+            counted.await.map_err(|_| SessionError::Closing)?;
         }
     }
 
-    /// Reads one update from its pieces. The pieces of a refused update are dropped one by one as they come.
+    /// Reads one update from its pieces, if the driver wants it.
     async fn read_one(
         &self,
         connection: &Connection,
         mut stream: RecvStream,
         mut piece: Piece,
+        site: SiteId,
         inbox: &Inbox,
         resumed: &Resumed,
     ) -> Result<Result<ParsedUpdate, Outcome>, SessionError> {
         let (reply, answer) = oneshot::channel();
-        inbox.send(Input::UpdateLen { job: piece.job, reply }).await.map_err(|_| SessionError::Closing)?;
-        let Some(expected) = answer.await.map_err(|_| SessionError::Closing)? else {
-            let _ = stream.stop(0u8.into());
-            return Ok(Err(Outcome::WrongRound));
+        inbox.send(Input::Announced { site, piece, reply }).await.map_err(|_| SessionError::Closing)?;
+        let expected = match answer.await.map_err(|_| SessionError::Closing)? {
+            Ok(expected) => expected,
+            Err(outcome) => {
+                let _ = stream.stop(0u8.into());
+                return Ok(Err(outcome));
+            }
         };
         let kept = resumed.lock().take().filter(|arriving| arriving.continues_with(&piece));
         let begun = match kept {
@@ -156,7 +170,7 @@ impl Uploads {
                 Err(error) => return Err(error),
             }
             if begun.arriving.as_ref().is_none_or(Arriving::is_complete) {
-                return Ok(begun.arriving.take().map_or(Err(Outcome::Corrupt), Arriving::finish));
+                return Ok(begun.arriving.take().map_or(Ok(Err(Outcome::Corrupt)), Arriving::finish)?);
             }
             stream = stream::next_piece(connection).await?;
             piece = stream::receive_piece(&mut stream).await?;
@@ -165,6 +179,8 @@ impl Uploads {
                 begun.arriving = None;
                 return Ok(Err(Outcome::Corrupt));
             }
+            let progress = Input::Arriving(site, piece.job);
+            inbox.send(progress).await.map_err(|_| SessionError::Closing)?;
         }
     }
 }

@@ -3,3 +3,4 @@
 pub mod decisions;
 pub mod privacy;
 pub mod protocol;
+pub mod robustness;

@@ -15,7 +15,8 @@
 //! # Contents
 //! Models and updates travel in pieces of at most 4 MiB, each on a unidirectional stream that begins with a
 //! header naming job, round, base model, hash, total length and offset ([`wire::stream`](crate::wire::stream)).
-//! A piece holds whole values; a site drops a model that is cut inside one.
+//! A piece of a model holds whole values; a site drops a model that is cut inside one. An update is 32-bit integers, or
+//! compressed as the contract says ([`compression`](crate::compression)); either way its length is a constant of the job.
 //!
 //! # A site's conversation
 //! ```text
@@ -29,6 +30,8 @@
 //! JobAnswer (accepted | refused
 //!            | waiting)          ->
 //!                                <-      RoundStart, model in pieces
+//! Debited (what each
+//!          contribution cost)    ->
 //! LedgerHead                     ->
 //! Evaluation (noised, paid)      ->
 //! update in pieces (noised, paid)->
@@ -44,10 +47,19 @@
 //! coordinator offers again and starts the open round again; the site answers from its ledger and its
 //! outbox.
 //!
+//! # A round
+//! A round opens for all sites that agreed and are there, and for those that come before `min_time_s` are over. It closes
+//! when nobody is waited for and `min_sites` contributed; `max_idle_s` after the last sign of progress it closes without
+//! the missing ones, and at `max_time_s` in any case. A sign of progress is a contribution, a piece of an update, or a
+//! site that comes back. A site is missing while it is online and silent; one whose connection is gone is waited for 10 s.
+//! At `max_time_s` with fewer than `min_sites` the job ends with a reason; a round that everyone skipped or left
+//! before is given up.
+//!
 //! # Who may rely on what
 //! - A site believes nothing: signature, contract, schema, policy and budget are its own checks.
-//! - The coordinator admits an update only if it is whole, has the contract's length and range, is for the
-//!   open round and its model, and is the site's first.
+//! - The coordinator admits an update only if it passes every check of [`robustness`](super::robustness); the receipt has
+//!   the label of the one that it failed. What needs no body is checked before the body is read.
+//! - A site that a round closed without is told `late`, and is in the next round.
 //! - Heads of a site's ledger only grow: a shorter one, or another of the same length, ends the connection, and
 //!   nothing of that site counts until one follows. An update that overtakes its head waits for it. What an
 //!   older connection says late is ignored.

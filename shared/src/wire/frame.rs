@@ -105,6 +105,7 @@ frame_numbers!(SiteToCoordinator {
     6 => LedgerHead,
     7 => Standing,
     8 => Holding,
+    21 => Debited,
 });
 
 frame_numbers!(CoordinatorToSite {
@@ -131,6 +132,7 @@ frame_numbers!(OperatorToCoordinator {
     209 => ExportModel,
     210 => ListWitnesses,
     211 => AskRoom,
+    221 => ListRefusals,
 });
 
 frame_numbers!(CoordinatorToOperator {
@@ -146,4 +148,5 @@ frame_numbers!(CoordinatorToOperator {
     310 => Refused,
     311 => Witnesses,
     312 => Room,
+    321 => Refusals,
 });

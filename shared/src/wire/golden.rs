@@ -5,7 +5,9 @@ use super::frame::{self, Message};
 use super::messages::*;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
-use crate::ledger::{Charged, Head, Received, ReleaseKind, SignedWitness, Standing, Witness};
+use crate::ledger::{
+    Charge, Charged, Head, Population, Received, ReleaseKind, SignedWitness, Standing, Witness,
+};
 use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
@@ -72,6 +74,7 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
         ("job_answer_refused_policy", M::JobAnswer(JobAnswer { job: JOB, decision: refused_policy })),
         ("holding", M::Holding(HOLDING)),
         ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
+        ("debited", M::Debited(Debited { job: JOB, round: ROUND, charge: charge() })),
     ]
 }
 
@@ -81,6 +84,14 @@ fn event() -> GaussianEvent {
         sampling_rate: SamplingRate::new(0.25).unwrap(),
         steps: 3,
     }
+}
+
+fn charge() -> Charge {
+    Charge { population: Population::Holdout, event: event() }
+}
+
+fn refusals() -> Vec<RefusalCount> {
+    vec![RefusalCount { outcome: Outcome::OutOfRange, count: 2 }]
 }
 
 fn standing() -> Standing {
@@ -123,6 +134,10 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         ("job_ended", M::JobEnded(JobEnded { job: JOB, status: JobStatus::Finished })),
         ("witnessed", M::Witnessed(Witnessed { verdict: HeadVerdict::SetBack, witness: Some(witness()) })),
         ("holding", M::Holding(HOLDING)),
+        (
+            "receipt_rate_limited",
+            M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::RateLimited }),
+        ),
     ]
 }
 
@@ -140,6 +155,7 @@ fn from_operators() -> Vec<(&'static str, OperatorToCoordinator)> {
         ("export_model", M::ExportModel(ExportModel { job: JOB })),
         ("ask_room", M::AskRoom(AskRoom { training: event(), holdout: Some(event()) })),
         ("list_witnesses", M::ListWitnesses(ListWitnesses { name: "berlin".into(), after: 7 })),
+        ("list_refusals", M::ListRefusals(ListRefusals {})),
     ]
 }
 
@@ -162,6 +178,7 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
     });
     let answered = JobEvent::Answered { site: "berlin".into(), decision: Decision::Accepted };
     let contributed = JobEvent::Contributed { round: ROUND, sites_in: 1, sites: 12 };
+    let refused = JobEvent::Refused { site: "berlin".into(), round: ROUND, outcome: Outcome::NotFinite };
     vec![
         ("invited", M::Invited(Invited { invite: "weighhouse-1-abc".into() })),
         ("sites", M::Sites(vec![site_summary()])),
@@ -179,6 +196,10 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
         ("room", M::Room(vec![site_room()])),
         ("witnesses", M::Witnesses(WitnessesHeader { count: 2, len: 900, last: 9, certificate: vec![1] })),
         ("progress_ledger_set_back", M::Progress(JobEvent::LedgerSetBack { site: "berlin".into() })),
+        ("progress_refused", M::Progress(refused)),
+        ("progress_left_out", M::Progress(JobEvent::LeftOut { site: "berlin".into(), round: ROUND })),
+        ("progress_refusals", M::Progress(JobEvent::Refusals(refusals()))),
+        ("refusals", M::Refusals(vec![JobRefusals { job: JOB, refused: refusals() }])),
     ]
 }
 
@@ -232,8 +253,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 8 + 9 + 11 + 12; progress has five samples of one number.
-    assert_eq!(numbers.len(), 40);
+    // 9 + 9 + 12 + 13; progress has eight samples of one number.
+    assert_eq!(numbers.len(), 43);
 }
 
 fn survives(bytes: &[u8]) {
@@ -253,7 +274,7 @@ proptest! {
     }
 
     #[test]
-    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..15, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..19, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let messages = to_operators();
         let mut bytes = frame::encode(&messages[message].1).split_off(4);
         let at = at.index(bytes.len());

@@ -57,6 +57,8 @@ pub struct Book {
     ended: BTreeMap<JobId, JobStatus>,
     /// Admitted in the coordinator's present life.
     admitted: BTreeMap<(JobId, RoundId), BTreeSet<usize>>,
+    /// What is handled now is an evaluation.
+    pub evaluates: bool,
     debited: BTreeSet<(usize, JobId, RoundId, Population)>,
     made: BTreeSet<Purpose>,
     left: BTreeMap<Purpose, (ContentHash, Vec<u8>)>,
@@ -107,8 +109,11 @@ impl Book {
         self.contributions += 1;
     }
 
-    /// The coordinator counts a contribution; its receipt may be lost with it.
+    /// The coordinator counts an update; its receipt may be lost with it. Receipts of evaluations look the same.
     pub fn counts(&mut self, site: usize, message: &CoordinatorToSite) {
+        if self.evaluates {
+            return;
+        }
         if let CoordinatorToSite::Receipt(Receipt { job, round, outcome: Outcome::Admitted }) = message {
             let admitted = self.admitted.entry((*job, *round)).or_default();
             assert!(admitted.insert(site), "site {site} was admitted twice to round {round}");
@@ -147,17 +152,18 @@ impl Book {
             while implied.round < record.round {
                 let round = implied.round;
                 let sites = self.admitted.remove(&(*id, round)).unwrap_or_default();
-                let updates: Vec<Vec<u8>> = sites
-                    .iter()
-                    .map(|site| self.left[&(*site, *id, round, ReleaseKind::Update)].1.clone())
-                    .collect();
+                let federation = &implied.job.contract.federation;
+                let trains = implied.job.contract.task(round).is_some_and(|task| task.train);
+                let enough = trains && sites.len() >= federation.min_sites as usize;
+                // A round with too few is given up, and nothing of it counts.
+                let counted = sites.iter().filter(|_| enough);
+                let update = |site: &usize| self.left[&(*site, *id, round, ReleaseKind::Update)].1.clone();
+                let updates: Vec<Vec<u8>> = counted.map(update).collect();
                 implied.step(&updates);
                 let summary = &rounds[round.0 as usize];
                 assert_eq!(summary.round, round);
                 assert_eq!(summary.model, implied.hash(), "round {round} of {} is another model", id.short());
-                if implied.job.contract.task(round).is_some_and(|task| task.train) {
-                    assert_eq!(summary.sites as usize, updates.len());
-                }
+                assert!(!trains || summary.sites as usize == updates.len());
                 implied.round = round.next();
                 self.commits += 1;
             }

@@ -8,9 +8,10 @@ use rand::Rng;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use tokio::sync::oneshot;
-use weighhouse_coordinator::admission::{Arriving, Spool};
+use weighhouse_coordinator::admission::Arriving;
 use weighhouse_coordinator::driver::{Driver, DriverError, Inbox, Input, Outgoing, ToSite, outbox};
 use weighhouse_coordinator::session::machine::{Action, Event, Failure, SessionMachine, Who};
+use weighhouse_coordinator::spool::Spool;
 use weighhouse_coordinator::store::{MemoryDisk, Store};
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::wire::messages::{
@@ -97,7 +98,9 @@ impl Hq {
     }
 
     fn input(&mut self, input: Input, world: &mut World) {
+        world.book.evaluates = matches!(input, Input::Evaluation(..));
         self.act(world, |driver, at| driver.handle(input, at));
+        world.book.evaluates = false;
     }
 
     fn act(&mut self, world: &mut World, act: impl FnOnce(&mut Driver, u64) -> Result<(), DriverError>) {
@@ -226,19 +229,22 @@ impl Hq {
 
     /// An update is whole here.
     pub fn arrived(&mut self, id: u64, content: &Content, world: &mut World) {
-        let Some(process) = &mut self.process else { return };
+        let Some(process) = &self.process else { return };
         let Some(session) = process.sessions.get(&id) else { return };
         let site = keys().sites[session.site];
         let (reply, mut answer) = oneshot::channel();
-        let Content { job, round, .. } = *content;
-        process.driver.handle(Input::UpdateLen { job, reply }, world.now - process.since).unwrap();
-        let Some(expected) = answer.try_recv().unwrap() else { return };
+        let (job, round, piece) = (content.job, content.round, piece(content));
+        self.input(Input::Announced { site, piece, reply }, world);
+        // It may have died over that.
+        let Ok(answer) = answer.try_recv() else { return };
         let spool = Spool::new(PathBuf::new());
-        let input = match Arriving::begin(piece(content), expected, &spool).unwrap() {
-            Ok(mut arriving) => {
-                arriving.push(&content.bytes).unwrap();
-                Input::Update(site, arriving.finish().unwrap())
-            }
+        let begun = answer.and_then(|encoding| Arriving::begin(piece, encoding, &spool).unwrap());
+        let whole = begun.and_then(|mut arriving| {
+            arriving.push(&content.bytes).unwrap();
+            arriving.finish().unwrap()
+        });
+        let input = match whole {
+            Ok(update) => Input::Update(site, update),
             Err(outcome) => Input::Refused(site, Receipt { job, round, outcome }),
         };
         self.input(input, world);

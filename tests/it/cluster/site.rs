@@ -195,7 +195,8 @@ impl Site {
                     }
                     Action::Work { contract, start, .. } => {
                         let items = items(&contract.contract, &start).into();
-                        let contribution = Contribution { evaluation: None, update: None };
+                        let contribution =
+                            Contribution { evaluation: None, update: None, charges: Vec::new() };
                         let work = Work { start, items, paying: None, contribution, begun: false };
                         daemon.works.push(work);
                     }
@@ -264,6 +265,7 @@ impl Site {
         let Some((item, mut payment, action)) = work.paying.take() else {
             return match work.items.pop_front() {
                 Some(item) => {
+                    work.contribution.charges.push(item.charge);
                     let debited = budget.is_debited(job, round, item.charge.population);
                     let (payment, action) = Payment::begin(work.start.model, debited);
                     work.paying = Some((item, payment, action));
