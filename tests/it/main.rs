@@ -7,6 +7,7 @@ mod cluster;
 mod demo;
 mod durability;
 mod federation;
+mod flood;
 mod go_between;
 mod hostile;
 mod intruders;

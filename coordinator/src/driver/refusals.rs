@@ -238,7 +238,7 @@ mod tests {
         }
         assert_eq!(driver.announced(SITE, &piece), Err(Outcome::RateLimited));
         let other = SiteId::from_bytes([2; 32]);
-        assert!(!driver.faults(other).is_exceeded(driver.now()));
-        assert!(!driver.faults(SITE).is_exceeded(driver.now() + MAX_FAULTS * FAULT_PAUSE_MS));
+        assert!(!driver.faults(other).is_exceeded(driver.now));
+        assert!(!driver.faults(SITE).is_exceeded(driver.now + MAX_FAULTS * FAULT_PAUSE_MS));
     }
 }

@@ -77,8 +77,13 @@ pub fn dial(remote: SocketAddr, tls: QuicClientConfig) -> io::Result<Endpoint> {
     let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
     let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket(local)?, runtime)?;
+    endpoint.set_default_client_config(client_config(tls));
+    Ok(endpoint)
+}
+
+/// What a site or an operator connects with.
+pub fn client_config(tls: QuicClientConfig) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
-    endpoint.set_default_client_config(config);
-    Ok(endpoint)
+    config
 }
