@@ -13,6 +13,7 @@ pub mod noise;
 pub mod feedback;
 pub mod update;
 pub mod outbox;
+pub mod payment;
 pub mod train;
 pub mod quality;
 pub mod policy;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use weighhouse_shared::compression::{Compression, Decoder, Encoding, Malformed};
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId};
 use weighhouse_shared::job::UPDATE_LIMIT;
-use weighhouse_shared::wire::messages::Outcome;
+use weighhouse_shared::wire::messages::{Holding, Outcome};
 use weighhouse_shared::wire::stream::Piece;
 
 /// Updates up to this many bytes wait in memory, longer ones in a file.
@@ -128,6 +128,12 @@ impl Arriving {
         let first = &self.first;
         (job, round, base, content, total, offset)
             == (first.job, first.round, first.base, first.content, first.total, self.received)
+    }
+
+    /// How much of it is here.
+    pub fn holding(&self) -> Holding {
+        let Piece { job, round, content, .. } = self.first;
+        Holding { job, round, content, received: self.received }
     }
 
     /// Takes the next bytes.

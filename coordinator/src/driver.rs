@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use weighhouse_shared::clock;
 use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::evaluation::Quality;
@@ -63,6 +63,56 @@ pub enum ToSite {
     Close,
 }
 
+/// What waits to be sent to one site before it is given up: far more than all jobs have to say at once.
+const OUTBOX_LEN: usize = 1 << 14;
+
+/// Where the driver puts what one site is to be sent. It never waits: a site that does not keep up loses its session
+/// and is told anew in the next.
+#[derive(Debug)]
+pub struct Outbox {
+    commands: mpsc::Sender<ToSite>,
+    full: Arc<Notify>,
+}
+
+/// The other end of an [`Outbox`].
+#[derive(Debug)]
+pub struct Outgoing {
+    commands: mpsc::Receiver<ToSite>,
+    full: Arc<Notify>,
+}
+
+/// Both ends.
+pub fn outbox() -> (Outbox, Outgoing) {
+    let (sender, receiver) = mpsc::channel(OUTBOX_LEN);
+    let full = Arc::new(Notify::new());
+    (Outbox { commands: sender, full: full.clone() }, Outgoing { commands: receiver, full })
+}
+
+impl Outbox {
+    fn send(&self, command: ToSite) {
+        // A session that just ended has dropped its end; its site is told again when it is back.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
+            self.full.notify_one();
+        }
+    }
+}
+
+impl Outgoing {
+    /// The next command; None once something was lost, or nothing more will come.
+    pub async fn next(&mut self) -> Option<ToSite> {
+        tokio::select! {
+            biased;
+            () = self.full.notified() => None,
+            command = self.commands.recv() => command,
+        }
+    }
+
+    /// The next command, if one waits.
+    pub fn try_next(&mut self) -> Option<ToSite> {
+        self.commands.try_recv().ok()
+    }
+}
+
 /// What a joined site is told once.
 pub type EnrolReply = Option<Enrolled>;
 
@@ -92,7 +142,7 @@ pub enum Input {
         /// How far its ledger has come; the signature was checked.
         head: LedgerHead,
         /// Where to send.
-        outbox: mpsc::UnboundedSender<ToSite>,
+        outbox: Outbox,
     },
     /// A site's session ended.
     Disconnected {
@@ -135,6 +185,8 @@ pub enum Input {
     Update(SiteId, ParsedUpdate),
     /// What arrived from a site is no update of this job.
     Refused(SiteId, Receipt),
+    /// Says when everything before it was handled.
+    Counted(oneshot::Sender<()>),
     /// An update begins to arrive: shall it be read?
     Announced {
         /// From whom.
@@ -179,7 +231,7 @@ pub enum DriverError {
 
 struct Connected {
     session: u64,
-    outbox: mpsc::UnboundedSender<ToSite>,
+    outbox: Outbox,
 }
 
 /// A job under way: what is not in the store can be rebuilt from it.
@@ -225,7 +277,8 @@ pub struct Parts {
 /// The decider.
 pub struct Driver {
     parts: Parts,
-    started: Instant,
+    /// Milliseconds since the process began, as of what is being handled.
+    now: u64,
     jobs: BTreeMap<JobId, Job>,
     online: BTreeMap<SiteId, Connected>,
     /// Of every site that was there since this coordinator started.
@@ -277,31 +330,47 @@ impl Driver {
             jobs.insert(id, job);
         }
         let alarms = parts.store.alarms()?;
-        let (started, online) = (Instant::now(), BTreeMap::new());
-        let (ledgers, heard, faults) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        Ok((Self { parts, started, jobs, online, ledgers, heard, alarms, faults, inbox }, sender))
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let (online, ledgers, heard) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let faults = BTreeMap::new();
+        Ok((Self { parts, now: 0, jobs, online, ledgers, heard, alarms, faults, inbox }, sender))
     }
 
     /// Runs until the state can no longer be saved, or nobody can reach it any more.
     pub async fn run(mut self) -> Result<(), DriverError> {
+        let started = Instant::now();
+        let now = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         loop {
             self.measure();
-            let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
-            let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
+            let pause = self.next_timeout().map(|due| Duration::from_millis(due.saturating_sub(now())));
             tokio::select! {
                 input = self.inbox.recv() => match input {
-                    Some(input) => self.take(input)?,
+                    Some(input) => self.handle(input, now())?,
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {
-                    self.for_all_jobs(Event::Tick)?;
+                    self.tick(now())?;
                 }
             }
         }
+    }
+
+    /// When [`Driver::tick`] is due, in milliseconds since the process began, if nothing else happens first.
+    pub fn next_timeout(&self) -> Option<u64> {
+        self.jobs.values().filter_map(|job| job.machine.next_timeout()).min()
+    }
+
+    /// Time has passed: it is `now`, in milliseconds since the process began.
+    pub fn tick(&mut self, now: u64) -> Result<(), DriverError> {
+        self.now = now;
+        self.for_all_jobs(Event::Tick)
+    }
+
+    /// Takes what was said at `now`, in milliseconds since the process began: saves, then puts what is to be sent into
+    /// the outboxes. Waits for nothing and reads no clock that a decision depends on. After an error it is of no more
+    /// use: a new one goes on from the store.
+    pub fn handle(&mut self, input: Input, now: u64) -> Result<(), DriverError> {
+        self.now = now;
+        self.take(input)
     }
 
     fn take(&mut self, input: Input) -> Result<(), DriverError> {
@@ -348,6 +417,9 @@ impl Driver {
             Input::Refused(site, Receipt { job, round, outcome }) => {
                 self.refuse(site, job, round, outcome)?
             }
+            Input::Counted(reply) => {
+                let _ = reply.send(());
+            }
             Input::Announced { site, piece, reply } => {
                 let answer = self.announced(site, &piece);
                 let wanted = answer.is_ok();
@@ -389,8 +461,7 @@ impl Driver {
 
     fn send(&self, site: SiteId, message: CoordinatorToSite) {
         if let Some(connected) = self.online.get(&site) {
-            // A session that just ended drops its end; its site is told again when it is back.
-            let _ = connected.outbox.send(ToSite::Message(message));
+            connected.outbox.send(ToSite::Message(message));
         }
     }
 
@@ -401,7 +472,7 @@ impl Driver {
 
     /// Handle, persist, then send.
     fn step(&mut self, id: JobId, event: Event) -> Result<(), DriverError> {
-        let now = self.now();
+        let now = self.now;
         let Some(job) = self.jobs.get_mut(&id) else {
             if let Event::SiteOnline(_) | Event::SiteOffline(_) | Event::Tick = event {
                 return Ok(());
@@ -460,7 +531,7 @@ impl Driver {
             CoordinatorToSite::RoundStart(RoundStart { job: id, round, task, model: model.hash }),
         );
         if let Some(connected) = self.online.get(&site) {
-            let _ = connected.outbox.send(ToSite::Model { job: id, round, model });
+            connected.outbox.send(ToSite::Model { job: id, round, model });
         }
         Ok(())
     }
@@ -507,7 +578,7 @@ impl Driver {
     /// Stores what the closed round came to, then goes on; nothing of the round counts if it is given up.
     fn commit(&mut self, id: JobId, round: RoundId, counts: bool) -> Result<(), DriverError> {
         let old = self.model(id)?.hash;
-        let now = self.now();
+        let now = self.now;
         let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
         let trains = contract.task(round).is_some_and(|task| task.train);
@@ -637,7 +708,7 @@ impl Driver {
         let (id, round) = (evaluation.job, evaluation.round);
         let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let bins = job.machine.contract().evaluation.as_ref().map_or(0, |plan| plan.bins as usize);
-        let mut verdict = match self.faults(site).is_exceeded(self.now()) {
+        let mut verdict = match self.faults(site).is_exceeded(self.now) {
             true => Err(Outcome::RateLimited),
             false => job.machine.verdict(site, round, None, Part::Evaluation),
         };

@@ -18,4 +18,5 @@ pub mod wire;
 pub mod tls;
 pub mod invite;
 pub mod telemetry;
+pub mod fuzzing;
 pub mod manual;

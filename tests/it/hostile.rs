@@ -13,11 +13,12 @@ use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{Charge, Head, Population};
 use weighhouse_shared::privacy::accountant::GaussianEvent;
 use weighhouse_shared::tls::Trust;
+use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Debited, Decision, Hello, JobAnswer, LedgerHead, Outcome, RoundStart,
     SiteToCoordinator,
 };
-use weighhouse_shared::wire::{codec, stream};
+use weighhouse_shared::wire::stream::{self, Content, Taken};
 
 /// A site with a good certificate that keeps to the protocol as far as it likes.
 struct Rogue {
@@ -77,7 +78,8 @@ impl Rogue {
         let RoundStart { job, round, model, .. } = self.start;
         let content = ContentHash::of(&body);
         // A stream that is stopped was refused; the receipt says why.
-        let _ = stream::send_content(&self.connection, job, round, model, content, &Bytes::from(body)).await;
+        let content = Content { job, round, base: model, hash: content, bytes: Bytes::from(body) };
+        let _ = stream::send_content(&self.connection, &content, 0, Taken::InTurn).await;
         loop {
             match stream::receive(&mut self.receive).await.unwrap().unwrap() {
                 CoordinatorToSite::Receipt(receipt) => return receipt.outcome,

@@ -37,7 +37,7 @@ impl Driver {
     /// Whether the update that `piece` begins is read: what the job's updates are as bytes, or why not. What needs no
     /// body is checked here, so that a refused update costs no bandwidth.
     pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<Encoding, Outcome> {
-        if self.faults(site).is_exceeded(self.now()) {
+        if self.faults(site).is_exceeded(self.now) {
             return Err(Outcome::RateLimited);
         }
         let job = self.jobs.get(&piece.job).ok_or(Outcome::WrongRound)?;
@@ -84,7 +84,7 @@ impl Driver {
     ) -> Result<(), DriverError> {
         tracing::warn!(site = %site.short(), job = %id.short(), round = round.0, %outcome, "a contribution was refused");
         self.parts.metrics.contributed(outcome.label());
-        let (now, name) = (self.now(), self.site_name(site));
+        let (now, name) = (self.now, self.site_name(site));
         if outcome.is_fault() {
             self.faults.entry(site).or_default().note(now);
         }
@@ -240,7 +240,7 @@ mod tests {
         }
         assert_eq!(driver.announced(SITE, &piece), Err(Outcome::RateLimited));
         let other = SiteId::from_bytes([2; 32]);
-        assert!(!driver.faults(other).is_exceeded(driver.now()));
-        assert!(!driver.faults(SITE).is_exceeded(driver.now() + MAX_FAULTS * FAULT_PAUSE_MS));
+        assert!(!driver.faults(other).is_exceeded(driver.now));
+        assert!(!driver.faults(SITE).is_exceeded(driver.now + MAX_FAULTS * FAULT_PAUSE_MS));
     }
 }

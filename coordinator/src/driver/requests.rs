@@ -84,7 +84,7 @@ impl Driver {
                 if let Some(site) = roster::site_id(&record)
                     && let Some(connected) = self.online.remove(&site)
                 {
-                    let _ = connected.outbox.send(ToSite::Close);
+                    connected.outbox.send(ToSite::Close);
                     self.for_all_jobs(Event::SiteOffline(site))?;
                 }
                 let summary = roster::summary(&record, &BTreeSet::new(), clock::unix_time_s());
@@ -195,7 +195,7 @@ impl Driver {
         let number = self.jobs.values().map(|job| job.number + 1).max().unwrap_or(0);
         let contract = Arc::new(contract);
         let (round, status) = (RoundId(0), JobStatus::Waiting);
-        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now());
+        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now);
         let job = Job {
             number,
             signed,

@@ -61,7 +61,7 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let ledger = self.ledger(site)?;
         if connected.session < ledger.session {
-            let _ = connected.outbox.send(ToSite::Close);
+            connected.outbox.send(ToSite::Close);
             return Ok(());
         }
         ledger.session = connected.session;
@@ -72,10 +72,10 @@ impl Driver {
         let follows = witnessed.verdict == HeadVerdict::Follows;
         let message = CoordinatorToSite::Witnessed(witnessed);
         let answer = if follows { ToSite::Message(message) } else { ToSite::Last(message) };
-        let _ = connected.outbox.send(answer);
+        connected.outbox.send(answer);
         let old = if follows { self.online.insert(site, connected) } else { self.online.remove(&site) };
         if let Some(old) = old {
-            let _ = old.outbox.send(ToSite::Close);
+            old.outbox.send(ToSite::Close);
             self.for_all_jobs(Event::SiteOffline(site))?;
         }
         if follows { self.for_all_jobs(Event::SiteOnline(site)) } else { Ok(()) }
@@ -94,7 +94,7 @@ impl Driver {
         let witnessed = self.hear(site, told)?;
         if witnessed.verdict != HeadVerdict::Follows {
             if let Some(connected) = self.online.remove(&site) {
-                let _ = connected.outbox.send(ToSite::Last(CoordinatorToSite::Witnessed(witnessed)));
+                connected.outbox.send(ToSite::Last(CoordinatorToSite::Witnessed(witnessed)));
                 self.for_all_jobs(Event::SiteOffline(site))?;
             }
             return Ok(());
@@ -248,13 +248,12 @@ pub(super) mod tests {
     use super::*;
     use crate::admission::Arriving;
     use crate::authority::{self, Issuer};
-    use crate::driver::{Input, Parts};
+    use crate::driver::{Input, Outgoing, Parts, outbox};
     use crate::roster::Roster;
     use crate::spool::Spool;
     use crate::store::Store;
     use std::path::Path;
     use std::sync::Arc;
-    use tokio::sync::mpsc;
     use weighhouse_shared::compression::{Compression, Encoding};
     use weighhouse_shared::identity::{Identity, Purpose};
     use weighhouse_shared::job::JobFile;
@@ -298,8 +297,8 @@ pub(super) mod tests {
     }
 
     /// Connects; what the coordinator sends comes out.
-    pub fn connect(driver: &mut Driver, session: u64, entries: u64) -> mpsc::UnboundedReceiver<ToSite> {
-        let (outbox, sent) = mpsc::unbounded_channel();
+    pub fn connect(driver: &mut Driver, session: u64, entries: u64) -> Outgoing {
+        let (outbox, sent) = outbox();
         driver.take(Input::Connected { site: SITE, session, head: head(entries, None), outbox }).unwrap();
         sent
     }
@@ -365,8 +364,8 @@ pub(super) mod tests {
     }
 
     /// All that was sent so far.
-    pub fn drain(sent: &mut mpsc::UnboundedReceiver<ToSite>) -> Vec<ToSite> {
-        std::iter::from_fn(|| sent.try_recv().ok()).collect()
+    pub fn drain(sent: &mut Outgoing) -> Vec<ToSite> {
+        std::iter::from_fn(|| sent.try_next()).collect()
     }
 
     fn witness_of(sent: &[ToSite]) -> Option<(HeadVerdict, Option<SignedWitness>)> {

@@ -42,6 +42,32 @@
 //! A piece of a model holds whole values; a site drops a model that is cut inside one. An update is 32-bit integers, or
 //! compressed as the contract says ([`compression`](crate::compression)); either way its length is a constant of the job.
 //!
+//! What arrived in part outlives its connection. Before the answer that makes a round start again, a site says how much
+//! of which model it holds; before the start, the coordinator says how much it holds of the site's update; the rest is
+//! sent from there. The hash is that of the whole in any case.
+//!
+//! # State machines
+//! What is said and done on either side is decided by pure machines, time being an argument: a site's sessions
+//! (`client::session::machine`), its rounds (`client::round`), the way of one item from its debit to its departure
+//! (`client::payment`); the coordinator's conversations (`coordinator::session::machine`) and jobs with their rounds
+//! (`coordinator::job`), over which the driver saves before it sends, on whatever disk it is given. `tests/it/cluster.rs` puts all of them
+//! together in memory and plays thousands of random sequences of deliveries, losses, crashes and pauses against a book
+//! of what must hold; a failure names the seed that replays it.
+//!
+//! # Limits
+//! | what | limit |
+//! | --- | --- |
+//! | before an address is shown | a stateless retry (RFC 9000, section 8.1.2), nothing kept |
+//! | handshakes under way | 256, of one address 64, each 10 s |
+//! | connections | 20 000, of one key 8 |
+//! | greeting | 10 s; a site waits 30 s for the coordinator's |
+//! | what was begun (a frame, a piece, the reading of either) | a block of 128 KiB in 30 s, or the connection ends |
+//! | streams at a time, of one peer | 4 each way |
+//! | on its way from one site | 128 KiB; 4 MiB while its update is being read |
+//! | updates read at a time, until counted | 8 of all sites; those that came in part: 16 kept |
+//! | waiting for one site | 16 384 messages, and of each job the newest model only |
+//! | a frame | 1 MiB; memory grows with what came, not with what was announced |
+//!
 //! # A site's conversation
 //! ```text
 //! site                                   coordinator
@@ -51,8 +77,10 @@
 //!                                <-      JobOffer (contract, operator's certificate and signature)
 //! Standing (what the budget
 //!           still allows)        ->
+//! Holding (of a model, if any)   ->
 //! JobAnswer (accepted | refused
 //!            | waiting)          ->
+//!                                <-      Holding (of the site's update, if any)
 //!                                <-      RoundStart, model in pieces
 //! Debited (what each
 //!          contribution cost)    ->

@@ -105,6 +105,7 @@ frame_numbers!(SiteToCoordinator {
     6 => LedgerHead,
     7 => Standing,
     8 => Renew,
+    9 => Holding,
     21 => Debited,
 });
 
@@ -118,6 +119,7 @@ frame_numbers!(CoordinatorToSite {
     107 => JobEnded,
     108 => Witnessed,
     109 => Renewed,
+    110 => Holding,
 });
 
 frame_numbers!(OperatorToCoordinator {

@@ -56,6 +56,8 @@ fn witness() -> SignedWitness {
     SignedWitness { witness, signature: "0a".into() }
 }
 
+const HOLDING: Holding = Holding { job: JOB, round: ROUND, content: MODEL, received: 131_072 };
+
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
     let refused_policy = Decision::RefusedPolicy(PolicyRule::Approval);
@@ -72,6 +74,7 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
             M::LedgerHead(LedgerHead { contribution: Some((JOB, ROUND)), head: HEAD, signature: vec![1, 2] }),
         ),
         ("job_answer_refused_policy", M::JobAnswer(JobAnswer { job: JOB, decision: refused_policy })),
+        ("holding", M::Holding(HOLDING)),
         ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
         ("debited", M::Debited(Debited { job: JOB, round: ROUND, charge: charge() })),
     ]
@@ -133,6 +136,7 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         ("receipt", M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::Corrupt })),
         ("job_ended", M::JobEnded(JobEnded { job: JOB, status: JobStatus::Finished })),
         ("witnessed", M::Witnessed(Witnessed { verdict: HeadVerdict::SetBack, witness: Some(witness()) })),
+        ("holding", M::Holding(HOLDING)),
         (
             "receipt_rate_limited",
             M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::RateLimited }),
@@ -252,8 +256,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 9 + 9 + 12 + 13; progress has eight samples of one number.
-    assert_eq!(numbers.len(), 43);
+    // 10 + 10 + 12 + 13; progress has eight samples of one number.
+    assert_eq!(numbers.len(), 45);
 }
 
 fn survives(bytes: &[u8]) {

@@ -29,7 +29,11 @@ pub enum SiteToCoordinator {
     LedgerHead(LedgerHead),
     /// The site's certificate is about to expire; since version 2.
     Renew(Renew),
-    /// What the site's ledger debited for a contribution: before the [`LedgerHead`] that announces it.
+    /// How much of a model is here, before the answer that starts its round: the rest is sent from there; since version
+    /// 2.
+    Holding(Holding),
+    /// What the site's ledger debited for a contribution: before the [`LedgerHead`] that announces it; since
+    /// version 2.
     Debited(Debited),
 }
 
@@ -55,6 +59,8 @@ pub enum CoordinatorToSite {
     Witnessed(Witnessed),
     /// The answer to [`Renew`].
     Renewed(Renewed),
+    /// How much of an update is here, before its round's start: the rest is sent from there; since version 2.
+    Holding(Holding),
 }
 
 /// From an operator.
@@ -218,6 +224,19 @@ pub struct Debited {
     pub round: RoundId,
     /// What was debited, and whose it is: training customers pay for an update, held-out ones for an evaluation.
     pub charge: Charge,
+}
+
+/// How much of a content has arrived. From a site it depends on the link and a public model only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+    /// Hash of the whole content.
+    pub content: ContentHash,
+    /// Bytes of it that have arrived, from its beginning.
+    pub received: u64,
 }
 
 /// The coordinator knows the site.
