@@ -1,10 +1,13 @@
 //! The coordinator's one decider: takes what sessions and operators say, asks the state machines, saves,
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
+mod outbox;
 mod refusals;
 mod requests;
 mod server_state;
 mod witnessing;
+
+pub use outbox::{Outbox, Outgoing, ToSite, outbox};
 
 use crate::admission::{FaultRate, ParsedUpdate, check_len};
 use crate::aggregate::Aggregate;
@@ -19,7 +22,7 @@ use rustls::pki_types::CertificateDer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
 use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::evaluation::Quality;
@@ -43,76 +46,6 @@ use weighhouse_shared::wire::stream::Piece;
 const QUEUE_LEN: usize = 256;
 /// Events that may wait for one watcher before it is dropped.
 const WATCH_LEN: usize = 4096;
-/// What a session is told to send to its site.
-#[derive(Debug)]
-pub enum ToSite {
-    /// A message.
-    Message(CoordinatorToSite),
-    /// A model's bytes for a round.
-    Model {
-        /// The job.
-        job: JobId,
-        /// The round.
-        round: RoundId,
-        /// The model.
-        model: GlobalModel,
-    },
-    /// A last message; the connection ends once it has arrived.
-    Last(CoordinatorToSite),
-    /// The site was revoked, or connected a second time.
-    Close,
-}
-
-/// What waits to be sent to one site before it is given up: far more than all jobs have to say at once.
-const OUTBOX_LEN: usize = 1 << 14;
-
-/// Where the driver puts what one site is to be sent. It never waits: a site that does not keep up loses its session
-/// and is told anew in the next.
-#[derive(Debug)]
-pub struct Outbox {
-    commands: mpsc::Sender<ToSite>,
-    full: Arc<Notify>,
-}
-
-/// The other end of an [`Outbox`].
-#[derive(Debug)]
-pub struct Outgoing {
-    commands: mpsc::Receiver<ToSite>,
-    full: Arc<Notify>,
-}
-
-/// Both ends.
-pub fn outbox() -> (Outbox, Outgoing) {
-    let (sender, receiver) = mpsc::channel(OUTBOX_LEN);
-    let full = Arc::new(Notify::new());
-    (Outbox { commands: sender, full: full.clone() }, Outgoing { commands: receiver, full })
-}
-
-impl Outbox {
-    fn send(&self, command: ToSite) {
-        // A session that just ended has dropped its end; its site is told again when it is back.
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
-            self.full.notify_one();
-        }
-    }
-}
-
-impl Outgoing {
-    /// The next command; None once something was lost, or nothing more will come.
-    pub async fn next(&mut self) -> Option<ToSite> {
-        tokio::select! {
-            biased;
-            () = self.full.notified() => None,
-            command = self.commands.recv() => command,
-        }
-    }
-
-    /// The next command, if one waits.
-    pub fn try_next(&mut self) -> Option<ToSite> {
-        self.commands.try_recv().ok()
-    }
-}
-
 /// What a joined site is told once.
 pub type EnrolReply = Option<Enrolled>;
 

@@ -406,3 +406,195 @@ fn skipped(job: JobId, round: RoundId) -> Action {
 pub fn job_of(offer: &SignedContract) -> JobId {
     JobId::from_bytes(*ContentHash::of(&offer.contract).as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offer::sample_contract;
+    use std::sync::Arc;
+    use weighhouse_shared::job::RoundTask;
+    use weighhouse_shared::wire::messages::{HeadVerdict, JobEnded, JobStatus, Welcome};
+
+    fn offer() -> SignedContract {
+        let contract = weighhouse_shared::wire::codec::encode(&sample_contract());
+        SignedContract { contract, certificate: Vec::new(), signature: Vec::new() }
+    }
+
+    fn judged(decision: Decision, rung: bool) -> Event {
+        let contract = Arc::new(sample_contract());
+        let job = contract.id();
+        let accepted = (decision == Decision::Accepted).then_some(CheckedContract { job, contract });
+        let left = matches!(decision, Decision::RefusedPolicy(_));
+        let notice = Notice::Decided { job, name: "test".into(), decision, reason: None };
+        let answer = JobAnswer { job, decision };
+        Event::Judged(Judged { answer, contract: accepted, left, notice, rung })
+    }
+
+    fn hear(machine: &mut SessionMachine, message: CoordinatorToSite) -> Vec<Action> {
+        machine.handle(Event::Heard(message), 10)
+    }
+
+    fn connect(machine: &mut SessionMachine) {
+        machine.handle(Event::Tick, u64::MAX / 2);
+        let hello = machine.handle(Event::Linked, 5);
+        let [Action::Send(SiteToCoordinator::Hello(_)), Action::TellHead(None)] = &hello[..] else {
+            panic!("{hello:?}")
+        };
+        let welcome = Welcome { protocol: PROTOCOL_VERSION, release: "x".into() };
+        assert!(hear(machine, CoordinatorToSite::Welcome(welcome)).is_empty());
+        let witnessed = Witnessed { verdict: HeadVerdict::Follows, witness: None };
+        let greeted = hear(machine, CoordinatorToSite::Witnessed(witnessed));
+        assert!(matches!(&greeted[..], [Action::TakeWitness(_), Action::Notice(_), Action::TellStanding]));
+    }
+
+    fn up() -> SessionMachine {
+        let mut machine = SessionMachine::new(0);
+        connect(&mut machine);
+        machine
+    }
+
+    fn start(round: u32) -> RoundStart {
+        let task = RoundTask { train: true, evaluate: false };
+        let job = sample_contract().id();
+        RoundStart { job, round: RoundId(round), task, model: ContentHash::of(&[round as u8]) }
+    }
+
+    fn contribution() -> Contribution {
+        let update = Some((ContentHash::of(b"update"), Bytes::from_static(b"update")));
+        Contribution { evaluation: None, update, charges: Vec::new() }
+    }
+
+    /// A site that has worked round 1 out and sent it.
+    fn contributed() -> SessionMachine {
+        let mut machine = up();
+        machine.handle(judged(Decision::Accepted, false), 10);
+        let RoundStart { job, round, model, .. } = start(1);
+        hear(&mut machine, CoordinatorToSite::RoundStart(start(1)));
+        let model = GlobalModel { job, round, hash: model, parameters: Vec::new() };
+        let work = machine.handle(Event::ModelArrived(model), 11);
+        assert!(matches!(&work[..], [Action::Work { .. }]));
+        let worked = Event::Worked { job, round, contribution: Some(contribution()) };
+        let sent = machine.handle(worked, 12);
+        let [Action::TellHead(Some(_)), Action::Upload { from: 0, .. }, Action::Notice(_)] = &sent[..] else {
+            panic!("{sent:?}")
+        };
+        machine
+    }
+
+    #[test]
+    fn pauses_grow_while_nobody_welcomes_and_are_short_after_a_session() {
+        let mut machine = SessionMachine::new(7);
+        assert_eq!(machine.next_timeout(), Some(7));
+        let mut now = 7;
+        for pause in [400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000] {
+            assert!(matches!(&machine.handle(Event::Tick, now)[..], [Action::Connect]));
+            machine.handle(Event::Lost("no".into()), now);
+            assert_eq!(machine.next_timeout(), Some(now + pause));
+            assert!(machine.handle(Event::Tick, now + pause - 1).is_empty());
+            now += pause;
+        }
+        connect(&mut machine);
+        machine.handle(Event::Lost("no".into()), now);
+        assert_eq!(machine.next_timeout(), Some(now + MIN_PAUSE_MS));
+    }
+
+    #[test]
+    fn a_coordinator_that_does_not_greet_in_time_or_speaks_out_of_turn_is_left() {
+        let mut machine = SessionMachine::new(0);
+        machine.handle(Event::Tick, 0);
+        machine.handle(Event::Linked, 5);
+        assert_eq!(machine.next_timeout(), Some(5 + GREETING_MS));
+        let late = machine.handle(Event::Tick, 5 + GREETING_MS);
+        assert!(matches!(&late[..], [Action::Fail(Failure::Silent)]));
+        let offered = hear(&mut machine, CoordinatorToSite::JobOffer(offer()));
+        assert!(matches!(&offered[..], [Action::Fail(Failure::Protocol)]));
+    }
+
+    #[test]
+    fn an_accepted_job_is_known_before_the_coordinator_hears_of_it() {
+        let mut machine = up();
+        let asked = hear(&mut machine, CoordinatorToSite::JobOffer(offer()));
+        assert!(matches!(&asked[..], [Action::Judge { rung: false, .. }]));
+        let told = machine.handle(judged(Decision::Accepted, false), 10);
+        let [
+            Action::Notice(_),
+            Action::Expect { len: Some(_), .. },
+            Action::TellPart(_),
+            Action::Send(SiteToCoordinator::JobAnswer(_)),
+        ] = &told[..]
+        else {
+            panic!("{told:?}")
+        };
+    }
+
+    #[test]
+    fn a_decision_at_the_site_is_told_if_it_changes_the_answer_of_this_session() {
+        let mut machine = up();
+        let job = sample_contract().id();
+        assert!(machine.handle(Event::Rung(job, offer()), 9).is_empty(), "nobody asked yet");
+        machine.handle(judged(Decision::Waiting, false), 10);
+        let again = machine.handle(Event::Rung(job, offer()), 11);
+        assert!(matches!(&again[..], [Action::Judge { rung: true, .. }]));
+        assert!(machine.handle(judged(Decision::Waiting, true), 12).is_empty());
+        let told = machine.handle(judged(Decision::Accepted, true), 13);
+        assert!(matches!(told.last(), Some(Action::Send(SiteToCoordinator::JobAnswer(_)))));
+    }
+
+    #[test]
+    fn after_a_lost_connection_the_same_bytes_are_sent_from_where_the_coordinator_has_them() {
+        let mut machine = contributed();
+        machine.handle(Event::Lost("cut".into()), 20);
+        connect(&mut machine);
+        let told = machine.handle(judged(Decision::Accepted, false), 30);
+        let holds = told.iter().any(|action| {
+            matches!(action, Action::Send(SiteToCoordinator::Holding(held)) if held.content == start(1).model)
+        });
+        assert!(holds, "the model need not come again: {told:?}");
+        let RoundStart { job, round, .. } = start(1);
+        let content = ContentHash::of(b"update");
+        for (received, from) in [(4, 4), (99, 6)] {
+            let holding = Holding { job, round, content, received };
+            assert!(hear(&mut machine, CoordinatorToSite::Holding(holding)).is_empty());
+            let sent = hear(&mut machine, CoordinatorToSite::RoundStart(start(1)));
+            let upload = sent.iter().find_map(|action| match action {
+                Action::Upload { content, from, .. } => Some((*content, *from)),
+                _ => None,
+            });
+            assert_eq!(upload, Some((content, from)));
+        }
+    }
+
+    #[test]
+    fn work_done_without_a_session_waits_for_its_round_to_be_started_again() {
+        let mut machine = up();
+        machine.handle(judged(Decision::Accepted, false), 10);
+        let RoundStart { job, round, model, .. } = start(1);
+        let model = GlobalModel { job, round, hash: model, parameters: Vec::new() };
+        machine.handle(Event::ModelArrived(model), 11);
+        hear(&mut machine, CoordinatorToSite::RoundStart(start(1)));
+        machine.handle(Event::Lost("cut".into()), 12);
+        let contribution = Some(contribution());
+        assert!(machine.handle(Event::Worked { job, round, contribution }, 13).is_empty());
+        connect(&mut machine);
+        let sent = hear(&mut machine, CoordinatorToSite::RoundStart(start(1)));
+        assert!(sent.iter().any(|action| matches!(action, Action::Upload { .. })));
+    }
+
+    #[test]
+    fn an_ended_job_is_closed_and_no_model_of_it_may_come() {
+        let mut machine = contributed();
+        let job = sample_contract().id();
+        let ended = JobEnded { job, status: JobStatus::Finished };
+        let actions = hear(&mut machine, CoordinatorToSite::JobEnded(ended));
+        let [
+            Action::Expect { len: None, .. },
+            Action::Ended { known: true, .. },
+            Action::Close(_),
+            Action::TellStanding,
+        ] = &actions[..]
+        else {
+            panic!("{actions:?}")
+        };
+        assert!(!machine.takes_part(&job));
+    }
+}
