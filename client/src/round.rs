@@ -182,7 +182,7 @@ mod tests {
     use super::*;
     use crate::contribute::Contribution;
     use std::sync::Arc;
-    use weighhouse_shared::job::{JobContract, RoundTask};
+    use weighhouse_shared::job::{FederationSchedule, JobContract, RoundTask};
 
     fn accepted() -> (Rounds, CheckedContract) {
         let contract: Arc<JobContract> = Arc::new(crate::offer::sample_contract());
@@ -264,6 +264,38 @@ mod tests {
         let mut other = start(checked.job, 1);
         other.task.evaluate = true;
         assert!(matches!(rounds.handle(Event::RoundStarted(other)).as_slice(), [Action::Skip { .. }]));
+    }
+
+    #[test]
+    fn at_its_own_pace_a_site_is_not_asked_twice_for_one_update_though_the_model_moves_on() {
+        for (schedule, again) in [
+            (FederationSchedule::Buffered { buffer_size: 1 }, false),
+            (FederationSchedule::Synchronous, true),
+        ] {
+            let mut contract = crate::offer::sample_contract();
+            contract.federation.schedule = schedule;
+            let checked = CheckedContract { job: contract.id(), contract: contract.into() };
+            let task = checked.contract.task(RoundId(1)).unwrap();
+            let first = RoundStart { task, ..start(checked.job, 1) };
+            let model = ContentHash::of(b"newer");
+            let newer = RoundStart { model, ..first.clone() };
+            let arrived = |start: &RoundStart| {
+                let (job, round, hash) = (start.job, start.round, start.model);
+                Event::ModelArrived(GlobalModel { job, round, hash, parameters: Vec::new() })
+            };
+            let mut rounds = Rounds::default();
+            rounds.handle(Event::JobAccepted(checked.clone()));
+            rounds.handle(Event::RoundStarted(first.clone()));
+            assert!(matches!(rounds.handle(arrived(&first)).as_slice(), [Action::Work { .. }]));
+            rounds.disconnected();
+            rounds.handle(Event::RoundStarted(newer.clone()));
+            let worked = rounds.handle(arrived(&newer));
+            assert_eq!(matches!(worked.as_slice(), [Action::Work { .. }]), again);
+            let contribution = Some(Contribution { evaluation: None, update: None, charges: Vec::new() });
+            rounds.handle(Event::Worked { job: checked.job, round: RoundId(1), contribution });
+            let sent = rounds.handle(Event::RoundStarted(first));
+            assert_eq!(matches!(sent.as_slice(), [Action::Send { .. }]), !again);
+        }
     }
 
     #[test]

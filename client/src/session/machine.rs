@@ -411,9 +411,12 @@ pub fn job_of(offer: &SignedContract) -> JobId {
 mod tests {
     use super::*;
     use crate::offer::sample_contract;
+    use bytes::Bytes;
     use std::sync::Arc;
     use weighhouse_shared::job::RoundTask;
-    use weighhouse_shared::wire::messages::{HeadVerdict, JobEnded, JobStatus, Welcome};
+    use weighhouse_shared::wire::messages::{
+        HeadVerdict, JobEnded, JobStatus, Renewed, VersionRefused, Welcome,
+    };
 
     fn offer() -> SignedContract {
         let contract = weighhouse_shared::wire::codec::encode(&sample_contract());
@@ -434,14 +437,21 @@ mod tests {
         machine.handle(Event::Heard(message), 10)
     }
 
+    fn welcome(protocol: u16) -> CoordinatorToSite {
+        CoordinatorToSite::Welcome(Welcome { protocol, release: "x".into() })
+    }
+
     fn connect(machine: &mut SessionMachine) {
+        connect_as(machine, PROTOCOL_VERSION);
+    }
+
+    fn connect_as(machine: &mut SessionMachine, version: u16) {
         machine.handle(Event::Tick, u64::MAX / 2);
         let hello = machine.handle(Event::Linked, 5);
         let [Action::Send(SiteToCoordinator::Hello(_)), Action::TellHead(None)] = &hello[..] else {
             panic!("{hello:?}")
         };
-        let welcome = Welcome { protocol: PROTOCOL_VERSION, release: "x".into() };
-        assert!(hear(machine, CoordinatorToSite::Welcome(welcome)).is_empty());
+        assert!(hear(machine, welcome(version)).is_empty());
         let witnessed = Witnessed { verdict: HeadVerdict::Follows, witness: None };
         let greeted = hear(machine, CoordinatorToSite::Witnessed(witnessed));
         assert!(matches!(&greeted[..], [Action::TakeWitness(_), Action::Notice(_), Action::TellStanding]));
@@ -460,7 +470,8 @@ mod tests {
     }
 
     fn contribution() -> Contribution {
-        let update = Some((ContentHash::of(b"update"), Bytes::from_static(b"update")));
+        let (base, content) = (start(1).model, ContentHash::of(b"update"));
+        let update = Some(PaidBytes { base, content, bytes: Bytes::from_static(b"update") });
         Contribution { evaluation: None, update, charges: Vec::new() }
     }
 
@@ -511,6 +522,36 @@ mod tests {
     }
 
     #[test]
+    fn a_coordinator_that_speaks_no_common_version_is_left_with_its_version() {
+        let newer = VersionRefused { coordinator: 9, site: PROTOCOL_VERSION };
+        for (answer, theirs) in [
+            (CoordinatorToSite::VersionRefused(newer), 9),
+            (welcome(PROTOCOL_VERSION + 1), PROTOCOL_VERSION + 1),
+            (welcome(OLDEST_PROTOCOL_VERSION - 1), OLDEST_PROTOCOL_VERSION - 1),
+        ] {
+            let mut machine = SessionMachine::new(0);
+            machine.handle(Event::Tick, 0);
+            machine.handle(Event::Linked, 5);
+            let told = hear(&mut machine, answer);
+            assert!(matches!(&told[..], [Action::Fail(Failure::Version(version))] if *version == theirs));
+        }
+    }
+
+    #[test]
+    fn a_certificate_about_to_expire_is_renewed_where_the_coordinator_knows_how() {
+        for (version, renews) in [(PROTOCOL_VERSION, true), (OLDEST_PROTOCOL_VERSION, false)] {
+            let mut machine = SessionMachine::new(0);
+            assert!(machine.handle(Event::Expiring, 1).is_empty(), "nobody is there to renew it");
+            connect_as(&mut machine, version);
+            let asked = machine.handle(Event::Expiring, 20);
+            assert_eq!(matches!(&asked[..], [Action::Send(SiteToCoordinator::Renew(_))]), renews);
+        }
+        let renewed = Renewed { certificate: vec![7] };
+        let kept = hear(&mut up(), CoordinatorToSite::Renewed(renewed));
+        assert!(matches!(&kept[..], [Action::KeepCertificate(certificate)] if certificate == &[7]));
+    }
+
+    #[test]
     fn an_accepted_job_is_known_before_the_coordinator_hears_of_it() {
         let mut machine = up();
         let asked = hear(&mut machine, CoordinatorToSite::JobOffer(offer()));
@@ -557,7 +598,7 @@ mod tests {
             assert!(hear(&mut machine, CoordinatorToSite::Holding(holding)).is_empty());
             let sent = hear(&mut machine, CoordinatorToSite::RoundStart(start(1)));
             let upload = sent.iter().find_map(|action| match action {
-                Action::Upload { content, from, .. } => Some((*content, *from)),
+                Action::Upload { paid, from, .. } => Some((paid.content, *from)),
                 _ => None,
             });
             assert_eq!(upload, Some((content, from)));
