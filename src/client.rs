@@ -8,6 +8,7 @@ use crate::output::{Format, FormatArgument, print_json, table};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncReadExt;
@@ -16,6 +17,7 @@ use weighhouse_client::approvals::{Approvals, Verdict};
 use weighhouse_client::budget::{Budget, read_ledger};
 use weighhouse_client::contribute::Workplace;
 use weighhouse_client::enrol::join;
+use weighhouse_client::feedback::Feedback;
 use weighhouse_client::home::{Home, NewConfig};
 use weighhouse_client::membership::Membership;
 use weighhouse_client::outbox::Outbox;
@@ -25,6 +27,7 @@ use weighhouse_client::session::{self, Notice, Site};
 use weighhouse_client::witnesses::Witnesses;
 use weighhouse_shared::clock;
 use weighhouse_shared::config::write_whole;
+use weighhouse_shared::ids::{JobId, RoundId};
 use weighhouse_shared::invite::Invite;
 use weighhouse_shared::ledger::{Body, ReleaseKind};
 use weighhouse_shared::model::Engine;
@@ -32,7 +35,7 @@ use weighhouse_shared::policy::Approval;
 use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::telemetry::{self, SiteMetrics};
 use weighhouse_shared::tls;
-use weighhouse_shared::wire::messages::Decision;
+use weighhouse_shared::wire::messages::{Decision, Outcome};
 
 #[derive(Debug, Subcommand)]
 pub enum ClientVerb {
@@ -169,6 +172,48 @@ pub async fn asked_to_end(with_stdin: bool) {
     }
 }
 
+/// Contributions to one job that the coordinator did not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    /// How many, by reason.
+    pub counts: BTreeMap<Outcome, u64>,
+    /// The round of the last.
+    pub last_round: RoundId,
+    /// Its reason.
+    pub last: Outcome,
+}
+
+impl Refusals {
+    fn note(known: &mut BTreeMap<JobId, Self>, job: JobId, round: RoundId, outcome: Outcome) {
+        if known.len() >= MAX_REFUSED_JOBS && !known.contains_key(&job) {
+            known.pop_first();
+        }
+        let fresh = Self { counts: BTreeMap::new(), last_round: round, last: outcome };
+        let refusals = known.entry(job).or_insert(fresh);
+        // A round that closed without the site, and then its update that came too late, are one.
+        let told = (refusals.last_round, refusals.last) == (round, outcome) && !refusals.counts.is_empty();
+        if told && outcome == Outcome::Late {
+            return;
+        }
+        *refusals.counts.entry(outcome).or_default() += 1;
+        (refusals.last_round, refusals.last) = (round, outcome);
+    }
+
+    /// The counts for people, such as "2 late, 1 corrupt".
+    pub fn counts_text(&self) -> String {
+        let texts: Vec<_> = self.counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+        texts.join(", ")
+    }
+}
+
+/// Jobs of which refusals are kept.
+const MAX_REFUSED_JOBS: usize = 256;
+
+/// What the daemon of the home last told of refusals, by job.
+pub fn noted_refusals(home: &Home) -> BTreeMap<JobId, Refusals> {
+    Connection::noted(home).map(|connection| connection.refused).unwrap_or_default()
+}
+
 /// What the running daemon tells `client status`: constants and labels.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Connection {
@@ -178,6 +223,19 @@ struct Connection {
     since_s: u64,
     /// The last job that was accepted or refused.
     job: Option<String>,
+    /// Contributions that the coordinator did not count, by job.
+    #[serde(default)]
+    refused: BTreeMap<JobId, Refusals>,
+    /// The last of them, for people.
+    #[serde(default)]
+    refusal: Option<String>,
+}
+
+impl Connection {
+    /// What the home's daemon noted last.
+    fn noted(home: &Home) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(home.path("status.json")).ok()?).ok()
+    }
 }
 
 fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
@@ -199,8 +257,10 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let budget = Mutex::new(budget);
     let outbox =
         Outbox::open(&home.path("outbox")).context("cannot make the outbox folder; is the disk full?")?;
+    let feedback = Feedback::open(&home.path("feedback"))
+        .context("cannot make the feedback folder; is the disk full?")?;
     let engine = Engine::new(config.device).context("cannot use the `device` in client.toml")?;
-    let workplace = Arc::new(Workplace { records, budget, outbox, engine });
+    let workplace = Arc::new(Workplace { records, budget, outbox, feedback, engine });
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let approvals = match policy.jobs.approval {
@@ -215,7 +275,10 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let site = Site { coordinator, authority, membership, schema, policy, approvals, workplace, witnesses };
 
     let status_path = home.path("status.json");
-    let mut connection = Connection { state: "connecting".into(), since_s: clock::unix_time_s(), job: None };
+    let (refused, refusal) =
+        Connection::noted(&home).map_or_else(Default::default, |last| (last.refused, last.refusal));
+    let (state, since_s) = ("connecting".into(), clock::unix_time_s());
+    let mut connection = Connection { state, since_s, job: None, refused, refusal };
     let counted = SiteMetrics::default();
     let counters = counted.clone();
     let (name, serves_metrics) = (config.name.clone(), config.metrics);
@@ -250,6 +313,12 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
                 return;
             }
             Notice::JobEnded { job } => tracing::info!("job {} ended", job.short()),
+            Notice::Refused { job, round, outcome } => {
+                let text = format!("round {round} of job {}: {outcome}: {}", job.short(), outcome.reason());
+                tracing::warn!("not counted: {text}");
+                Refusals::note(&mut connection.refused, job, round, outcome);
+                connection.refusal = Some(text);
+            }
             Notice::Sent { .. } => return,
         }
         let text = serde_json::to_string(&connection).unwrap_or_default();
@@ -296,7 +365,8 @@ fn count(metrics: &SiteMetrics, notice: &Notice) {
         Notice::Sent { .. } => {
             metrics.contributions.inc();
         }
-        Notice::Renewed => {}
+        // What became of contributions is counted at the coordinator.
+        Notice::Renewed | Notice::Refused { .. } => {}
     }
 }
 
@@ -327,6 +397,8 @@ pub struct SiteState {
     pub connection: String,
     /// The last job that was accepted or refused.
     pub last_job: Option<String>,
+    /// The last contribution that the coordinator did not count, and why.
+    pub last_refusal: Option<String>,
     /// Epsilon that the customer who paid most has spent.
     pub epsilon_spent: f64,
     /// The same with what running jobs have set aside.
@@ -368,6 +440,7 @@ impl SiteState {
             coordinator: config.coordinator,
             connection: "not running".into(),
             last_job: None,
+            last_refusal: None,
             epsilon_spent: 0.0,
             epsilon_reserved: 0.0,
             epsilon_cap: policy.cap.epsilon.value(),
@@ -408,10 +481,9 @@ impl SiteState {
         state.officer = policy.officer.map(|officer| officer.public_key);
         let cases = Approvals::at(&home.approvals()).all()?;
         state.jobs_waiting = cases.iter().filter(|case| case.verdict == Verdict::Waiting).count() as u64;
-        let noted = std::fs::read(home.path("status.json")).ok();
-        let connection: Option<Connection> = noted.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if let Some(connection) = connection {
+        if let Some(connection) = Connection::noted(&home) {
             state.last_job = connection.job;
+            state.last_refusal = connection.refusal;
             if is_running(&home) {
                 state.connection = connection.state;
             }
@@ -460,6 +532,7 @@ impl SiteState {
                 ),
             ),
             ("last job", self.last_job.clone().unwrap_or_else(|| "none yet".into())),
+            ("last not counted", self.last_refusal.clone().unwrap_or_else(|| "none".into())),
         ];
         let rows: Vec<Vec<String>> =
             rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();

@@ -6,6 +6,8 @@ use crate::output::{Format, FormatArgument, print_json, table};
 use crate::plan::PlanArguments;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use weighhouse_client::home::load_schema;
 use weighhouse_coordinator::home::Home;
@@ -18,8 +20,8 @@ use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::schema::Schema;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, Decision, JobEvent, JobStatus, JobSummary, OperatorToCoordinator, SignedContract,
-    StopJob,
+    CoordinatorToOperator, Decision, JobEvent, JobRefusals, JobStatus, JobSummary, OperatorToCoordinator,
+    Outcome, SignedContract, StopJob,
 };
 
 #[derive(Debug, Subcommand)]
@@ -100,7 +102,10 @@ pub fn run(verb: JobVerb) -> Result<()> {
             crate::plan::run(&file, &home.home, &plan, format.format)
         }
         JobVerb::List { home, format } => {
-            let jobs = block_on(async { Operator::connect(&home.home).await?.jobs().await })?;
+            let jobs = block_on(async {
+                let operator = Operator::connect(&home.home).await?;
+                Ok(listed(operator.jobs().await?, &operator.refusals().await?))
+            })?;
             match format.format {
                 Format::Json => print_json(&jobs)?,
                 Format::Text => println!("{}", job_table(&jobs)),
@@ -201,6 +206,15 @@ pub fn describe(event: &JobEvent) -> String {
                 "{site} came back with an older or another ledger: nothing of it counts until the newest is back"
             )
         }
+        JobEvent::Refused { site, round, outcome } => {
+            format!("round {round}: a contribution of {site} was refused: {outcome}")
+        }
+        JobEvent::LeftOut { site, round } => {
+            format!("round {round} closed without {site}, which is in the next")
+        }
+        JobEvent::Refusals(refused) => {
+            format!("refused so far: {}", counts_text(refused.iter().map(|each| (each.outcome, each.count))))
+        }
         JobEvent::Committed(summary) => {
             let headline = summary.quality.and_then(|quality| quality.headline());
             let quality = headline.map_or_else(String::new, |(figure, value)| {
@@ -214,11 +228,34 @@ pub fn describe(event: &JobEvent) -> String {
     }
 }
 
-fn job_table(jobs: &[JobSummary]) -> String {
+/// A job and what was refused in it.
+#[derive(Debug, Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    summary: JobSummary,
+    /// Contributions refused, by reason.
+    refused: BTreeMap<Outcome, u64>,
+}
+
+fn listed(jobs: Vec<JobSummary>, refusals: &[JobRefusals]) -> Vec<Listed> {
+    let refused = |job: JobId| {
+        let found = refusals.iter().filter(|refusals| refusals.job == job);
+        found.flat_map(|found| &found.refused).map(|refused| (refused.outcome, refused.count)).collect()
+    };
+    jobs.into_iter().map(|summary| Listed { refused: refused(summary.job), summary }).collect()
+}
+
+fn counts_text(counts: impl IntoIterator<Item = (Outcome, u64)>) -> String {
+    let texts: Vec<_> = counts.into_iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+    texts.join(", ")
+}
+
+fn job_table(jobs: &[Listed]) -> String {
     if jobs.is_empty() {
         return "no job yet; submit one with `weighhouse job submit FILE`".to_owned();
     }
-    let row = |job: &JobSummary| {
+    let row = |listed: &Listed| {
+        let job = &listed.summary;
         vec![
             job.job.short(),
             job.name.clone(),
@@ -226,9 +263,13 @@ fn job_table(jobs: &[JobSummary]) -> String {
             format!("{} of {}", job.rounds_done, job.rounds),
             job.sites.to_string(),
             format!("{} at {:e}", job.epsilon, job.delta),
+            match listed.refused.is_empty() {
+                true => "-".to_owned(),
+                false => counts_text(listed.refused.iter().map(|(outcome, count)| (*outcome, *count))),
+            },
         ]
     };
-    let header = ["job", "name", "status", "rounds", "sites", "epsilon at delta"];
+    let header = ["job", "name", "status", "rounds", "sites", "epsilon at delta", "refused"];
     table(&header, &jobs.iter().map(row).collect::<Vec<_>>())
 }
 

@@ -11,8 +11,8 @@ use weighhouse_shared::ledger::MAX_WITNESS_LEN;
 use weighhouse_shared::tls::Trust;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, ExportModel, JobEvent, JobSummary, ListJobs, ListWitnesses, ModelHeader,
-    OperatorToCoordinator, WatchJob,
+    CoordinatorToOperator, ExportModel, JobEvent, JobRefusals, JobSummary, ListJobs, ListRefusals,
+    ListWitnesses, ModelHeader, OperatorToCoordinator, WatchJob,
 };
 use weighhouse_shared::wire::stream;
 
@@ -71,6 +71,14 @@ impl Operator {
     pub async fn jobs(&self) -> Result<Vec<JobSummary>> {
         match self.request(&OperatorToCoordinator::ListJobs(ListJobs {})).await? {
             CoordinatorToOperator::Jobs(jobs) => Ok(jobs),
+            _ => bail!("the coordinator answered another question"),
+        }
+    }
+
+    /// The jobs in which something was refused, and what.
+    pub async fn refusals(&self) -> Result<Vec<JobRefusals>> {
+        match self.request(&OperatorToCoordinator::ListRefusals(ListRefusals {})).await? {
+            CoordinatorToOperator::Refusals(refusals) => Ok(refusals),
             _ => bail!("the coordinator answered another question"),
         }
     }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use simulation::Customers;
 use std::path::Path;
 use weighhouse_shared::evaluation::Figure;
-use weighhouse_shared::job::{JobContract, JobFile};
+use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::privacy::{Delta, Epsilon, Generator};
 use weighhouse_shared::schema::Schema;
@@ -161,7 +161,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     }
     let network = written.network()?;
     let parameters = network.parameter_count() as u64;
-    let (bytes_down, bytes_up) = (4 * parameters, 4 * parameters);
+    let (bytes_down, bytes_up) = (4 * parameters, written.update_encoding()?.len());
     let sites: Vec<SitePlan> = rooms[0].iter().map(|room| site_plan(room, &written)).collect();
     let count = match sites.len() {
         0 => DEFAULT_SITES.max(written.federation.min_sites as usize),
@@ -174,6 +174,9 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     let simulated = arguments.simulate || work <= SIMULATED_OPERATIONS;
     if !simulated {
         notes.push("not simulated, the model is large: add --simulate, and a few minutes".into());
+    }
+    if simulated && written.federation.schedule != FederationSchedule::Synchronous {
+        notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());
     }
     let mut generator = Generator::from_system()?;
     let ground = simulated.then(|| Customers::generate(&written.schema, count, customers, &mut generator));

@@ -4,16 +4,17 @@
 //! evaluation, by the debit of (job, round, held-out customers). Each is debited once; a second request
 //! for the same round gets the stored bytes, or nothing.
 
-use crate::budget::{Budget, BudgetError};
+use crate::budget::{Budget, BudgetError, Debit};
+use crate::feedback::Feedback;
 use crate::offer::CheckedContract;
 use crate::outbox::Outbox;
+use crate::payment::{Action, Event, PaidBytes, Payment};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
 use crate::train::{RoundBase, RoundEnd, TrainError};
-use crate::update::{histogram_bytes, histogram_counts};
-use bytes::Bytes;
+use crate::update::{CompressError, histogram_bytes, histogram_counts};
 use std::sync::Mutex;
-use weighhouse_shared::ids::ContentHash;
+use weighhouse_shared::job::{FederationSchedule, JobContract};
 use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
 use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
@@ -30,17 +31,21 @@ pub struct Workplace {
     pub budget: Mutex<Budget>,
     /// What was paid for.
     pub outbox: Outbox,
+    /// What compression left out of updates.
+    pub feedback: Feedback,
     /// What models learn on.
     pub engine: Engine,
 }
 
 /// What may leave for one round: noised, paid and released.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Contribution {
     /// Counts of held-out customers' scores.
     pub evaluation: Option<Vec<i64>>,
-    /// The update, with its hash.
-    pub update: Option<(ContentHash, Bytes)>,
+    /// The update.
+    pub update: Option<PaidBytes>,
+    /// What the ledger debited for them.
+    pub charges: Vec<Charge>,
 }
 
 /// Why a round's work gave nothing. Stays at the site.
@@ -61,6 +66,9 @@ pub enum WorkError {
     /// Scoring failed.
     #[error(transparent)]
     Quality(#[from] QualityError),
+    /// Compression failed.
+    #[error(transparent)]
+    Compress(#[from] CompressError),
     /// The system's generator failed.
     #[error("no randomness to be had from the system")]
     Generator(#[from] GeneratorError),
@@ -88,73 +96,107 @@ impl Workplace {
         }
         self.outbox.forget(checked.job, Some(start.round))?;
 
-        let evaluation = match (start.task.evaluate, &contract.evaluation, contract.evaluation_charge()) {
-            (true, Some(plan), Some(charge)) => {
-                let event = GaussianEvent { steps: 1, ..charge };
-                let charge = Charge { population: Population::Holdout, event };
-                let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
-                self.paid(start, ReleaseKind::Evaluation, charge, mechanism, |debit| {
-                    let max_rows = contract.training.max_rows_per_customer as usize;
-                    let table = &self.records.holdout;
-                    let bins = plan.bins as usize;
-                    let noised = quality::measure(&network, parameters, table, max_rows, bins, debit)?;
-                    Ok(histogram_bytes(noised))
-                })?
+        let mut contribution = Contribution { evaluation: None, update: None, charges: Vec::new() };
+        for item in items(contract, start) {
+            contribution.charges.push(item.charge);
+            match item.kind {
+                ReleaseKind::Evaluation => {
+                    let released = self.released(start, item, |debit| {
+                        let max_rows = contract.training.max_rows_per_customer as usize;
+                        let bins = contract.evaluation.as_ref().map_or(0, |plan| plan.bins as usize);
+                        let table = &self.records.holdout;
+                        let noised = quality::measure(&network, parameters, table, max_rows, bins, debit)?;
+                        Ok(histogram_bytes(noised))
+                    })?;
+                    contribution.evaluation = released.map(|paid| histogram_counts(&paid.bytes));
+                }
+                ReleaseKind::Update => {
+                    contribution.update = self.released(start, item, |debit| {
+                        let mut generator = Generator::from_system()?;
+                        let table = &self.records.training;
+                        let memory = self.outbox.memory();
+                        let clip_norm = self.outbox.clip_norm(start.job);
+                        let base =
+                            RoundBase { round: start.round, parameters, engine: &self.engine, clip_norm };
+                        let RoundEnd { update, clip_norm } =
+                            local_update(contract, &network, base, table, debit, &mut generator, memory)?;
+                        if contract.training.clipping == Clipping::Quantile {
+                            self.outbox.keep_clip_norm(start.job, clip_norm)?;
+                        }
+                        Ok(update.compressed(start.job, contract.federation.compression, &self.feedback)?)
+                    })?;
+                }
             }
-            _ => None,
-        };
-        let update = match start.task.train {
-            true => {
-                let charge = Charge { population: Population::Training, event: contract.round_charge() };
-                let mechanism =
-                    Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
-                self.paid(start, ReleaseKind::Update, charge, mechanism, |debit| {
-                    let mut generator = Generator::from_system()?;
-                    let table = &self.records.training;
-                    let memory = self.outbox.memory();
-                    let clip_norm = self.outbox.clip_norm(start.job);
-                    let base = RoundBase { round: start.round, parameters, engine: &self.engine, clip_norm };
-                    let RoundEnd { update, clip_norm } =
-                        local_update(contract, &network, base, table, debit, &mut generator, memory)?;
-                    if contract.training.clipping == Clipping::Quantile {
-                        self.outbox.keep_clip_norm(start.job, clip_norm)?;
-                    }
-                    Ok(update.into_bytes())
-                })?
-            }
-            false => None,
-        };
-        Ok(Contribution { evaluation: evaluation.map(|(_, bytes)| histogram_counts(&bytes)), update })
+        }
+        Ok(contribution)
     }
 
-    /// The bytes for (job, round, kind): the stored ones if there are any, else new ones made with a
-    /// debit of `charge`. None if the debit was spent on bytes that are lost or made from another model.
-    fn paid(
+    /// The bytes of an item: the stored ones if its round is debited, else new ones made with a debit.
+    fn released(
         &self,
         start: &RoundStart,
-        kind: ReleaseKind,
-        charge: Charge,
-        mechanism: Mechanism,
-        make: impl FnOnce(crate::budget::Debit) -> Result<Vec<u8>, WorkError>,
-    ) -> Result<Option<(ContentHash, Bytes)>, WorkError> {
+        item: Item,
+        make: impl FnOnce(Debit) -> Result<Vec<u8>, WorkError>,
+    ) -> Result<Option<PaidBytes>, WorkError> {
         let (job, round) = (start.job, start.round);
-        let already = self.budget().is_debited(job, round, charge.population);
-        let (content, bytes) = if already {
-            match self.outbox.find(job, round, kind)?.filter(|stored| stored.base == start.model) {
-                Some(stored) => (stored.content, stored.bytes),
-                None => return Ok(None),
-            }
-        } else {
-            let debit = self.budget().debit(job, round, charge, mechanism)?;
-            let bytes = Bytes::from(make(debit)?);
-            let content = ContentHash::of(&bytes);
-            self.outbox.store(job, round, kind, start.model, content, &bytes)?;
-            (content, bytes)
-        };
-        let len = bytes.len() as u64;
-        self.budget().release(job, round, charge.population, kind, content, len)?;
-        Ok(Some((content, bytes)))
+        let Item { kind, charge, mechanism, any_model } = item;
+        let debited = self.budget().is_debited(job, round, charge.population);
+        let (mut payment, mut action) = Payment::begin(start.model, any_model, debited);
+        let mut make = Some(make);
+        loop {
+            let done = match action {
+                Action::Find => Event::Found(self.outbox.find(job, round, kind)?),
+                Action::Debit => Event::Debited(self.budget().debit(job, round, charge, mechanism)?),
+                Action::Make(debit) => match make.take() {
+                    Some(make) => Event::Made(make(debit)?),
+                    None => return Ok(None),
+                },
+                Action::Store { content, bytes } => {
+                    self.outbox.store(job, round, kind, start.model, content, &bytes)?;
+                    Event::Stored
+                }
+                Action::Bind { content, len } => {
+                    self.budget().release(job, round, charge.population, kind, content, len)?;
+                    Event::Bound
+                }
+                Action::Done(released) => return Ok(released),
+            };
+            action = payment.handle(done);
+        }
     }
+}
+
+/// One thing that a round's task releases, and what it costs.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// What it is.
+    pub kind: ReleaseKind,
+    /// What it costs whom.
+    pub charge: Charge,
+    /// What each of its steps draws.
+    pub mechanism: Mechanism,
+    /// One that is stored counts also if the model has moved on since.
+    pub any_model: bool,
+}
+
+/// Whether each site goes at its own pace, so that a model may move on while its updates are made.
+pub fn is_buffered(contract: &JobContract) -> bool {
+    contract.federation.schedule != FederationSchedule::Synchronous
+}
+
+/// What `start` asks for by its contract, in the order in which it is paid.
+pub fn items(contract: &JobContract, start: &RoundStart) -> Vec<Item> {
+    let evaluation = contract.evaluation_charge().filter(|_| start.task.evaluate).map(|charge| {
+        let charge = Charge { population: Population::Holdout, event: GaussianEvent { steps: 1, ..charge } };
+        let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
+        Item { kind: ReleaseKind::Evaluation, charge, mechanism, any_model: false }
+    });
+    let update = start.task.train.then(|| {
+        let charge = Charge { population: Population::Training, event: contract.round_charge() };
+        let mechanism = Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
+        Item { kind: ReleaseKind::Update, charge, mechanism, any_model: is_buffered(contract) }
+    });
+    evaluation.into_iter().chain(update).collect()
 }
 
 #[cfg(not(feature = "constant-update"))]
@@ -163,11 +205,11 @@ use crate::train::train_round as local_update;
 /// The no-training client of the round benches: the debit is paid, no record is touched.
 #[cfg(feature = "constant-update")]
 fn local_update(
-    contract: &weighhouse_shared::job::JobContract,
+    contract: &JobContract,
     network: &weighhouse_shared::model::Network,
     _base: RoundBase<'_>,
     _table: &crate::features::FeatureTable,
-    _debit: crate::budget::Debit,
+    _debit: Debit,
     _generator: &mut Generator,
     memory: Vec<u8>,
 ) -> Result<RoundEnd, TrainError> {

@@ -2,6 +2,7 @@
 //! still in the processor's cache. What comes out is whole and has the hash it was announced by.
 
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId};
+use weighhouse_shared::wire::messages::Holding;
 use weighhouse_shared::wire::stream::Piece;
 
 /// A model that a round starts from.
@@ -44,12 +45,23 @@ impl ArrivingModel {
                 == (first.job, first.round, first.content, first.total, received)
     }
 
+    /// How much of it is here.
+    pub fn holding(&self) -> Holding {
+        let Piece { job, round, content, .. } = self.first;
+        Holding { job, round, content, received: 4 * self.parameters.len() as u64 }
+    }
+
     /// Takes the next whole values, 32-bit little-endian floats.
     pub fn push(&mut self, block: &[u8]) {
         let (values, rest) = block.as_chunks::<4>();
         debug_assert!(rest.is_empty(), "pieces and blocks hold whole values");
         self.hasher.update(block);
         self.parameters.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+    }
+
+    /// Its memory, for another.
+    pub fn into_memory(self) -> Vec<f32> {
+        self.parameters
     }
 
     /// Whether all of it is there.

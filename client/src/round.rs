@@ -2,11 +2,11 @@
 //!
 //! One round is worked on at a time; a round that the coordinator starts anew replaces the one before.
 
-use crate::contribute::Contribution;
+use crate::contribute::{Contribution, is_buffered};
 use crate::global_model::GlobalModel;
 use crate::offer::CheckedContract;
 use std::collections::BTreeMap;
-use weighhouse_shared::ids::{JobId, RoundId};
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::wire::messages::RoundStart;
 
 /// Something that happened.
@@ -74,6 +74,8 @@ struct Job {
     /// The model that came last, not yet worked with: it may come before its round's start, since the two
     /// travel on different streams.
     model: Option<GlobalModel>,
+    /// What was sent last: asked for again, it is sent again.
+    sent: Option<(RoundStart, Contribution)>,
 }
 
 impl Job {
@@ -105,11 +107,25 @@ impl Rounds {
         contract.network().ok().map(|network| 4 * network.parameter_count() as u64)
     }
 
+    /// The round and hash of the model of `job` that is here, or was worked with: it need not come again.
+    pub fn holds(&self, job: &JobId) -> Option<(RoundId, ContentHash)> {
+        let job = self.jobs.get(job)?;
+        let model = job.model.as_ref().map(|model| (model.round, model.hash));
+        let working = job.current.as_ref().filter(|current| current.working).map(|current| &current.start);
+        let start = working.or(job.sent.as_ref().map(|(start, _)| start));
+        model.or(start.map(|start| (start.round, start.model)))
+    }
+
     /// Takes what happened, returns what to do.
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::JobAccepted(contract) => {
-                self.jobs.entry(contract.job).or_insert(Job { contract, current: None, model: None });
+                self.jobs.entry(contract.job).or_insert(Job {
+                    contract,
+                    current: None,
+                    model: None,
+                    sent: None,
+                });
                 Vec::new()
             }
             Event::RoundStarted(start) => {
@@ -117,9 +133,15 @@ impl Rounds {
                 if job.contract.contract.task(start.round) != Some(start.task) {
                     return vec![Action::Skip { job: start.job, round: start.round }];
                 }
-                let same = job.current.take().filter(|current| current.start == start);
-                let working = same.is_some_and(|current| current.working);
-                job.current = Some(Current { start, working });
+                // Where each site goes at its own pace, its update counts also if the model has moved on since.
+                let buffered = is_buffered(&job.contract.contract);
+                let same = |old: &RoundStart| *old == start || (buffered && old.round == start.round);
+                if let Some((_, contribution)) = job.sent.as_ref().filter(|(sent, _)| same(sent)) {
+                    return vec![Action::Send { start, contribution: contribution.clone() }];
+                }
+                job.sent = None;
+                let working = job.current.take_if(|current| current.working && same(&current.start));
+                job.current = Some(working.unwrap_or(Current { start, working: false }));
                 job.begin()
             }
             Event::ModelArrived(model) => {
@@ -133,7 +155,10 @@ impl Rounds {
                     return Vec::new();
                 };
                 match contribution {
-                    Some(contribution) => vec![Action::Send { start: current.start, contribution }],
+                    Some(contribution) => {
+                        job.sent = Some((current.start.clone(), contribution.clone()));
+                        vec![Action::Send { start: current.start, contribution }]
+                    }
                     None => vec![Action::Skip { job: id, round }],
                 }
             }
@@ -144,11 +169,10 @@ impl Rounds {
         }
     }
 
-    /// The connection is gone: what was being received will be sent again.
+    /// The connection is gone: rounds will be started again. What is whole is kept.
     pub fn disconnected(&mut self) {
         for job in self.jobs.values_mut() {
             job.current.take_if(|current| !current.working);
-            job.model = None;
         }
     }
 }
@@ -158,8 +182,7 @@ mod tests {
     use super::*;
     use crate::contribute::Contribution;
     use std::sync::Arc;
-    use weighhouse_shared::ids::ContentHash;
-    use weighhouse_shared::job::{JobContract, RoundTask};
+    use weighhouse_shared::job::{FederationSchedule, JobContract, RoundTask};
 
     fn accepted() -> (Rounds, CheckedContract) {
         let contract: Arc<JobContract> = Arc::new(crate::offer::sample_contract());
@@ -200,9 +223,32 @@ mod tests {
         rounds.disconnected();
         assert!(rounds.handle(Event::RoundStarted(start(checked.job, 0))).is_empty());
         assert!(rounds.handle(arrived(checked.job, 0)).is_empty());
-        let contribution = Some(Contribution { evaluation: None, update: None });
+        let contribution = Some(Contribution { evaluation: None, update: None, charges: Vec::new() });
         let worked = Event::Worked { job: checked.job, round: RoundId(0), contribution };
         assert!(matches!(rounds.handle(worked).as_slice(), [Action::Send { .. }]));
+    }
+
+    #[test]
+    fn what_was_sent_is_sent_again_without_its_model_and_a_model_outlives_a_lost_connection() {
+        let (mut rounds, checked) = accepted();
+        let held = |rounds: &Rounds| rounds.holds(&checked.job).map(|(round, _)| round.0);
+        assert_eq!(held(&rounds), None);
+        rounds.handle(arrived(checked.job, 0));
+        rounds.disconnected();
+        assert_eq!(held(&rounds), Some(0));
+        assert!(matches!(
+            rounds.handle(Event::RoundStarted(start(checked.job, 0))).as_slice(),
+            [Action::Work { .. }]
+        ));
+        assert_eq!(held(&rounds), Some(0));
+        let contribution = Some(Contribution { evaluation: None, update: None, charges: Vec::new() });
+        rounds.handle(Event::Worked { job: checked.job, round: RoundId(0), contribution });
+        rounds.disconnected();
+        assert_eq!(held(&rounds), Some(0));
+        let again = rounds.handle(Event::RoundStarted(start(checked.job, 0)));
+        assert!(matches!(again.as_slice(), [Action::Send { .. }]));
+        rounds.handle(Event::RoundStarted(start(checked.job, 1)));
+        assert_eq!(held(&rounds), None);
     }
 
     #[test]
@@ -218,6 +264,38 @@ mod tests {
         let mut other = start(checked.job, 1);
         other.task.evaluate = true;
         assert!(matches!(rounds.handle(Event::RoundStarted(other)).as_slice(), [Action::Skip { .. }]));
+    }
+
+    #[test]
+    fn at_its_own_pace_a_site_is_not_asked_twice_for_one_update_though_the_model_moves_on() {
+        for (schedule, again) in [
+            (FederationSchedule::Buffered { buffer_size: 1 }, false),
+            (FederationSchedule::Synchronous, true),
+        ] {
+            let mut contract = crate::offer::sample_contract();
+            contract.federation.schedule = schedule;
+            let checked = CheckedContract { job: contract.id(), contract: contract.into() };
+            let task = checked.contract.task(RoundId(1)).unwrap();
+            let first = RoundStart { task, ..start(checked.job, 1) };
+            let model = ContentHash::of(b"newer");
+            let newer = RoundStart { model, ..first.clone() };
+            let arrived = |start: &RoundStart| {
+                let (job, round, hash) = (start.job, start.round, start.model);
+                Event::ModelArrived(GlobalModel { job, round, hash, parameters: Vec::new() })
+            };
+            let mut rounds = Rounds::default();
+            rounds.handle(Event::JobAccepted(checked.clone()));
+            rounds.handle(Event::RoundStarted(first.clone()));
+            assert!(matches!(rounds.handle(arrived(&first)).as_slice(), [Action::Work { .. }]));
+            rounds.disconnected();
+            rounds.handle(Event::RoundStarted(newer.clone()));
+            let worked = rounds.handle(arrived(&newer));
+            assert_eq!(matches!(worked.as_slice(), [Action::Work { .. }]), again);
+            let contribution = Some(Contribution { evaluation: None, update: None, charges: Vec::new() });
+            rounds.handle(Event::Worked { job: checked.job, round: RoundId(1), contribution });
+            let sent = rounds.handle(Event::RoundStarted(first));
+            assert_eq!(matches!(sent.as_slice(), [Action::Send { .. }]), !again);
+        }
     }
 
     #[test]

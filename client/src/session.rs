@@ -1,41 +1,41 @@
-//! The QUIC shell of a site: connects, turns messages into events for [`crate::round`], carries out its
-//! actions, reconnects with growing pauses when the link is lost.
+//! The QUIC shell of a site: connects, turns what comes into events for the [`SessionMachine`], carries out its
+//! actions in their order.
+
+pub mod machine;
 
 use crate::approvals::Approvals;
+use crate::budget::Budget;
 use crate::contribute::{Contribution, WorkError, Workplace};
 use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::membership::Membership;
 use crate::offer;
-use crate::round::{Action, Event, Rounds};
+use crate::payment::PaidBytes;
 use crate::witnesses::{Contradiction, Witnesses};
-use quinn::{Connection, ConnectionError, Endpoint, SendStream};
+use machine::{Action, Event, Failure, Judged, SessionMachine, agreed, hello, job_of};
+use quinn::{Connection, ConnectionError, Endpoint, ReadError, ReadExactError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use weighhouse_shared::clock;
-use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::ids::{JobId, RoundId};
 use weighhouse_shared::policy::Policy;
 use weighhouse_shared::schema::Schema;
 use weighhouse_shared::telemetry;
 use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, HeadVerdict, Hello, JobAnswer, LedgerHead, Renew, RoundSkipped,
-    SignedContract, SiteToCoordinator, Witnessed,
+    CoordinatorToSite, Decision, HeadVerdict, JobAnswer, LedgerHead, Outcome, SignedContract,
+    SiteToCoordinator, Witnessed,
 };
-use weighhouse_shared::wire::stream::{self, StreamError};
+use weighhouse_shared::wire::stream::{self, Content, Piece, StreamError, Taken};
 use weighhouse_shared::wire::transport;
-use weighhouse_shared::wire::{ALPN, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, common_version};
+use weighhouse_shared::wire::{ALPN, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 
-/// First pause before connecting anew; doubled up to [`MAX_PAUSE`] while the link stays down.
-const MIN_PAUSE: Duration = Duration::from_millis(200);
-const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How often a connected site looks whether its certificate should be renewed.
 const RENEWAL_CHECK: Duration = Duration::from_secs(86_400);
-/// The protocol version that brought renewal.
-const RENEWAL_VERSION: u16 = 2;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,9 @@ pub enum ConnectError {
     /// The coordinator said something out of turn.
     #[error("the coordinator does not keep to the protocol")]
     Protocol,
+    /// The coordinator took the connection and said nothing.
+    #[error("the coordinator is connected but does not answer")]
+    Silent,
 }
 
 impl ConnectError {
@@ -126,7 +129,20 @@ impl ConnectError {
 
     /// Whether trying again cannot help.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Resolve { .. } | Self::Unreachable { .. } | Self::Lost(_) | Self::Local(_))
+        !matches!(
+            self,
+            Self::Resolve { .. } | Self::Unreachable { .. } | Self::Lost(_) | Self::Local(_) | Self::Silent
+        )
+    }
+}
+
+impl From<Failure> for ConnectError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Protocol => Self::Protocol,
+            Failure::Version(coordinator) => Self::Version { coordinator, site: PROTOCOL_VERSION },
+            Failure::Silent => Self::Silent,
+        }
     }
 }
 
@@ -172,25 +188,6 @@ pub async fn connect(
     }
 }
 
-fn hello() -> SiteToCoordinator {
-    SiteToCoordinator::Hello(Hello {
-        protocol: PROTOCOL_VERSION,
-        release: env!("CARGO_PKG_VERSION").to_owned(),
-    })
-}
-
-/// The version that both speak, from the answer to [`hello`].
-fn welcomed(answer: Option<CoordinatorToSite>) -> Result<u16, ConnectError> {
-    let differ = |coordinator| ConnectError::Version { coordinator, site: PROTOCOL_VERSION };
-    match answer {
-        Some(CoordinatorToSite::Welcome(welcome)) => common_version(welcome.protocol)
-            .filter(|version| *version == welcome.protocol)
-            .ok_or_else(|| differ(welcome.protocol)),
-        Some(CoordinatorToSite::VersionRefused(versions)) => Err(differ(versions.coordinator)),
-        _ => Err(ConnectError::Protocol),
-    }
-}
-
 /// Whether the coordinator at `name`, a host and port, answers and takes this site, without taking part: a running
 /// daemon of the site is not disturbed.
 pub async fn probe(
@@ -203,9 +200,10 @@ pub async fn probe(
     let (_endpoint, connection) = connect(address, credentials, Trust::Authority(authority)).await?;
     let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
     stream::send(&mut send, &hello()).await.map_err(lost)?;
-    let version = welcomed(stream::receive(&mut receive).await.map_err(lost)?);
+    let answer = stream::receive(&mut receive).await.map_err(lost)?.ok_or(ConnectError::Protocol)?;
     connection.close(0u8.into(), b"");
-    version.map(|_| ())
+    agreed(&answer)?;
+    Ok(())
 }
 
 /// What others may want to know of a running site: constants and labels only.
@@ -235,6 +233,15 @@ pub enum Notice {
         job: JobId,
         /// The round.
         round: RoundId,
+    },
+    /// The coordinator did not count a contribution, or closed a round without it.
+    Refused {
+        /// The job.
+        job: JobId,
+        /// The round.
+        round: RoundId,
+        /// Why.
+        outcome: Outcome,
     },
     /// This site has a new certificate.
     Renewed,
@@ -272,247 +279,217 @@ type Worked = (JobId, RoundId, Result<Contribution, WorkError>, Vec<f32>);
 /// Runs until trying again cannot help. Dropping the future ends it at any point safely: what is
 /// promised is on disk.
 pub async fn run(site: &Site, mut notice: impl FnMut(Notice)) -> Result<(), ConnectError> {
-    let mut rounds = Rounds::default();
+    let started = Instant::now();
+    let now = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (worked, mut finished) = mpsc::unbounded_channel();
-    let mut pause = MIN_PAUSE;
+    let arrivals = Arc::new(Mutex::new(Arrivals::default()));
+    let mut machine = SessionMachine::new(now());
     loop {
-        let mut welcomed = false;
-        let mut observed = |event| {
-            welcomed |= event == Notice::Connected;
-            notice(event);
+        if let Some(due) = machine.next_timeout() {
+            tokio::time::sleep(Duration::from_millis(due.saturating_sub(now()))).await;
+        }
+        // It is down, and its time has come: all that it wants is to connect.
+        machine.handle(Event::Tick, now());
+        let session = async {
+            let mut link = Link::connect(site, &worked, &arrivals, &mut notice).await?;
+            link.run(&mut machine, &mut finished, now).await
         };
-        let Err(error) = session(site, &mut rounds, &worked, &mut finished, &mut observed).await;
+        let Err(error) = session.await;
         if error.is_final() {
             return Err(error);
         }
-        rounds.disconnected();
-        pause = if welcomed { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
-        notice(Notice::Disconnected { reason: error.to_string() });
-        tokio::time::sleep(pause).await;
+        for action in machine.handle(Event::Lost(error.to_string()), now()) {
+            if let Action::Notice(event) = action {
+                notice(event);
+            }
+        }
     }
 }
 
-/// One connection, from handshake to loss.
-async fn session(
-    site: &Site,
-    rounds: &mut Rounds,
-    worked: &mpsc::UnboundedSender<Worked>,
-    finished: &mut mpsc::UnboundedReceiver<Worked>,
-    notice: &mut impl FnMut(Notice),
-) -> Result<std::convert::Infallible, ConnectError> {
-    let address = resolve(&site.coordinator).await?;
-    let trust = Trust::Authority(site.authority.clone());
-    let (_endpoint, connection) = connect(address, &site.membership.credentials(), trust).await?;
-    let lost = ConnectError::from_stream;
-    let (mut send, mut receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
-    stream::send(&mut send, &hello()).await.map_err(lost)?;
-    stream::send(&mut send, &told_head(site, None)).await.map_err(lost)?;
-    let version = welcomed(stream::receive(&mut receive).await.map_err(lost)?)?;
-    let coordinator_key = coordinator_key(site, &connection)?;
-    match stream::receive::<CoordinatorToSite>(&mut receive).await.map_err(lost)? {
-        Some(CoordinatorToSite::Witnessed(witnessed)) => take_witness(site, &coordinator_key, &witnessed)?,
-        _ => return Err(ConnectError::Protocol),
+/// One connection.
+struct Link<'a, N> {
+    site: &'a Site,
+    notice: &'a mut N,
+    worked: &'a mpsc::UnboundedSender<Worked>,
+    arrivals: &'a Arc<Mutex<Arrivals>>,
+    _endpoint: Endpoint,
+    connection: Connection,
+    send: SendStream,
+    coordinator_key: [u8; 32],
+    incoming: mpsc::Receiver<Incoming>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl<'a, N: FnMut(Notice)> Link<'a, N> {
+    /// Connects, opens the control stream, and begins to read.
+    async fn connect(
+        site: &'a Site,
+        worked: &'a mpsc::UnboundedSender<Worked>,
+        arrivals: &'a Arc<Mutex<Arrivals>>,
+        notice: &'a mut N,
+    ) -> Result<Self, ConnectError> {
+        let address = resolve(&site.coordinator).await?;
+        let trust = Trust::Authority(site.authority.clone());
+        let (endpoint, connection) = connect(address, &site.membership.credentials(), trust).await?;
+        let lost = |error: ConnectionError| ConnectError::from_stream(error.into());
+        let (send, receive) = connection.open_bi().await.map_err(lost)?;
+        let coordinator_key = coordinator_key(site, &connection)?;
+        let (inbox, incoming) = mpsc::channel(16);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(read_messages(receive, inbox.clone()));
+        tasks.spawn(hear_the_bell(site.approvals.clone(), inbox.clone()));
+        tasks.spawn(read_models(connection.clone(), arrivals.clone(), inbox));
+        Ok(Self {
+            site,
+            notice,
+            worked,
+            arrivals,
+            _endpoint: endpoint,
+            connection,
+            send,
+            coordinator_key,
+            incoming,
+            tasks,
+        })
     }
-    notice(Notice::Connected);
 
-    send_standing(site, &mut send).await?;
-
-    let model_lens = Arc::new(Mutex::new(HashMap::new()));
-    // A model's, from one round to the next: fresh pages cost more than what is done with them.
-    let memory = Arc::new(Mutex::new(Vec::new()));
-    let (inbox, mut incoming) = mpsc::channel(16);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn({
-        let inbox = inbox.clone();
-        async move {
-            loop {
-                let message = stream::receive::<CoordinatorToSite>(&mut receive).await;
-                let ended = !matches!(message, Ok(Some(_)));
-                if inbox.send(Incoming::Message(message)).await.is_err() || ended {
-                    return;
+    /// Carries out what `machine` wants, until the connection is lost.
+    async fn run(
+        &mut self,
+        machine: &mut SessionMachine,
+        finished: &mut mpsc::UnboundedReceiver<Worked>,
+        now: impl Fn() -> u64,
+    ) -> Result<Infallible, ConnectError> {
+        let mut events = VecDeque::from([Event::Linked]);
+        let mut days = tokio::time::interval(RENEWAL_CHECK);
+        loop {
+            while let Some(event) = events.pop_front() {
+                for action in machine.handle(event, now()) {
+                    events.extend(self.carry_out(action).await?);
                 }
             }
+            let pause = machine.next_timeout().map(|due| Duration::from_millis(due.saturating_sub(now())));
+            events.extend(tokio::select! {
+                Some(incoming) = self.incoming.recv() => Some(self.take(incoming).await?),
+                Some(worked) = finished.recv() => Some(self.take_work(machine, worked)),
+                Some(_) = self.tasks.join_next() => None,
+                _ = days.tick(), if machine.is_up() => {
+                    self.site.membership.renewal_is_due(clock::unix_time_s()).then_some(Event::Expiring)
+                }
+                () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => Some(Event::Tick),
+                error = self.connection.closed() => return Err(ConnectError::from_stream(error.into())),
+            });
         }
-    });
-    tasks.spawn({
-        let (inbox, approvals) = (inbox.clone(), site.approvals.clone());
-        async move {
-            loop {
-                approvals.rung().await;
-                let cases = approvals.all().inspect_err(|error| {
-                    tracing::error!(error = %describe(error), "what was decided here cannot be read");
+    }
+
+    async fn take(&self, incoming: Incoming) -> Result<Event, ConnectError> {
+        match incoming {
+            Incoming::Message(Ok(Some(message))) => Ok(Event::Heard(message)),
+            Incoming::Message(Ok(None)) => {
+                Err(ConnectError::from_stream(self.connection.closed().await.into()))
+            }
+            Incoming::Message(Err(error)) | Incoming::Model(Err(error)) => {
+                Err(ConnectError::from_stream(error))
+            }
+            Incoming::Rung(job, offer) => Ok(Event::Rung(job, offer)),
+            Incoming::Model(Ok(model)) => Ok(Event::ModelArrived(model)),
+        }
+    }
+
+    fn take_work(&self, machine: &SessionMachine, worked: Worked) -> Event {
+        let (job, round, result, model) = worked;
+        if machine.takes_part(&job) {
+            lock(self.arrivals).memory = model;
+        }
+        let contribution = result
+            .inspect_err(|error| tracing::error!(job = %job.short(), round = round.0, error = %describe(error), "the round's work failed"))
+            .ok();
+        Event::Worked { job, round, contribution }
+    }
+
+    /// Carries out one action; what happened by that, if anything.
+    async fn carry_out(&mut self, action: Action) -> Result<Option<Event>, ConnectError> {
+        let site = self.site;
+        match action {
+            // Done already: this is a connection.
+            Action::Connect => {}
+            Action::Send(message) => self.send(&message).await?,
+            Action::TellHead(contribution) => self.send(&told_head(site, contribution)).await?,
+            Action::TellStanding => {
+                let standing = lock(&site.workplace.budget).balance().standing(clock::unix_time_s());
+                if let Some(standing) = standing {
+                    self.send(&SiteToCoordinator::Standing(standing)).await?;
+                }
+            }
+            Action::TellPart(job) => {
+                let part = lock(self.arrivals).begun.as_ref().map(ArrivingModel::holding);
+                if let Some(part) = part.filter(|part| part.job == job && part.received > 0) {
+                    self.send(&SiteToCoordinator::Holding(part)).await?;
+                }
+            }
+            Action::TakeWitness(witnessed) => take_witness(site, &self.coordinator_key, &witnessed)?,
+            Action::Judge { offer, rung } => {
+                let Site { authority, schema, policy, approvals, workplace, .. } = site;
+                let terms = Terms { authority, schema, policy, approvals };
+                let mut budget = lock(&workplace.budget);
+                let judged = judge(terms, &mut budget, &offer, rung, clock::unix_time_s());
+                return Ok(Some(Event::Judged(judged)));
+            }
+            Action::Expect { job, len } => lock(self.arrivals).expect(job, len),
+            Action::Work { contract, start, model } => {
+                let (workplace, worked) = (site.workplace.clone(), self.worked.clone());
+                let span = telemetry::round_span(start.job, start.round);
+                tokio::task::spawn_blocking(move || {
+                    let result = span.in_scope(|| workplace.work(&contract, &start, &model));
+                    // The receiver lives as long as the daemon.
+                    let _ = worked.send((start.job, start.round, result, model));
                 });
-                for case in cases.unwrap_or_default() {
-                    if inbox.send(Incoming::Rung(case.job, case.offer)).await.is_err() {
-                        return;
+            }
+            Action::Upload { job, round, paid, from } => {
+                let PaidBytes { base, content: hash, bytes } = paid;
+                let content = Content { job, round, base, hash, bytes };
+                let connection = self.connection.clone();
+                self.tasks.spawn(async move {
+                    // A lost link shows on the connection; the bytes are sent again then.
+                    let _ = stream::send_content(&connection, &content, from, Taken::InTurn).await;
+                });
+            }
+            Action::Ended { job, known } => {
+                if let Err(error) = site.approvals.ended(job) {
+                    tracing::warn!(error = %describe(&error), "an ended job stays among those to approve");
+                }
+                // The coordinator says so of every old job when a site is back.
+                if known || lock(&site.workplace.budget).holds(job) {
+                    (self.notice)(Notice::JobEnded { job });
+                }
+            }
+            Action::Close(job) => {
+                if let Err(error) = lock(&site.workplace.budget).give_back(job) {
+                    tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
+                }
+                if let Err(error) = site.workplace.outbox.forget(job, None) {
+                    tracing::warn!(%error, "the outbox could not be cleared");
+                }
+                if let Err(error) = site.workplace.feedback.forget(job) {
+                    tracing::warn!(%error, "the feedback folder could not be cleared");
+                }
+            }
+            Action::KeepCertificate(certificate) => {
+                match site.membership.renew(certificate, clock::unix_time_s()) {
+                    Ok(()) => (self.notice)(Notice::Renewed),
+                    Err(error) => {
+                        tracing::warn!(error = %describe(&error), "the certificate was not renewed");
                     }
                 }
             }
+            Action::Notice(event) => (self.notice)(event),
+            Action::Fail(failure) => return Err(failure.into()),
         }
-    });
-    tasks.spawn({
-        let (connection, model_lens, memory) = (connection.clone(), model_lens.clone(), memory.clone());
-        async move {
-            loop {
-                let model = receive_model(&connection, &model_lens, &memory).await;
-                let ended = model.is_err();
-                if inbox.send(Incoming::Model(model)).await.is_err() || ended {
-                    return;
-                }
-            }
-        }
-    });
+        Ok(None)
+    }
 
-    // What the coordinator knows of this site's answers.
-    let mut told: BTreeMap<JobId, Decision> = BTreeMap::new();
-    let mut days = tokio::time::interval(RENEWAL_CHECK);
-    loop {
-        let event = tokio::select! {
-            _ = days.tick() => {
-                if version >= RENEWAL_VERSION && site.membership.renewal_is_due(clock::unix_time_s()) {
-                    stream::send(&mut send, &SiteToCoordinator::Renew(Renew {})).await.map_err(lost)?;
-                }
-                continue;
-            }
-            Some(incoming) = incoming.recv() => match incoming {
-                Incoming::Message(Ok(Some(message))) => match message {
-                    CoordinatorToSite::JobOffer(offer) => {
-                        let considered = consider(site, &offer);
-                        told.insert(considered.answer.job, considered.answer.decision);
-                        match answer(considered, rounds, &model_lens, &mut send, notice).await? {
-                            Some(event) => event,
-                            None => continue,
-                        }
-                    }
-                    CoordinatorToSite::RoundStart(start) => Event::RoundStarted(start),
-                    CoordinatorToSite::JobEnded(ended) => {
-                        lock(&model_lens).remove(&ended.job);
-                        told.remove(&ended.job);
-                        if let Err(error) = site.approvals.ended(ended.job) {
-                            tracing::warn!(error = %describe(&error), "an ended job stays among those to approve");
-                        }
-                        *lock(&memory) = Vec::new();
-                        // The coordinator says so of every old job when a site is back.
-                        let held = lock(&site.workplace.budget).holds(ended.job);
-                        if held || rounds.model_len(&ended.job).is_some() {
-                            notice(Notice::JobEnded { job: ended.job });
-                        }
-                        Event::JobEnded(ended.job)
-                    }
-                    CoordinatorToSite::Receipt(receipt) => {
-                        tracing::debug!(job = %receipt.job.short(), round = receipt.round.0, outcome = ?receipt.outcome, "receipt");
-                        continue;
-                    }
-                    CoordinatorToSite::Witnessed(witnessed) => {
-                        take_witness(site, &coordinator_key, &witnessed)?;
-                        continue;
-                    }
-                    CoordinatorToSite::Renewed(renewed) => {
-                        match site.membership.renew(renewed.certificate, clock::unix_time_s()) {
-                            Ok(()) => notice(Notice::Renewed),
-                            Err(error) => {
-                                tracing::warn!(error = %describe(&error), "the certificate was not renewed");
-                            }
-                        }
-                        continue;
-                    }
-                    CoordinatorToSite::Welcome(_)
-                    | CoordinatorToSite::VersionRefused(_)
-                    | CoordinatorToSite::Enrolled(_) => return Err(ConnectError::Protocol),
-                },
-                // Someone at the site decided: the coordinator is told if that changes the answer.
-                Incoming::Rung(job, offer) => {
-                    let Some(last) = told.get_mut(&job) else { continue };
-                    let considered = consider(site, &offer);
-                    if considered.answer.decision == *last {
-                        continue;
-                    }
-                    *last = considered.answer.decision;
-                    match answer(considered, rounds, &model_lens, &mut send, notice).await? {
-                        Some(event) => event,
-                        None => continue,
-                    }
-                }
-                Incoming::Message(Ok(None)) => return Err(lost(connection.closed().await.into())),
-                Incoming::Message(Err(error)) => return Err(lost(error)),
-                Incoming::Model(Ok(model)) => Event::ModelArrived(model),
-                Incoming::Model(Err(error)) => return Err(lost(error)),
-            },
-            Some((job, round, result, model)) = finished.recv() => {
-                if rounds.model_len(&job).is_some() {
-                    *lock(&memory) = model;
-                }
-                let contribution = result
-                    .inspect_err(|error| tracing::error!(job = %job.short(), round = round.0, error = %describe(error), "the round's work failed"))
-                    .ok();
-                Event::Worked { job, round, contribution }
-            }
-            Some(_) = tasks.join_next() => continue,
-            error = connection.closed() => return Err(lost(error.into())),
-        };
-        for action in rounds.handle(event) {
-            match action {
-                Action::Work { contract, start, model } => {
-                    let (workplace, worked) = (site.workplace.clone(), worked.clone());
-                    let span = telemetry::round_span(start.job, start.round);
-                    tokio::task::spawn_blocking(move || {
-                        let result = span.in_scope(|| workplace.work(&contract, &start, &model));
-                        // The receiver lives as long as the daemon.
-                        let _ = worked.send((start.job, start.round, result, model));
-                    });
-                }
-                Action::Skip { job, round } => {
-                    let skipped = SiteToCoordinator::RoundSkipped(RoundSkipped { job, round });
-                    stream::send(&mut send, &skipped).await.map_err(lost)?;
-                }
-                Action::Send { start, contribution } => {
-                    let (job, round) = (start.job, start.round);
-                    let Contribution { evaluation, update } = contribution;
-                    if evaluation.is_some() || update.is_some() {
-                        // What released them is on disk, so the head covers it.
-                        let head = told_head(site, Some((job, round)));
-                        stream::send(&mut send, &head).await.map_err(lost)?;
-                    }
-                    if let Some(histogram) = evaluation {
-                        let evaluation = SiteToCoordinator::Evaluation(Evaluation { job, round, histogram });
-                        stream::send(&mut send, &evaluation).await.map_err(lost)?;
-                    } else if start.task.evaluate && !start.task.train {
-                        let skipped = SiteToCoordinator::RoundSkipped(RoundSkipped { job, round });
-                        stream::send(&mut send, &skipped).await.map_err(lost)?;
-                    }
-                    match update {
-                        Some((content, bytes)) => {
-                            let connection = connection.clone();
-                            tasks.spawn(async move {
-                                let base = start.model;
-                                // A lost link shows on the connection; the bytes are sent again then.
-                                let _ = stream::send_content(&connection, job, round, base, content, &bytes)
-                                    .await;
-                            });
-                        }
-                        None if start.task.train => {
-                            let skipped = SiteToCoordinator::RoundSkipped(RoundSkipped { job, round });
-                            stream::send(&mut send, &skipped).await.map_err(lost)?;
-                        }
-                        None => {}
-                    }
-                    notice(Notice::Sent { job, round });
-                }
-                Action::Close(job) => {
-                    let closed = {
-                        let mut budget = lock(&site.workplace.budget);
-                        budget.give_back(job)
-                    };
-                    if let Err(error) = closed {
-                        tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
-                    }
-                    if let Err(error) = site.workplace.outbox.forget(job, None) {
-                        tracing::warn!(%error, "the outbox could not be cleared");
-                    }
-                    send_standing(site, &mut send).await?;
-                }
-            }
-        }
+    async fn send(&mut self, message: &SiteToCoordinator) -> Result<(), ConnectError> {
+        stream::send(&mut self.send, message).await.map_err(ConnectError::from_stream)
     }
 }
 
@@ -521,6 +498,119 @@ enum Incoming {
     /// The bell rang, and this job was put before the site's people.
     Rung(JobId, SignedContract),
     Model(Result<GlobalModel, StreamError>),
+}
+
+async fn read_messages(mut receive: RecvStream, inbox: mpsc::Sender<Incoming>) {
+    loop {
+        let message = stream::receive::<CoordinatorToSite>(&mut receive).await;
+        let ended = !matches!(message, Ok(Some(_)));
+        if inbox.send(Incoming::Message(message)).await.is_err() || ended {
+            return;
+        }
+    }
+}
+
+async fn hear_the_bell(approvals: Arc<Approvals>, inbox: mpsc::Sender<Incoming>) {
+    loop {
+        approvals.rung().await;
+        let cases = approvals.all().inspect_err(|error| {
+            tracing::error!(error = %describe(error), "what was decided here cannot be read");
+        });
+        for case in cases.unwrap_or_default() {
+            if inbox.send(Incoming::Rung(case.job, case.offer)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Models as they arrive. What has come in part outlives the connection: the rest is asked for in the next one.
+#[derive(Default)]
+struct Arrivals {
+    /// Bytes of the models of each job that may come.
+    lens: HashMap<JobId, u64>,
+    begun: Option<ArrivingModel>,
+    /// A model's, from one round to the next: fresh pages cost more than what is done with them.
+    memory: Vec<f32>,
+}
+
+impl Arrivals {
+    fn expect(&mut self, job: JobId, len: Option<u64>) {
+        match len {
+            Some(len) => {
+                self.lens.insert(job, len);
+            }
+            None => {
+                self.lens.remove(&job);
+                self.begun.take_if(|begun| begun.holding().job == job);
+                self.memory = Vec::new();
+            }
+        }
+    }
+
+    /// Whether `piece` is the next one of the model that has begun, or begins one that may come.
+    fn takes(&mut self, piece: &Piece) -> bool {
+        if self.lens.get(&piece.job) != Some(&piece.total) {
+            return false;
+        }
+        if self.begun.as_ref().is_some_and(|begun| begun.continues_with(piece)) {
+            return true;
+        }
+        let begun = self.begun.take().map(ArrivingModel::into_memory);
+        let memory = begun.unwrap_or_else(|| std::mem::take(&mut self.memory));
+        self.begun = ArrivingModel::begin(*piece, memory);
+        self.begun.is_some()
+    }
+
+    fn push(&mut self, block: &[u8]) {
+        if let Some(begun) = &mut self.begun {
+            begun.push(block);
+        }
+    }
+}
+
+/// Receives models, whose job must be known and whose length must be its contract's. Pieces that are not the next
+/// of one model are dropped, and with them what was begun.
+async fn read_models(connection: Connection, arrivals: Arc<Mutex<Arrivals>>, inbox: mpsc::Sender<Incoming>) {
+    loop {
+        let model = receive_model(&connection, &arrivals).await;
+        let ended = model.is_err();
+        if inbox.send(Incoming::Model(model)).await.is_err() || ended {
+            return;
+        }
+    }
+}
+
+async fn receive_model(
+    connection: &Connection,
+    arrivals: &Mutex<Arrivals>,
+) -> Result<GlobalModel, StreamError> {
+    loop {
+        let mut stream = connection.accept_uni().await?;
+        let piece = stream::receive_piece(&mut stream).await?;
+        if !lock(arrivals).takes(&piece) {
+            let _ = stream.stop(0u8.into());
+            continue;
+        }
+        let read = stream::receive_blocks(&mut stream, piece.len, |block| -> Result<(), StreamError> {
+            lock(arrivals).push(block);
+            Ok(())
+        });
+        match read.await {
+            // The coordinator gave it up for a newer one.
+            Err(StreamError::ReadExact(
+                ReadExactError::FinishedEarly(_) | ReadExactError::ReadError(ReadError::Reset(_)),
+            )) => continue,
+            read => read?,
+        }
+        let whole = lock(arrivals).begun.take_if(|begun| begun.is_complete());
+        if let Some(model) = whole.map(ArrivingModel::finish) {
+            match model {
+                Some(model) => return Ok(model),
+                None => tracing::warn!(job = %piece.job.short(), "a model did not match its hash"),
+            }
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -572,114 +662,46 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Tells what the budget still allows, so that operators can plan.
-async fn send_standing(site: &Site, send: &mut quinn::SendStream) -> Result<(), ConnectError> {
-    let standing = lock(&site.workplace.budget).balance().standing(clock::unix_time_s());
-    match standing {
-        Some(standing) => stream::send(send, &SiteToCoordinator::Standing(standing))
-            .await
-            .map_err(ConnectError::from_stream),
-        None => Ok(()),
-    }
+/// What offers are held against beside the budget.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The authority's certificate.
+    pub authority: &'a CertificateDer<'static>,
+    /// The site's columns.
+    pub schema: &'a Schema,
+    /// What it allows.
+    pub policy: &'a Policy,
+    /// What its people decided.
+    pub approvals: &'a Approvals,
 }
 
-/// A judged offer.
-struct Considered {
-    answer: JobAnswer,
-    /// What it means for the rounds.
-    event: Option<Event>,
-    decided: Notice,
-}
-
-/// Judges an offer and sets its charges aside.
-fn consider(site: &Site, signed: &SignedContract) -> Considered {
-    let job = JobId::from_bytes(*ContentHash::of(&signed.contract).as_bytes());
-    let now_s = clock::unix_time_s();
-    let checked = offer::check(signed, &site.authority, &site.schema, now_s);
+/// Judges an offer at `now_s` (seconds since 1970) and sets its charges aside; `rung` because of a decision at the
+/// site.
+pub fn judge(
+    terms: Terms<'_>,
+    budget: &mut Budget,
+    signed: &SignedContract,
+    rung: bool,
+    now_s: u64,
+) -> Judged {
+    let job = job_of(signed);
+    let checked = offer::check(signed, terms.authority, terms.schema, now_s);
     let name = checked.as_ref().map_or_else(|_| job.short(), |checked| checked.contract.name.clone());
-    let mut budget = lock(&site.workplace.budget);
     let reserved = checked.and_then(|checked| {
-        offer::permit(&checked, signed, &site.policy, &site.approvals, &budget, now_s)?;
-        offer::reserve(&checked, &mut budget)?;
+        offer::permit(&checked, signed, terms.policy, terms.approvals, budget, now_s)?;
+        offer::reserve(&checked, budget)?;
         Ok(checked)
     });
-    let (decision, event, reason) = match reserved {
-        Ok(checked) => (Decision::Accepted, Some(Event::JobAccepted(checked)), None),
-        Err(error) => {
-            let decision = error.decision();
-            // A running job that the policy no longer allows ends here. What it held is free before the
-            // coordinator hears of it, which will not say that the job has ended.
-            let left = matches!(decision, Decision::RefusedPolicy(_));
-            if let (true, Err(error)) = (left, budget.give_back(job)) {
-                tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
-            }
-            (decision, left.then_some(Event::JobEnded(job)), Some(describe(&error)))
-        }
+    let (decision, contract, reason) = match reserved {
+        Ok(checked) => (Decision::Accepted, Some(checked), None),
+        Err(error) => (error.decision(), None, Some(describe(&error))),
     };
-    let decided = Notice::Decided { job, name, decision, reason };
-    Considered { answer: JobAnswer { job, decision }, event, decided }
-}
-
-/// Answers an offer. An accepted job is known to the rounds before the coordinator hears of it, so that its
-/// model finds it; what else follows is returned.
-async fn answer(
-    considered: Considered,
-    rounds: &mut Rounds,
-    model_lens: &Mutex<HashMap<JobId, u64>>,
-    send: &mut SendStream,
-    notice: &mut impl FnMut(Notice),
-) -> Result<Option<Event>, ConnectError> {
-    let Considered { answer, event, decided } = considered;
-    notice(decided);
-    let event = match event {
-        Some(Event::JobAccepted(contract)) => {
-            rounds.handle(Event::JobAccepted(contract));
-            None
-        }
-        event => event,
-    };
-    match rounds.model_len(&answer.job) {
-        Some(len) if event.is_none() => lock(model_lens).insert(answer.job, len),
-        _ => lock(model_lens).remove(&answer.job),
-    };
-    let answer = SiteToCoordinator::JobAnswer(answer);
-    stream::send(send, &answer).await.map_err(ConnectError::from_stream)?;
-    Ok(event)
-}
-
-/// Receives one whole model, whose job must be known and whose length must be its contract's. Pieces
-/// that are not the next of one model are dropped, and with them what was begun. The model is put into
-/// `memory`'s.
-async fn receive_model(
-    connection: &Connection,
-    model_lens: &Mutex<HashMap<JobId, u64>>,
-    memory: &Mutex<Vec<f32>>,
-) -> Result<GlobalModel, StreamError> {
-    let mut begun: Option<ArrivingModel> = None;
-    loop {
-        let mut stream = connection.accept_uni().await?;
-        let piece = stream::receive_piece(&mut stream).await?;
-        let wanted = lock(model_lens).get(&piece.job) == Some(&piece.total);
-        let arriving = match begun.take() {
-            _ if !wanted => None,
-            Some(arriving) if arriving.continues_with(&piece) => Some(arriving),
-            _ => ArrivingModel::begin(piece, std::mem::take(&mut *lock(memory))),
-        };
-        let Some(mut arriving) = arriving else {
-            let _ = stream.stop(0u8.into());
-            continue;
-        };
-        stream::receive_blocks(&mut stream, piece.len, |block| -> Result<(), StreamError> {
-            arriving.push(block);
-            Ok(())
-        })
-        .await?;
-        if !arriving.is_complete() {
-            begun = Some(arriving);
-        } else if let Some(model) = arriving.finish() {
-            return Ok(model);
-        } else {
-            tracing::warn!(job = %piece.job.short(), "a model did not match its hash");
-        }
+    // A running job that the policy no longer allows ends here. What it held is free before the
+    // coordinator hears of it, which will not say that the job has ended.
+    let left = matches!(decision, Decision::RefusedPolicy(_));
+    if left && let Err(error) = budget.give_back(job) {
+        tracing::error!(error = %describe(&error), "the job's reservation could not be given back");
     }
+    let notice = Notice::Decided { job, name, decision, reason };
+    Judged { answer: JobAnswer { job, decision }, contract, left, notice, rung }
 }

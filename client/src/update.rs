@@ -1,9 +1,13 @@
 //! From noised sums to what leaves: a model that moves by noised sums only, its change as integers, and
 //! both kinds of release as bytes.
 
+use crate::feedback::Feedback;
 use crate::noise::{NoisedHistogram, NoisedSum};
+use weighhouse_shared::compression::Compression;
+use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{Training, UPDATE_LIMIT, UPDATE_STEP};
 use weighhouse_shared::model::LocalOptimizer;
+use weighhouse_shared::privacy::{Generator, GeneratorError};
 use weighhouse_shared::wire::messages::Evaluation;
 
 /// A model on its way through a site's local steps. It starts at the public global model and can move
@@ -51,6 +55,17 @@ impl<'a> LocalModel<'a> {
     }
 }
 
+/// Why an update could not be compressed.
+#[derive(Debug, thiserror::Error)]
+pub enum CompressError {
+    /// What is left cannot be read or kept.
+    #[error("cannot use the feedback folder; is the disk full?")]
+    Feedback(#[from] std::io::Error),
+    /// The system's generator failed.
+    #[error("no randomness to be had from the system")]
+    Generator(#[from] GeneratorError),
+}
+
 /// The change of a model in units of the public update step: made of noised sums only.
 #[derive(Debug)]
 pub struct ModelUpdate {
@@ -65,9 +80,33 @@ impl ModelUpdate {
         Self { bytes: memory }
     }
 
-    /// As it travels: 32-bit little-endian integers.
+    /// As it travels uncompressed: 32-bit little-endian integers.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
+    }
+
+    /// As it travels in a job with this compression. What that leaves out goes into `feedback`, from where what earlier
+    /// updates of the job left out is added.
+    pub fn compressed(
+        self,
+        job: JobId,
+        compression: Compression,
+        feedback: &Feedback,
+    ) -> Result<Vec<u8>, CompressError> {
+        if compression == Compression::None {
+            return Ok(self.bytes);
+        }
+        let (cells, _) = self.bytes.as_chunks::<4>();
+        let mut values: Vec<i32> = cells.iter().map(|cell| i32::from_le_bytes(*cell)).collect();
+        if compression.has_feedback() {
+            feedback.add_to(job, &mut values)?;
+        }
+        // A generator of its own: what it draws protects nobody.
+        let bytes = compression.encode(&mut values, UPDATE_LIMIT, &mut Generator::from_system()?);
+        if compression.has_feedback() {
+            feedback.store(job, &values)?;
+        }
+        Ok(bytes)
     }
 
     /// Adds a constant to the public model, without any record: what a no-training round sends.
@@ -105,6 +144,27 @@ mod tests {
         let (values, rest) = bytes.as_chunks::<4>();
         assert!(rest.is_empty());
         assert!(values.iter().map(|value| i32::from_le_bytes(*value)).eq([limit, -limit, 1 << 19, 0]));
+    }
+
+    /// What each update leaves out is in a later one: after the last that changes nothing, all has been sent.
+    #[test]
+    fn what_top_k_leaves_out_is_sent_later_over_restarts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (job, compression) = (JobId::from_bytes([1; 32]), Compression::TopK { share: 0.25 });
+        let updates: [[i32; 8]; 2] = [[9, -8, 7, -6, 5, -4, 3, -2], [1; 8]];
+        let mut sum = [0i32; 8];
+        for round in 0..5 {
+            let values = updates.get(round).copied().unwrap_or_default();
+            let update = ModelUpdate::of(values.into_iter(), Vec::new());
+            let feedback = Feedback::open(folder.path()).unwrap();
+            let bytes = update.compressed(job, compression, &feedback).unwrap();
+            assert_eq!(bytes.len(), 16);
+            for entry in bytes.as_chunks::<8>().0 {
+                let (at, value) = entry.split_first_chunk::<4>().unwrap();
+                sum[u32::from_le_bytes(*at) as usize] += i32::from_le_bytes(value.try_into().unwrap());
+            }
+        }
+        assert_eq!(sum, std::array::from_fn(|at| updates[0][at] + updates[1][at]));
     }
 
     #[test]

@@ -1,95 +1,46 @@
-//! What a site sent becomes an [`AdmittedUpdate`] or a labelled refusal. Updates are parsed as they
-//! arrive: length, range and hash are known before the round is asked, and memory stays bounded however
-//! long an update is.
+//! What a site sent becomes an [`AdmittedUpdate`] or a labelled refusal, which is an [`Outcome`].
+//!
+//! The checks, in order: rate ([`FaultRate`]), size and shape, round, replay and base model version, all before the
+//! body is read; then, as it arrives, finiteness, range and the hash that the sender gave; at last that the ledger's
+//! head came first and that its debit is the contract's charge. Memory stays bounded however long an update is.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::spool::{Spool, SpoolFile};
+use std::cmp::Ordering;
+use std::io;
+use std::sync::Arc;
+use weighhouse_shared::compression::{Compression, Decoder, Encoding, Malformed};
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId};
 use weighhouse_shared::job::UPDATE_LIMIT;
-use weighhouse_shared::wire::messages::Outcome;
-use weighhouse_shared::wire::stream::{BLOCK_LEN, Piece};
+use weighhouse_shared::wire::messages::{Holding, Outcome};
+use weighhouse_shared::wire::stream::Piece;
 
 /// Updates up to this many bytes wait in memory, longer ones in a file.
 const MEMORY_LEN: u64 = 4 << 20;
 
-/// How many files that are free are kept for the next updates.
-const MAX_SPARE_FILES: usize = 8;
+/// Faulty contributions of one site that are read one right after the other.
+pub const MAX_FAULTS: u64 = 10;
 
-/// Nameless files in one folder for what is longer than memory should hold. A file that has served is
-/// written over: fresh pages cost the processor more than what is put on them.
-#[derive(Debug)]
-pub struct Spool {
-    folder: PathBuf,
-    spare: Mutex<Vec<File>>,
+/// Milliseconds after which one more is.
+pub const FAULT_PAUSE_MS: u64 = 6_000;
+
+/// How often a site was at fault lately: at most [`MAX_FAULTS`] contributions that are refused for a fault are read at
+/// once, and one more every [`FAULT_PAUSE_MS`]. Until then nothing of the site is read. Contributions that
+/// count, however many, do not count against it. Pure: times are milliseconds of any steady clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FaultRate {
+    /// When all faults so far are forgotten.
+    clear_at: u64,
 }
 
-impl Spool {
-    /// Files in `folder`; none is made yet.
-    pub fn new(folder: PathBuf) -> Arc<Self> {
-        Arc::new(Self { folder, spare: Mutex::default() })
+impl FaultRate {
+    /// Whether nothing of the site is read at `now`.
+    pub fn is_exceeded(self, now: u64) -> bool {
+        self.clear_at.saturating_sub(now) > (MAX_FAULTS - 1) * FAULT_PAUSE_MS
     }
 
-    fn spare(&self) -> MutexGuard<'_, Vec<File>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Gives the space of files that are free back to the system.
-    pub fn clear(&self) {
-        self.spare().clear();
-    }
-
-    fn file(self: &Arc<Self>) -> io::Result<SpoolFile> {
-        let spare = self.spare().pop();
-        let file = match spare {
-            Some(mut file) => {
-                file.rewind()?;
-                file
-            }
-            None => tempfile::tempfile_in(&self.folder)?,
-        };
-        Ok(SpoolFile { file: Some(file), written: 0, spool: self.clone() })
-    }
-}
-
-/// A file of the spool, given back to it at the end. What it held before lies behind what was written.
-#[derive(Debug)]
-struct SpoolFile {
-    /// There until it is given back.
-    file: Option<File>,
-    written: u64,
-    spool: Arc<Spool>,
-}
-
-impl SpoolFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.written += bytes.len() as u64;
-        self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes))
-    }
-
-    /// What was written, in parts of whole values.
-    fn read(mut self, mut part: impl FnMut(&[u8])) -> io::Result<()> {
-        let Some(file) = self.file.as_mut() else { return Ok(()) };
-        file.rewind()?;
-        let mut left = usize::try_from(self.written).map_err(io::Error::other)?;
-        let mut block = vec![0; left.min(BLOCK_LEN)];
-        while left > 0 {
-            let block = &mut block[..left.min(BLOCK_LEN)];
-            file.read_exact(block)?;
-            part(block);
-            left -= block.len();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for SpoolFile {
-    fn drop(&mut self) {
-        let mut spare = self.spool.spare();
-        if spare.len() < MAX_SPARE_FILES {
-            spare.extend(self.file.take());
-        }
+    /// The site was at fault at `now`.
+    pub fn note(&mut self, now: u64) {
+        self.clear_at = self.clear_at.max(now) + FAULT_PAUSE_MS;
     }
 }
 
@@ -106,7 +57,9 @@ pub struct Arriving {
     first: Piece,
     received: u64,
     hasher: Hashing,
-    in_range: bool,
+    fault: Option<Outcome>,
+    /// For updates that are compressed.
+    decoder: Option<Decoder>,
     body: Body,
     /// Bytes of a value that was cut by the end of a chunk.
     carry: Vec<u8>,
@@ -132,25 +85,41 @@ pub struct ParsedUpdate {
     pub base: ContentHash,
     /// Hash of its bytes.
     pub content: ContentHash,
-    /// How many they are.
+    /// How many they are, as they came.
     pub len: u64,
+    /// 32-bit integers.
     body: Body,
 }
 
+/// Whether an update of `len` bytes can be one of a job whose updates have `expected`.
+pub fn check_len(len: u64, expected: u64) -> Result<(), Outcome> {
+    match len.cmp(&expected) {
+        Ordering::Less => Err(Outcome::WrongShape),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => Err(Outcome::TooLong),
+    }
+}
+
 impl Arriving {
-    /// Begins with the first piece. `expected_len` is the length of the job's updates; a longer body is
-    /// kept in a file of `spool`.
-    pub fn begin(first: Piece, expected_len: u64, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
-        if first.total != expected_len || first.offset != 0 {
-            return Ok(Err(Outcome::WrongShape));
+    /// Begins with the first piece. `encoding` is that of the job's updates; what is kept is the 32-bit integers, in a file
+    /// of `spool` if they are long.
+    pub fn begin(first: Piece, encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
+        if let Err(outcome) = check_len(first.total, encoding.len()) {
+            return Ok(Err(outcome));
         }
-        let body = if first.total <= MEMORY_LEN {
-            Body::Memory(Vec::with_capacity(first.total as usize))
+        if first.offset != 0 {
+            return Ok(Err(Outcome::Corrupt));
+        }
+        let Encoding { compression, parameters } = encoding;
+        let decoder = (compression != Compression::None).then(|| Decoder::new(compression, parameters));
+        let len = 4 * parameters;
+        let body = if len <= MEMORY_LEN {
+            Body::Memory(Vec::with_capacity(len as usize))
         } else {
             Body::File(spool.file()?)
         };
         let hasher = Hashing(ContentHasher::default());
-        Ok(Ok(Self { first, received: 0, hasher, in_range: true, body, carry: Vec::new() }))
+        Ok(Ok(Self { first, received: 0, hasher, fault: None, decoder, body, carry: Vec::new() }))
     }
 
     /// Whether `piece` is the next one.
@@ -161,10 +130,28 @@ impl Arriving {
             == (first.job, first.round, first.base, first.content, first.total, self.received)
     }
 
+    /// How much of it is here.
+    pub fn holding(&self) -> Holding {
+        let Piece { job, round, content, .. } = self.first;
+        Holding { job, round, content, received: self.received }
+    }
+
     /// Takes the next bytes.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.0.update(bytes);
         self.received += bytes.len() as u64;
+        let Some(mut decoder) = self.decoder.take() else { return self.keep(bytes) };
+        // Bytes that stand for nothing are hashed to their end, so that damage on the way shows as such.
+        if self.fault != Some(Outcome::WrongShape) {
+            let decoded = decoder.push(bytes, |values| Ok(self.keep(values)?));
+            self.judge(decoded)?;
+        }
+        self.decoder = Some(decoder);
+        Ok(())
+    }
+
+    /// Checks integers and keeps them.
+    fn keep(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.check_range(bytes);
         match &mut self.body {
             Body::Memory(body) => body.extend_from_slice(bytes),
@@ -173,20 +160,38 @@ impl Arriving {
         Ok(())
     }
 
+    fn judge(&mut self, decoded: Result<(), Undecoded>) -> io::Result<()> {
+        match decoded {
+            Ok(()) => {}
+            Err(Undecoded::Malformed(_)) => self.fault = Some(Outcome::WrongShape),
+            Err(Undecoded::Disk(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
     fn check_range(&mut self, mut bytes: &[u8]) {
-        let in_range = |value: [u8; 4]| i32::from_le_bytes(value).unsigned_abs() <= UPDATE_LIMIT as u32;
         if !self.carry.is_empty() {
             let missing = (4 - self.carry.len()).min(bytes.len());
             self.carry.extend_from_slice(&bytes[..missing]);
             bytes = &bytes[missing..];
             let Ok(value) = <[u8; 4]>::try_from(self.carry.as_slice()) else { return };
-            self.in_range &= in_range(value);
+            self.check_values(&[value]);
             self.carry.clear();
         }
         let (values, rest) = bytes.as_chunks::<4>();
-        // Without an early end, so that the loop is one pass of wide comparisons.
-        self.in_range &= values.iter().fold(true, |all, value| all & in_range(*value));
+        self.check_values(values);
         self.carry.extend_from_slice(rest);
+    }
+
+    fn check_values(&mut self, values: &[[u8; 4]]) {
+        let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= UPDATE_LIMIT as u32;
+        // Without an early end, so that the loop is one pass of wide comparisons.
+        if !values.iter().fold(true, |all, value| all & in_range(value)) {
+            let mut out = values.iter().filter(|value| !in_range(value));
+            let finite = out.all(|value| f32::from_le_bytes(*value).is_finite());
+            let fault = if finite { Outcome::OutOfRange } else { Outcome::NotFinite };
+            self.fault = self.fault.max(Some(fault));
+        }
     }
 
     /// Whether all bytes are there.
@@ -195,45 +200,68 @@ impl Arriving {
     }
 
     /// The update, or why it is none.
-    pub fn finish(self) -> Result<ParsedUpdate, Outcome> {
-        let Self { first, received, hasher, in_range, body, carry } = self;
-        if received != first.total || !carry.is_empty() || hasher.0.finish() != first.content {
-            return Err(Outcome::Corrupt);
+    pub fn finish(mut self) -> io::Result<Result<ParsedUpdate, Outcome>> {
+        if let (Some(decoder), None) = (self.decoder.take(), self.fault) {
+            let decoded = decoder.finish(|values| Ok(self.keep(values)?));
+            self.judge(decoded)?;
         }
-        if !in_range {
-            return Err(Outcome::OutOfRange);
+        let Self { first, received, hasher, fault, body, carry, .. } = self;
+        if received != first.total || !carry.is_empty() || hasher.0.finish() != first.content {
+            return Ok(Err(Outcome::Corrupt));
+        }
+        if let Some(fault) = fault {
+            return Ok(Err(fault));
         }
         let Piece { job, round, base, content, total: len, .. } = first;
-        Ok(ParsedUpdate { job, round, base, content, len, body })
+        Ok(Ok(ParsedUpdate { job, round, base, content, len, body }))
+    }
+}
+
+/// Why compressed bytes did not become integers that are kept.
+enum Undecoded {
+    Malformed(Malformed),
+    Disk(io::Error),
+}
+
+impl From<Malformed> for Undecoded {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl From<io::Error> for Undecoded {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
     }
 }
 
 /// An update that counts: its round is open, its site is expected and has not contributed yet.
 #[derive(Debug)]
 pub struct AdmittedUpdate {
+    /// Hash of its bytes: what orders a round's updates, whichever came first.
+    pub content: ContentHash,
     body: Body,
 }
 
 impl ParsedUpdate {
     /// Admits the update if the round says so: `verdict` is the round's answer for its site, round and base.
     pub fn admit(self, verdict: Result<(), Outcome>) -> Result<AdmittedUpdate, Outcome> {
-        verdict.map(|()| AdmittedUpdate { body: self.body })
+        verdict.map(|()| AdmittedUpdate { content: self.content, body: self.body })
     }
 }
 
 impl AdmittedUpdate {
-    /// Hands the body over in parts of whole values.
-    pub fn read(self, mut part: impl FnMut(&[u8])) -> io::Result<()> {
-        match self.body {
-            Body::Memory(body) => part(&body),
-            Body::File(file) => file.read(part)?,
+    /// Hands the body over from its beginning, in parts of whole values.
+    pub fn read(&mut self, mut part: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        match &mut self.body {
+            Body::Memory(body) => part(body),
+            Body::File(file) => file.read(part),
         }
-        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -249,6 +277,11 @@ mod tests {
         }
     }
 
+    /// What a file of the spool holds, as if it had been parsed.
+    pub fn admitted_file(file: SpoolFile) -> AdmittedUpdate {
+        AdmittedUpdate { content: ContentHash::of(b"a file"), body: Body::File(file) }
+    }
+
     fn bytes(values: &[i32]) -> Vec<u8> {
         values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
@@ -258,26 +291,72 @@ mod tests {
         parse_in(&Spool::new(folder.path().into()), piece, body, chunk)
     }
 
+    fn read(update: &mut AdmittedUpdate) -> Vec<u8> {
+        let mut read = Vec::new();
+        let append = |part: &[u8]| {
+            read.extend_from_slice(part);
+            Ok(())
+        };
+        update.read(append).unwrap();
+        read
+    }
+
     fn parse_in(
         spool: &Arc<Spool>,
         piece: Piece,
         body: &[u8],
         chunk: usize,
     ) -> Result<ParsedUpdate, Outcome> {
-        let mut arriving = Arriving::begin(piece, body.len() as u64, spool).unwrap()?;
+        let parameters = (body.len() / 4) as u64;
+        parse_as(Encoding { compression: Compression::None, parameters }, spool, piece, body, chunk)
+    }
+
+    fn parse_as(
+        encoding: Encoding,
+        spool: &Arc<Spool>,
+        piece: Piece,
+        body: &[u8],
+        chunk: usize,
+    ) -> Result<ParsedUpdate, Outcome> {
+        let mut arriving = Arriving::begin(piece, encoding, spool).unwrap()?;
         for part in body.chunks(chunk) {
             arriving.push(part).unwrap();
         }
-        arriving.finish()
+        arriving.finish().unwrap()
+    }
+
+    /// A job of three values, of which one is sent: eight bytes, place and value.
+    #[test]
+    fn a_compressed_update_is_kept_as_integers_and_each_way_to_be_wrong_has_its_label() {
+        let spool = Spool::new("".into());
+        let encoding = Encoding { compression: Compression::TopK { share: 0.2 }, parameters: 3 };
+        let sent = |at: i32, value: i32| {
+            let body = bytes(&[at, value]);
+            parse_as(encoding, &spool, piece(&body), &body, 3).map(|update| update.admit(Ok(())).unwrap())
+        };
+        assert_eq!(read(&mut sent(1, -7).unwrap()), bytes(&[0, -7, 0]));
+        assert_eq!(sent(3, 1).unwrap_err(), Outcome::WrongShape);
+        assert_eq!(sent(-1, 1).unwrap_err(), Outcome::WrongShape);
+        assert_eq!(sent(0, UPDATE_LIMIT + 1).unwrap_err(), Outcome::OutOfRange);
+        // A step that makes any level too large.
+        let encoding = Encoding { compression: Compression::Int8, parameters: 1 };
+        let levels = |step: u32, level: u8| {
+            let body = [&step.to_le_bytes()[..], &[level]].concat();
+            parse_as(encoding, &spool, piece(&body), &body, 2)
+        };
+        assert!(levels(UPDATE_LIMIT as u32, 1).is_ok());
+        assert_eq!(levels(UPDATE_LIMIT as u32, 2).unwrap_err(), Outcome::OutOfRange);
+        assert!(matches!(levels(u32::MAX, 0x80).unwrap_err(), Outcome::OutOfRange));
+        assert!(levels(u32::MAX, 127).is_err());
     }
 
     #[test]
     fn a_long_update_reads_back_from_its_file() {
         let body = bytes(&(0..1_500_000).collect::<Vec<i32>>());
-        let update = parse(piece(&body), &body, 65_000).unwrap().admit(Ok(())).unwrap();
-        let mut read = Vec::new();
-        update.read(|part| read.extend_from_slice(part)).unwrap();
-        assert_eq!(read, body);
+        let mut update = parse(piece(&body), &body, 65_000).unwrap().admit(Ok(())).unwrap();
+        for _ in 0..2 {
+            assert_eq!(read(&mut update), body);
+        }
     }
 
     #[test]
@@ -286,26 +365,26 @@ mod tests {
         let spool = Spool::new(folder.path().into());
         for parameters in [1_500_000, 1_200_000] {
             let body = bytes(&(0..parameters).map(|value| value + parameters).collect::<Vec<i32>>());
-            let update = parse_in(&spool, piece(&body), &body, 65_000).unwrap().admit(Ok(())).unwrap();
-            assert_eq!(spool.spare().len(), 0);
-            let mut read = Vec::new();
-            update.read(|part| read.extend_from_slice(part)).unwrap();
-            assert_eq!(read, body);
-            assert_eq!(spool.spare().len(), 1);
+            let mut update = parse_in(&spool, piece(&body), &body, 65_000).unwrap().admit(Ok(())).unwrap();
+            assert_eq!(spool.spare_files(), 0);
+            assert_eq!(read(&mut update), body);
+            drop(update);
+            assert_eq!(spool.spare_files(), 1);
         }
         let body = bytes(&[0; 1_200_000]);
         let refused =
             parse_in(&spool, Piece { content: ContentHash::of(b""), ..piece(&body) }, &body, 65_000);
         assert_eq!(refused.unwrap_err(), Outcome::Corrupt);
-        assert_eq!(spool.spare().len(), 1);
+        assert_eq!(spool.spare_files(), 1);
         spool.clear();
-        assert_eq!(spool.spare().len(), 0);
+        assert_eq!(spool.spare_files(), 0);
     }
 
     #[test]
     fn values_out_of_range_wrong_hashes_and_wrong_lengths_are_refused() {
         let limit = UPDATE_LIMIT;
-        for bad in [limit + 1, -limit - 1, i32::MIN, i32::MAX] {
+        // The last is the largest integer whose bits are those of a finite float.
+        for bad in [limit + 1, -limit - 1, i32::MIN, 0x7f7f_ffff] {
             let body = bytes(&[0, bad, 0]);
             assert_eq!(parse(piece(&body), &body, 5).unwrap_err(), Outcome::OutOfRange);
         }
@@ -314,7 +393,41 @@ mod tests {
         let other = Piece { content: ContentHash::of(b"other"), ..piece(&body) };
         assert_eq!(parse(other, &body, 8).unwrap_err(), Outcome::Corrupt);
         let longer = Piece { total: 12, ..piece(&body) };
-        assert_eq!(parse(longer, &body, 8).unwrap_err(), Outcome::WrongShape);
+        assert_eq!(parse(longer, &body, 8).unwrap_err(), Outcome::TooLong);
+        let shorter = Piece { total: 4, ..piece(&body) };
+        assert_eq!(parse(shorter, &body, 8).unwrap_err(), Outcome::WrongShape);
+        let tail = Piece { offset: 4, ..piece(&body) };
+        assert_eq!(parse(tail, &body, 8).unwrap_err(), Outcome::Corrupt);
+    }
+
+    /// A site that sends its floats as they are. A negative one that is no number reads as a small integer, and is as
+    /// harmless as any other.
+    #[test]
+    fn floats_that_are_no_finite_numbers_are_refused_as_that() {
+        for bad in [f32::NAN, f32::INFINITY, f32::from_bits(0x7f80_0001)] {
+            for before in [0, 1, 3] {
+                let mut body = bytes(&vec![i32::MAX / 2 + 7; before]);
+                body.extend(bad.to_le_bytes());
+                assert_eq!(parse(piece(&body), &body, 5).unwrap_err(), Outcome::NotFinite, "{bad}");
+            }
+        }
+        let body = (-f32::NAN).to_le_bytes();
+        assert!(parse(piece(&body), &body, 4).is_ok());
+    }
+
+    #[test]
+    fn a_site_at_fault_again_and_again_is_not_read_for_a_while() {
+        let mut rate = FaultRate::default();
+        for _ in 0..MAX_FAULTS {
+            assert!(!rate.is_exceeded(1000));
+            rate.note(1000);
+        }
+        assert!(rate.is_exceeded(1000));
+        assert!(rate.is_exceeded(999 + FAULT_PAUSE_MS));
+        assert!(!rate.is_exceeded(1000 + FAULT_PAUSE_MS));
+        rate.note(1000 + FAULT_PAUSE_MS);
+        assert!(rate.is_exceeded(1000 + FAULT_PAUSE_MS));
+        assert!(!rate.is_exceeded(1000 + 20 * FAULT_PAUSE_MS));
     }
 
     proptest! {

@@ -1,16 +1,21 @@
 //! The coordinator's one decider: takes what sessions and operators say, asks the state machines, saves,
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
+mod outbox;
+mod refusals;
 mod requests;
 mod server_state;
 mod witnessing;
 
-use crate::admission::{ParsedUpdate, Spool};
+pub use outbox::{Outbox, Outgoing, ToSite, outbox};
+
+use crate::admission::{FaultRate, ParsedUpdate, check_len};
 use crate::aggregate::Aggregate;
 use crate::authority::Issuer;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
 use crate::roster::SharedRoster;
+use crate::spool::Spool;
 use crate::store::{Alarm, JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
@@ -19,46 +24,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
+use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::evaluation::Quality;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
+use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Population, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
 use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, CoordinatorToSite, Decision, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
-    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
+    CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
+    JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
     RoundStart, RoundSummary, SignedContract,
 };
+use weighhouse_shared::wire::stream::Piece;
 
 /// Messages that may wait for the driver.
 const QUEUE_LEN: usize = 256;
 /// Events that may wait for one watcher before it is dropped.
 const WATCH_LEN: usize = 4096;
-/// What a session is told to send to its site.
-#[derive(Debug)]
-pub enum ToSite {
-    /// A message.
-    Message(CoordinatorToSite),
-    /// A model's bytes for a round.
-    Model {
-        /// The job.
-        job: JobId,
-        /// The round.
-        round: RoundId,
-        /// The model.
-        model: GlobalModel,
-    },
-    /// A last message; the connection ends once it has arrived.
-    Last(CoordinatorToSite),
-    /// The site was revoked, or connected a second time.
-    Close,
-}
-
 /// What a joined site is told once.
 pub type EnrolReply = Option<Enrolled>;
 
@@ -88,7 +75,7 @@ pub enum Input {
         /// How far its ledger has come; the signature was checked.
         head: LedgerHead,
         /// Where to send.
-        outbox: mpsc::UnboundedSender<ToSite>,
+        outbox: Outbox,
     },
     /// A site's session ended.
     Disconnected {
@@ -106,6 +93,15 @@ pub enum Input {
         /// The head.
         head: LedgerHead,
     },
+    /// A site tells what it debited for its next contribution.
+    Debited {
+        /// The site.
+        site: SiteId,
+        /// In which session.
+        session: u64,
+        /// What was debited.
+        debited: Debited,
+    },
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
     /// A site's certificate is about to expire.
@@ -116,16 +112,22 @@ pub enum Input {
     Skipped(SiteId, RoundSkipped),
     /// A site says what its budget still allows.
     Standing(SiteId, Standing),
+    /// One more piece of a site's update to a job came in.
+    Arriving(SiteId, JobId),
     /// A site's update is whole.
     Update(SiteId, ParsedUpdate),
     /// What arrived from a site is no update of this job.
     Refused(SiteId, Receipt),
-    /// How long an update of this job is, in bytes; None if there is no such job for the site.
-    UpdateLen {
-        /// The job.
-        job: JobId,
-        /// The answer.
-        reply: oneshot::Sender<Option<u64>>,
+    /// Says when everything before it was handled.
+    Counted(oneshot::Sender<()>),
+    /// An update begins to arrive: shall it be read?
+    Announced {
+        /// From whom.
+        site: SiteId,
+        /// What its sender says of it.
+        piece: Piece,
+        /// What an update of its job is as bytes; or why it is not read.
+        reply: oneshot::Sender<Result<Encoding, Outcome>>,
     },
     /// An operator's request.
     Request {
@@ -162,7 +164,7 @@ pub enum DriverError {
 
 struct Connected {
     session: u64,
-    outbox: mpsc::UnboundedSender<ToSite>,
+    outbox: Outbox,
 }
 
 /// A job under way: what is not in the store can be rebuilt from it.
@@ -177,6 +179,8 @@ struct Job {
     aggregate: Option<Aggregate>,
     /// Counts of this round's histograms, and how many there are.
     histogram: Option<(Vec<i64>, u32)>,
+    /// Contributions refused so far.
+    refused: BTreeMap<Outcome, u64>,
     watchers: Vec<mpsc::Sender<JobEvent>>,
 }
 
@@ -206,7 +210,8 @@ pub struct Parts {
 /// The decider.
 pub struct Driver {
     parts: Parts,
-    started: Instant,
+    /// Milliseconds since the process began, as of what is being handled.
+    now: u64,
     jobs: BTreeMap<JobId, Job>,
     online: BTreeMap<SiteId, Connected>,
     /// Of every site that was there since this coordinator started.
@@ -214,6 +219,7 @@ pub struct Driver {
     /// Those that said something since witnesses were written last.
     heard: BTreeSet<SiteId>,
     alarms: BTreeMap<SiteId, Alarm>,
+    faults: BTreeMap<SiteId, FaultRate>,
     inbox: mpsc::Receiver<Input>,
 }
 
@@ -225,7 +231,7 @@ impl Driver {
         for (id, record) in parts.store.jobs()? {
             let contract: JobContract = codec::decode(&record.signed.contract)
                 .map_err(|error| DriverError::Job { reason: error.to_string() })?;
-            let machine = JobMachine::restore(
+            let mut machine = JobMachine::restore(
                 contract.into(),
                 record.status,
                 record.round,
@@ -233,6 +239,12 @@ impl Driver {
                 &record.answers,
                 0,
             );
+            if machine.released().is_some() {
+                let first = GlobalModel::initial(id, machine.contract());
+                let first = first.map_err(|error| DriverError::Job { reason: error.to_string() })?.hash;
+                let later = parts.store.rounds(id)?.into_iter().map(|round| round.model);
+                machine.resume(parts.store.released(id)?, std::iter::once(first).chain(later));
+            }
             // What a process that was killed right after a commit did not get to.
             let awaited = (!machine.status().is_final()).then(|| machine.round());
             parts.store.forget_server_states(id, awaited)?;
@@ -245,36 +257,53 @@ impl Driver {
                 state: None,
                 aggregate: None,
                 histogram: None,
+                refused: parts.store.refusals(id)?,
                 watchers: Vec::new(),
             };
             jobs.insert(id, job);
         }
         let alarms = parts.store.alarms()?;
-        let (started, online) = (Instant::now(), BTreeMap::new());
-        let (ledgers, heard) = (BTreeMap::new(), BTreeSet::new());
-        Ok((Self { parts, started, jobs, online, ledgers, heard, alarms, inbox }, sender))
-    }
-
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let (online, ledgers, heard) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let faults = BTreeMap::new();
+        Ok((Self { parts, now: 0, jobs, online, ledgers, heard, alarms, faults, inbox }, sender))
     }
 
     /// Runs until the state can no longer be saved, or nobody can reach it any more.
     pub async fn run(mut self) -> Result<(), DriverError> {
+        let started = Instant::now();
+        let now = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         loop {
             self.measure();
-            let due = self.jobs.values().filter_map(|job| job.machine.next_timeout()).min();
-            let pause = due.map(|due| Duration::from_millis(due.saturating_sub(self.now())));
+            let pause = self.next_timeout().map(|due| Duration::from_millis(due.saturating_sub(now())));
             tokio::select! {
                 input = self.inbox.recv() => match input {
-                    Some(input) => self.take(input)?,
+                    Some(input) => self.handle(input, now())?,
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {
-                    self.for_all_jobs(Event::Tick)?;
+                    self.tick(now())?;
                 }
             }
         }
+    }
+
+    /// When [`Driver::tick`] is due, in milliseconds since the process began, if nothing else happens first.
+    pub fn next_timeout(&self) -> Option<u64> {
+        self.jobs.values().filter_map(|job| job.machine.next_timeout()).min()
+    }
+
+    /// Time has passed: it is `now`, in milliseconds since the process began.
+    pub fn tick(&mut self, now: u64) -> Result<(), DriverError> {
+        self.now = now;
+        self.for_all_jobs(Event::Tick)
+    }
+
+    /// Takes what was said at `now`, in milliseconds since the process began: saves, then puts what is to be sent into
+    /// the outboxes. Waits for nothing and reads no clock that a decision depends on. After an error it is of no more
+    /// use: a new one goes on from the store.
+    pub fn handle(&mut self, input: Input, now: u64) -> Result<(), DriverError> {
+        self.now = now;
+        self.take(input)
     }
 
     fn take(&mut self, input: Input) -> Result<(), DriverError> {
@@ -286,6 +315,7 @@ impl Driver {
                 self.connect(site, Connected { session, outbox }, &head)?;
             }
             Input::Head { site, session, head } => self.take_head(site, session, &head)?,
+            Input::Debited { site, session, debited } => self.take_debited(site, session, &debited)?,
             Input::Disconnected { site, session } => {
                 if self.online.get(&site).is_some_and(|connected| connected.session == session) {
                     self.online.remove(&site);
@@ -317,15 +347,21 @@ impl Driver {
                 }
             }
             Input::Update(site, update) => self.count_update(site, update)?,
-            Input::Refused(site, receipt) => {
-                tracing::warn!(site = %site.short(), job = %receipt.job.short(), outcome = ?receipt.outcome, "an update was refused");
-                self.parts.metrics.contributed(receipt.outcome.label());
-                self.send(site, CoordinatorToSite::Receipt(receipt));
+            Input::Refused(site, Receipt { job, round, outcome }) => {
+                self.refuse(site, job, round, outcome)?
             }
-            Input::UpdateLen { job, reply } => {
-                let network = self.jobs.get(&job).and_then(|job| job.machine.contract().network().ok());
-                let _ = reply.send(network.map(|network| 4 * network.parameter_count() as u64));
+            Input::Counted(reply) => {
+                let _ = reply.send(());
             }
+            Input::Announced { site, piece, reply } => {
+                let answer = self.announced(site, &piece);
+                let wanted = answer.is_ok();
+                let _ = reply.send(answer);
+                if wanted {
+                    self.step(piece.job, Event::Progress(site))?;
+                }
+            }
+            Input::Arriving(site, job) => self.step(job, Event::Progress(site))?,
             Input::Request { request, reply } => {
                 let answer = match self.request(request) {
                     Ok(answer) => answer,
@@ -358,8 +394,7 @@ impl Driver {
 
     fn send(&self, site: SiteId, message: CoordinatorToSite) {
         if let Some(connected) = self.online.get(&site) {
-            // A session that just ended drops its end; its site is told again when it is back.
-            let _ = connected.outbox.send(ToSite::Message(message));
+            connected.outbox.send(ToSite::Message(message));
         }
     }
 
@@ -370,7 +405,7 @@ impl Driver {
 
     /// Handle, persist, then send.
     fn step(&mut self, id: JobId, event: Event) -> Result<(), DriverError> {
-        let now = self.now();
+        let now = self.now;
         let Some(job) = self.jobs.get_mut(&id) else {
             if let Event::SiteOnline(_) | Event::SiteOffline(_) | Event::Tick = event {
                 return Ok(());
@@ -389,7 +424,8 @@ impl Driver {
         }
         let actions = job.machine.handle(event, now);
         let must_save = actions.iter().any(|action| matches!(action, Action::Save | Action::End(_)));
-        let only_save = !actions.iter().any(|action| matches!(action, Action::Commit(_)));
+        let closes = |action: &Action| matches!(action, Action::Commit(_) | Action::GiveUp(_));
+        let only_save = !actions.iter().any(closes);
         if must_save && only_save {
             self.save_with_witnesses(id)?;
         }
@@ -401,7 +437,9 @@ impl Driver {
                     self.send(site, CoordinatorToSite::JobOffer(signed));
                 }
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
-                Action::Commit(round) => self.commit(id, round)?,
+                Action::Commit(round) => self.commit(id, round, true)?,
+                Action::GiveUp(round) => self.commit(id, round, false)?,
+                Action::Late(site, round) => self.left_out(id, site, round),
                 Action::Dismiss(site) => {
                     let reason = "it has all the sites it takes".to_owned();
                     let ended = JobEnded { job: id, status: JobStatus::Failed { reason } };
@@ -426,7 +464,7 @@ impl Driver {
             CoordinatorToSite::RoundStart(RoundStart { job: id, round, task, model: model.hash }),
         );
         if let Some(connected) = self.online.get(&site) {
-            let _ = connected.outbox.send(ToSite::Model { job: id, round, model });
+            connected.outbox.send(ToSite::Model { job: id, round, model });
         }
         Ok(())
     }
@@ -456,6 +494,9 @@ impl Driver {
             model: job.machine.model(),
             answers: job.machine.answers(),
         };
+        if let Some(released) = job.machine.released() {
+            self.parts.store.put_released(id, released)?;
+        }
         Ok(self.parts.store.put_job(id, &record)?)
     }
 
@@ -467,30 +508,39 @@ impl Driver {
         self.tell_witnessed(witnessed)
     }
 
-    /// Stores what the closed round came to, then goes on.
-    fn commit(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
+    /// Stores what the closed round came to, then goes on; nothing of the round counts if it is given up.
+    fn commit(&mut self, id: JobId, round: RoundId, counts: bool) -> Result<(), DriverError> {
         let old = self.model(id)?.hash;
-        let now = self.now();
+        let now = self.now;
         let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
         let trains = contract.task(round).is_some_and(|task| task.train);
         let concludes = trains && round.0 + 1 == contract.training.rounds;
         let mut state = if trains { self.take_server_state(id)? } else { None };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-        let histogram = job.histogram.take();
+        if !counts && let Some(aggregate) = &mut job.aggregate {
+            aggregate.clear().map_err(spool_failed)?;
+        }
+        let histogram = job.histogram.take().filter(|_| counts);
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
         let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
         let Some(mut new) = job.model.take() else { return Ok(()) };
         if let Some(aggregate) = &mut job.aggregate {
-            new = new.averaged(aggregate, state.as_mut());
-            aggregate.clear();
+            new = tokio::task::block_in_place(|| -> std::io::Result<_> {
+                let moved = new.moved_by(aggregate.combine()?, state.as_mut());
+                aggregate.clear()?;
+                Ok(moved)
+            })
+            .map_err(spool_failed)?;
         }
         // From here on the model is what is measured and exported.
         if concludes {
             new = new.concluded(state.take().as_ref());
         }
         let quality = histogram.map(|(counts, _)| Quality::of_counts(&contract.schema.label.kind, &counts));
-        let trained = (round.0 + 1).min(contract.training.rounds);
+        // With the buffered schedule a quick site has released more updates than there were steps.
+        let most = job.machine.released().map(|released| released.values().max().copied().unwrap_or(0));
+        let trained = most.unwrap_or(round.0 + 1).min(contract.training.rounds);
         let steps = trained * contract.training.local_steps;
         let charge = GaussianEvent { steps, ..contract.training_charge() };
         let epsilon = accountant::renyi_epsilon(&[charge], contract.privacy.delta);
@@ -525,7 +575,12 @@ impl Driver {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::End(status) => self.end(id, status)?,
-                Action::Save | Action::Offer(_) | Action::Commit(_) | Action::Dismiss(_) => {}
+                Action::Save
+                | Action::Offer(_)
+                | Action::Commit(_)
+                | Action::GiveUp(_)
+                | Action::Late(..)
+                | Action::Dismiss(_) => {}
             }
         }
         Ok(())
@@ -540,6 +595,9 @@ impl Driver {
         self.parts.spool.clear();
         self.parts.store.forget_server_states(id, None)?;
         let mut watchers = std::mem::take(&mut job.watchers);
+        if let Some(refusals) = job.refusals_event() {
+            tell(&mut watchers, refusals);
+        }
         tell(&mut watchers, JobEvent::Status(status.clone()));
         for (site, decision) in job.machine.answers() {
             if awaits_the_end(&decision) {
@@ -550,64 +608,66 @@ impl Driver {
         Ok(())
     }
 
-    fn receipt(&self, site: SiteId, job: JobId, round: RoundId, outcome: Outcome) {
-        if outcome != Outcome::Admitted {
-            tracing::warn!(site = %site.short(), job = %job.short(), round = round.0, ?outcome, "a contribution was refused");
-        }
-        self.parts.metrics.contributed(outcome.label());
-        self.send(site, CoordinatorToSite::Receipt(Receipt { job, round, outcome }));
-    }
-
     fn count_update(&mut self, site: SiteId, update: ParsedUpdate) -> Result<(), DriverError> {
         let Some(update) = self.received_update(site, update)? else { return Ok(()) };
         let (id, round, base) = (update.job, update.round, update.base);
-        let Some(job) = self.jobs.get_mut(&id) else {
-            self.receipt(site, id, round, Outcome::WrongRound);
-            return Ok(());
+        let Some(job) = self.jobs.get(&id) else {
+            return self.refuse(site, id, round, Outcome::WrongRound);
         };
         let verdict = job.machine.verdict(site, round, Some(base), Part::Update);
+        let verdict = verdict.and_then(|()| self.check_charge(site, id, round, Population::Training));
         match update.admit(verdict) {
-            Err(outcome) => self.receipt(site, id, round, outcome),
+            Err(outcome) => self.refuse(site, id, round, outcome),
             Ok(admitted) => {
-                let network = job.machine.contract().network();
-                let parameters = network.map(|network| network.parameter_count()).unwrap_or_default();
-                let aggregate = job.aggregate.get_or_insert_with(|| Aggregate::new(parameters));
-                // Reading back what was spooled fails only with the disk; the sum is then unusable.
-                tokio::task::block_in_place(|| aggregate.add(admitted)).map_err(|source| {
-                    DriverError::Store(StoreError::Sync { path: "spool".into(), source })
-                })?;
-                self.receipt(site, id, round, Outcome::Admitted);
-                self.counted(id, site, Part::Update, round)?;
+                let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+                if job.aggregate.is_none() {
+                    let contract = job.machine.contract();
+                    let parameters =
+                        contract.network().map(|network| network.parameter_count()).unwrap_or_default();
+                    let aggregate = Aggregate::new(parameters, &contract.federation, &self.parts.spool);
+                    job.aggregate = Some(aggregate.map_err(spool_failed)?);
+                }
+                let staleness = job.machine.staleness(base);
+                let Some(aggregate) = &mut job.aggregate else { return Ok(()) };
+                // Reading back what was spooled fails only with the disk; the aggregate is then unusable.
+                tokio::task::block_in_place(|| aggregate.add(admitted, staleness)).map_err(spool_failed)?;
+                self.admitted(site, id, round);
+                self.counted(id, site, Part::Update, round)
             }
         }
-        Ok(())
     }
 
     fn count_evaluation(&mut self, site: SiteId, evaluation: Evaluation) -> Result<(), DriverError> {
-        if !self.received_evaluation(site, &evaluation)? {
-            self.receipt(site, evaluation.job, evaluation.round, Outcome::Unwitnessed);
-            return Ok(());
-        }
-        let Evaluation { job: id, round, histogram } = evaluation;
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let (id, round) = (evaluation.job, evaluation.round);
+        let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let bins = job.machine.contract().evaluation.as_ref().map_or(0, |plan| plan.bins as usize);
-        let mut verdict = job.machine.verdict(site, round, None, Part::Evaluation);
-        // Counts of at most 2^40 units each keep any sum of sites within 64 bits.
-        if verdict.is_ok() && histogram.len() != 2 * bins {
-            verdict = Err(Outcome::WrongShape);
-        } else if verdict.is_ok() && histogram.iter().any(|count| count.unsigned_abs() > 1 << 40) {
-            verdict = Err(Outcome::OutOfRange);
+        let mut verdict = match self.faults(site).is_exceeded(self.now) {
+            true => Err(Outcome::RateLimited),
+            false => job.machine.verdict(site, round, None, Part::Evaluation),
+        };
+        if !self.received_evaluation(site, &evaluation)? && verdict.is_ok() {
+            verdict = Err(Outcome::Unwitnessed);
         }
+        // Counts of at most 2^40 units each keep any sum of sites within 64 bits.
+        let histogram = evaluation.histogram;
+        let verdict = verdict
+            .and_then(|()| check_len(histogram.len() as u64, 2 * bins as u64))
+            .and_then(|()| {
+                let in_range = histogram.iter().all(|count| count.unsigned_abs() <= 1 << 40);
+                in_range.then_some(()).ok_or(Outcome::OutOfRange)
+            })
+            .and_then(|()| self.check_charge(site, id, round, Population::Holdout));
         match verdict {
-            Err(outcome) => self.receipt(site, id, round, outcome),
+            Err(outcome) => self.refuse(site, id, round, outcome),
             Ok(()) => {
+                let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
                 let (sum, sites) = job.histogram.get_or_insert_with(|| (vec![0; 2 * bins], 0));
                 sum.iter_mut().zip(&histogram).for_each(|(sum, count)| *sum += count);
                 *sites += 1;
-                self.counted(id, site, Part::Evaluation, round)?;
+                self.admitted(site, id, round);
+                self.counted(id, site, Part::Evaluation, round)
             }
         }
-        Ok(())
     }
 
     fn counted(&mut self, id: JobId, site: SiteId, part: Part, round: RoundId) -> Result<(), DriverError> {
@@ -615,7 +675,7 @@ impl Driver {
         let trains = job.machine.contract().task(round).is_some_and(|task| task.train);
         if trains == (part == Part::Update) {
             let (sites_in, sites) = job.machine.contributions();
-            let sites_in = (sites_in + 1).min(sites);
+            let (sites_in, round) = ((sites_in + 1).min(sites), job.machine.round());
             tell(&mut job.watchers, JobEvent::Contributed { round, sites_in, sites });
         }
         self.step(id, Event::Counted(site, part))
@@ -683,6 +743,7 @@ impl Driver {
         let mut past: Vec<JobEvent> = answers.map(answered).collect();
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(None) };
         past.extend(self.parts.store.rounds(id)?.into_iter().map(JobEvent::Committed));
+        past.extend(job.refusals_event());
         past.push(JobEvent::Status(job.machine.status().clone()));
         let (sender, receiver) = mpsc::channel(WATCH_LEN);
         if !job.machine.status().is_final() {
@@ -690,6 +751,11 @@ impl Driver {
         }
         Ok(Some((past, receiver)))
     }
+}
+
+/// The disk under the spool folder failed.
+fn spool_failed(source: std::io::Error) -> DriverError {
+    DriverError::Store(StoreError::Sync { path: "spool".into(), source })
 }
 
 /// Whether a site that answered so wants to know when the job is over.

@@ -1,6 +1,6 @@
 //! The global model as bytes, and the step from one version to the next.
 
-use crate::aggregate::Aggregate;
+use crate::aggregate::Combined;
 use bytes::Bytes;
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId};
 use weighhouse_shared::job::{JobContract, JobError, UPDATE_STEP};
@@ -22,23 +22,21 @@ impl GlobalModel {
         Ok(Self::of(contract.network()?.initial_parameters(*job.as_bytes())))
     }
 
-    fn of(parameters: Vec<f32>) -> Self {
+    pub(crate) fn of(parameters: Vec<f32>) -> Self {
         let mut bytes = Vec::with_capacity(4 * parameters.len());
         bytes.extend(parameters.iter().flat_map(|parameter| parameter.to_le_bytes()));
         Self { hash: ContentHash::of(&bytes), bytes: bytes.into() }
     }
 
-    /// The next version: moved by the mean of the updates, each with the same weight, as the job's server optimiser
-    /// says; without a `state`, each parameter moves by the mean itself (federated averaging). Model and state are
-    /// unchanged if there are no updates. The model's memory is used again if nobody else holds it.
-    pub fn averaged(self, aggregate: &Aggregate, mut state: Option<&mut ServerState>) -> Self {
-        if aggregate.updates() == 0 {
-            return self;
-        }
-        let scale = UPDATE_STEP / f64::from(aggregate.updates());
+    /// The next version: moved by what the round's updates come to, as the job's server optimiser says; without a
+    /// `state`, each parameter moves by just that (federated averaging). Model and state are unchanged if there were no
+    /// updates. The model's memory is used again if nobody else holds it.
+    pub fn moved_by(self, combined: Option<Combined<'_>>, mut state: Option<&mut ServerState>) -> Self {
+        let Some(Combined { sums, divisor }) = combined else { return self };
+        let scale = UPDATE_STEP / divisor as f64;
         let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
         let mut hasher = ContentHasher::default();
-        let sums = aggregate.sums().chunks(BLOCK_LEN / 4);
+        let sums = sums.chunks(BLOCK_LEN / 4);
         if let Some(state) = &mut state {
             state.begin_round();
         }
@@ -79,42 +77,20 @@ impl GlobalModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::{AdmittedUpdate, Arriving, Spool};
-    use weighhouse_shared::ids::RoundId;
+    use crate::aggregate::tests::aggregate_of;
     use weighhouse_shared::model::ServerOptimizer;
-    use weighhouse_shared::wire::stream::Piece;
-
-    fn update(values: &[i32]) -> AdmittedUpdate {
-        let body: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let piece = Piece {
-            job: JobId::from_bytes([0; 32]),
-            round: RoundId(0),
-            base: ContentHash::of(b""),
-            content: ContentHash::of(&body),
-            total: body.len() as u64,
-            offset: 0,
-            len: body.len() as u32,
-        };
-        // Short updates never reach the folder.
-        let mut arriving = Arriving::begin(piece, piece.total, &Spool::new("".into())).unwrap().unwrap();
-        arriving.push(&body).unwrap();
-        arriving.finish().unwrap().admit(Ok(())).unwrap()
-    }
 
     #[test]
     fn the_model_moves_by_the_mean_whatever_the_order() {
         let start = GlobalModel::of(vec![1.0, -1.0]);
         let mut models = Vec::new();
         for order in [[[1 << 20, 0], [0, 1 << 20]], [[0, 1 << 20], [1 << 20, 0]]] {
-            let mut aggregate = Aggregate::new(2);
-            for values in order {
-                aggregate.add(update(&values)).unwrap();
-            }
-            models.push(start.clone().averaged(&aggregate, None));
+            let mut aggregate = aggregate_of("", &order.map(Vec::from));
+            models.push(start.clone().moved_by(aggregate.combine().unwrap(), None));
         }
         assert_eq!(models[0], GlobalModel::of(vec![1.5, -0.5]));
         assert_eq!(models[0], models[1]);
-        assert_eq!(start.clone().averaged(&Aggregate::new(2), None), start);
+        assert_eq!(start.clone().moved_by(None, None), start);
     }
 
     /// More parameters than a block holds, so that places go on from block to block.
@@ -128,10 +104,8 @@ mod tests {
         let mut model = GlobalModel::of(parameters);
         for round in 1..4 {
             let values: Vec<i32> = (0..count as i32).map(|at| ((at % 7 - 3) * round) << 16).collect();
-            let mut aggregate = Aggregate::new(count);
-            aggregate.add(update(&values)).unwrap();
-            aggregate.add(update(&values)).unwrap();
-            model = model.averaged(&aggregate, Some(&mut state));
+            let mut aggregate = aggregate_of("", &[values.clone(), values.clone()]);
+            model = model.moved_by(aggregate.combine().unwrap(), Some(&mut state));
             slow.begin_round();
             for (at, parameter) in expected.iter_mut().enumerate() {
                 *parameter = slow.moved(at, *parameter, f64::from(values[at]) * UPDATE_STEP);
@@ -139,7 +113,7 @@ mod tests {
         }
         assert_eq!(model, GlobalModel::of(expected));
         let before = (model.clone(), state.clone());
-        let model = model.averaged(&Aggregate::new(count), Some(&mut state));
+        let model = model.moved_by(None, Some(&mut state));
         assert_eq!((&model, &state), (&before.0, &before.1), "a round that everyone skipped moves nothing");
         assert_eq!(model.clone().concluded(None), model);
         assert_eq!(model.concluded(Some(&state)), GlobalModel::of(slow.average().unwrap().to_vec()));
@@ -149,15 +123,14 @@ mod tests {
     fn a_model_that_is_still_being_sent_is_left_as_it_is() {
         let start = GlobalModel::of(vec![1.0; 3]);
         let sending = start.bytes.slice(4..);
-        let mut aggregate = Aggregate::new(3);
-        aggregate.add(update(&[1 << 20; 3])).unwrap();
-        let after = start.clone().averaged(&aggregate, None);
+        let mut aggregate = aggregate_of("", &[vec![1 << 20; 3]]);
+        let after = start.clone().moved_by(aggregate.combine().unwrap(), None);
         assert_ne!(after, start);
         assert_eq!(sending, GlobalModel::of(vec![1.0; 2]).bytes);
         // Alone, the same comes out in the same memory.
         drop(sending);
         let place = start.bytes.as_ptr();
-        let again = start.averaged(&aggregate, None);
+        let again = start.moved_by(aggregate.combine().unwrap(), None);
         assert_eq!((again.bytes.as_ptr(), &again), (place, &after));
     }
 }

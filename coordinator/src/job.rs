@@ -4,10 +4,19 @@
 //! A job waits until all sites that are there have answered and enough have agreed. A site that says it
 //! waits for its own people has answered: nobody waits for it, and it comes in with the next round once it
 //! agrees. Then come the rounds:
-//! a round starts for every agreed site that is connected, and closes when each has contributed, has said
-//! it will not, or has been gone for [`GRACE_MS`]; at the latest after the contract's `max_time_s`. A
-//! round that closes with fewer than `min_sites` contributions after that time ends the job with a reason.
+//! a round starts for every agreed site that is connected, and for each that comes before the contract's `min_time_s` are over.
+//! It closes after that time as soon as `min_sites` have contributed and nobody is waited for. A site is waited for until it
+//! has contributed, has said it will not, or has been gone for [`GRACE_MS`]; and all of them only while there is
+//! progress: something of a site came in, or a site came back, within `max_idle_s`. At `max_time_s` a round closes in any
+//! case, and one with fewer contributions than `min_sites` ends the job with a reason; when everyone has left or
+//! skipped before, such a round is given up and the job goes on from the model it had. Sites that a round closes without
+//! are told so; it costs them nothing, and they are in the next.
+//!
+//! With the buffered schedule there are no rounds that all sites go through together: see [`buffered`].
 
+mod buffered;
+
+use buffered::Buffered;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weighhouse_shared::ids::{ContentHash, RoundId, SiteId};
@@ -28,6 +37,8 @@ pub enum Event {
     Answered(SiteId, Decision),
     /// A site will not contribute to the round.
     Skipped(SiteId, RoundId),
+    /// A part of a site's contribution came in.
+    Progress(SiteId),
     /// A site's admitted contribution was counted.
     Counted(SiteId, Part),
     /// The round that was closed is stored, with this model.
@@ -56,6 +67,10 @@ pub enum Action {
     StartRound(SiteId, RoundId, RoundTask),
     /// Store what the round came to, then say [`Event::Committed`].
     Commit(RoundId),
+    /// Store that the round came to nothing and the model is as it was, then say [`Event::Committed`].
+    GiveUp(RoundId),
+    /// Tell a site that the round closed without it.
+    Late(SiteId, RoundId),
     /// Save the job's state: a site's answer or its status changed.
     Save,
     /// The job has all the sites it takes: this one, which accepted, is told that it is over for it.
@@ -92,7 +107,19 @@ impl Progress {
 struct OpenRound {
     task: RoundTask,
     opened: u64,
+    /// When something of a site came in last.
+    progressed: u64,
     sites: BTreeMap<SiteId, Progress>,
+}
+
+/// When an open round may close, in milliseconds of the machine's clock.
+struct Deadlines {
+    /// Not before that.
+    earliest: u64,
+    /// Without progress until then, with enough contributions.
+    idle: u64,
+    /// At the latest.
+    latest: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -100,6 +127,8 @@ enum Phase {
     /// Until enough sites take part; since when.
     Waiting(u64),
     Open(OpenRound),
+    /// With the buffered schedule, while sites train, each at its own pace; since when.
+    Filling(u64),
     /// Until the closed round is stored.
     Committing,
     Over,
@@ -114,6 +143,8 @@ pub struct JobMachine {
     model: ContentHash,
     members: BTreeMap<SiteId, Member>,
     phase: Phase,
+    /// With the buffered schedule.
+    buffered: Option<Buffered>,
     /// When something was last handled: what was due by then has been seen to.
     seen: u64,
 }
@@ -137,7 +168,25 @@ impl JobMachine {
         };
         let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
         let phase = if status.is_final() { Phase::Over } else { Phase::Waiting(now) };
-        Self { contract, status, round, model, members, phase, seen: now }
+        let buffered = Buffered::of(&contract, round, model);
+        Self { contract, status, round, model, members, phase, buffered, seen: now }
+    }
+
+    /// With the buffered schedule: how many updates each site has released, and the models so far, from the first on.
+    pub fn resume(&mut self, released: BTreeMap<SiteId, u32>, models: impl IntoIterator<Item = ContentHash>) {
+        if let Some(buffered) = &mut self.buffered {
+            buffered.resume(released, models);
+        }
+    }
+
+    /// With the buffered schedule: how many updates each site has released, or will not.
+    pub fn released(&self) -> Option<&BTreeMap<SiteId, u32>> {
+        self.buffered.as_ref().map(Buffered::released)
+    }
+
+    /// How many versions ago the model `base` was the newest; 0 for one that is not known.
+    pub fn staleness(&self, base: ContentHash) -> u32 {
+        self.buffered.as_ref().and_then(|buffered| buffered.staleness(base, self.round)).unwrap_or(0)
     }
 
     /// Where the job stands.
@@ -169,6 +218,7 @@ impl JobMachine {
     pub fn contributions(&self) -> (u32, u32) {
         match &self.phase {
             Phase::Open(open) => (count_in(open), open.sites.len() as u32),
+            Phase::Filling(_) => self.buffered.as_ref().map_or((0, 0), Buffered::filling),
             _ => (0, 0),
         }
     }
@@ -186,11 +236,22 @@ impl JobMachine {
         base: Option<ContentHash>,
         part: Part,
     ) -> Result<(), Outcome> {
-        let Phase::Open(open) = &self.phase else { return Err(Outcome::WrongRound) };
-        let progress = open.sites.get(&site).ok_or(Outcome::WrongRound)?;
-        if round != self.round {
-            return Err(Outcome::WrongRound);
+        if let (Phase::Filling(_), Some(buffered)) = (&self.phase, &self.buffered) {
+            let ready = self.members.get(&site).is_some_and(|member| member.ready);
+            return match part {
+                Part::Update if ready => buffered.verdict(site, round, base, self.round),
+                _ => Err(Outcome::WrongRound),
+            };
         }
+        let open = match &self.phase {
+            // The contribution of a site that was too slow.
+            _ if round < self.round => return Err(Outcome::Late),
+            Phase::Over => return Err(Outcome::Late),
+            Phase::Committing if round == self.round => return Err(Outcome::Late),
+            Phase::Open(open) if round == self.round => open,
+            _ => return Err(Outcome::WrongRound),
+        };
+        let progress = open.sites.get(&site).ok_or(Outcome::WrongRound)?;
         if base.is_some_and(|base| base != self.model) {
             return Err(Outcome::WrongModel);
         }
@@ -230,6 +291,9 @@ impl JobMachine {
                 if let Some(member) = self.members.get_mut(&site) {
                     (member.online, member.ready, member.gone_since) = (false, false, now);
                 }
+                if let Some(buffered) = &mut self.buffered {
+                    buffered.stopped(site);
+                }
             }
             Event::Answered(site, decision) => {
                 let full = self.accepted() >= self.contract.federation.max_sites;
@@ -246,17 +310,40 @@ impl JobMachine {
                 if known != Some(decision) {
                     actions.push(Action::Save);
                 }
+                if let Some(buffered) = &mut self.buffered {
+                    // An accepted one starts its turn, maybe again.
+                    buffered.stopped(site);
+                }
                 // One that leaves is not waited for.
                 if let (Phase::Open(open), true) = (&mut self.phase, decision != Decision::Accepted)
                     && let Some(progress) = open.sites.get_mut(&site)
                 {
                     progress.skipped = true;
                 }
-                // Back in the middle of a round: it may send what it has.
-                if let (Phase::Open(open), Decision::Accepted) = (&self.phase, decision)
-                    && open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task))
+                // Back in the middle of a round: it may send what it has. New before its shortest time is over: it takes
+                // part.
+                let min_time = 1000 * u64::from(self.contract.federation.min_time_s);
+                if let (Phase::Open(open), Decision::Accepted) = (&mut self.phase, decision) {
+                    if now < open.opened + min_time {
+                        open.sites.entry(site).or_default();
+                    }
+                    if open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task)) {
+                        open.progressed = now;
+                        actions.push(Action::StartRound(site, self.round, open.task));
+                    }
+                }
+            }
+            Event::Skipped(site, round) if matches!(self.phase, Phase::Filling(_)) => {
+                if let Some(buffered) = &mut self.buffered {
+                    buffered.skipped(site, round);
+                }
+            }
+            Event::Counted(site, Part::Update) if matches!(self.phase, Phase::Filling(_)) => {
+                if let Some(buffered) = &mut self.buffered
+                    && buffered.counted(site)
                 {
-                    actions.push(Action::StartRound(site, self.round, open.task));
+                    self.phase = Phase::Committing;
+                    actions.push(Action::Commit(self.round));
                 }
             }
             Event::Skipped(site, round) => {
@@ -267,10 +354,18 @@ impl JobMachine {
                     progress.skipped = true;
                 }
             }
+            Event::Progress(site) => {
+                if let Phase::Open(open) = &mut self.phase
+                    && open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task))
+                {
+                    open.progressed = now;
+                }
+            }
             Event::Counted(site, part) => {
                 if let Phase::Open(open) = &mut self.phase
                     && let Some(progress) = open.sites.get_mut(&site)
                 {
+                    open.progressed = now;
                     match part {
                         Part::Update => progress.updated = true,
                         Part::Evaluation => progress.evaluated = true,
@@ -280,10 +375,13 @@ impl JobMachine {
             Event::Committed(model) => {
                 self.model = model;
                 self.round = self.round.next();
-                if self.contract.task(self.round).is_none() {
-                    self.end(JobStatus::Finished, &mut actions);
-                } else {
-                    self.phase = Phase::Waiting(now);
+                if let Some(buffered) = &mut self.buffered {
+                    buffered.committed(model);
+                }
+                match self.contract.task(self.round) {
+                    None => self.end(JobStatus::Finished, &mut actions),
+                    Some(task) if task.train && self.buffered.is_some() => self.phase = Phase::Filling(now),
+                    Some(_) => self.phase = Phase::Waiting(now),
                 }
             }
             Event::Stop => self.end(JobStatus::Stopped, &mut actions),
@@ -297,12 +395,27 @@ impl JobMachine {
     pub fn next_timeout(&self) -> Option<u64> {
         let gone =
             self.members.values().filter(|member| !member.online).map(|member| member.gone_since + GRACE_MS);
-        let last = match &self.phase {
-            Phase::Waiting(since) => since + GRACE_MS,
-            Phase::Open(open) => open.opened + 1000 * u64::from(self.contract.federation.max_time_s),
+        let others = match &self.phase {
+            Phase::Waiting(since) => vec![since + GRACE_MS],
+            Phase::Open(open) => {
+                let Deadlines { earliest, idle, latest } = self.deadlines(open);
+                vec![earliest, idle, latest]
+            }
+            Phase::Filling(since) => {
+                vec![since + 1000 * u64::from(self.contract.federation.max_time_s)]
+            }
             Phase::Committing | Phase::Over => return None,
         };
-        gone.chain([last]).filter(|due| *due > self.seen).min()
+        gone.chain(others).filter(|due| *due > self.seen).min()
+    }
+
+    fn deadlines(&self, open: &OpenRound) -> Deadlines {
+        let federation = &self.contract.federation;
+        Deadlines {
+            earliest: open.opened + 1000 * u64::from(federation.min_time_s),
+            idle: open.progressed + 1000 * u64::from(federation.max_idle_s),
+            latest: open.opened + 1000 * u64::from(federation.max_time_s),
+        }
     }
 
     fn end(&mut self, status: JobStatus, actions: &mut Vec<Action>) {
@@ -324,15 +437,21 @@ impl JobMachine {
                 };
                 let waiting =
                     open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
-                let late = now >= open.opened + 1000 * u64::from(self.contract.federation.max_time_s);
+                let Deadlines { earliest, idle, latest } = self.deadlines(open);
                 let (contributions, needed) = (count_in(open), self.contract.federation.min_sites);
+                let enough = contributions >= needed;
                 // A round that everyone skipped or left is given up; its model stays as it was.
-                let nobody_left =
-                    !waiting && open.sites.iter().all(|(_, progress)| progress.is_done(open.task));
-                if (contributions >= needed && (!waiting || late)) || nobody_left {
+                let all_done = open.sites.values().all(|progress| progress.is_done(open.task));
+                let closes = now >= earliest && (!waiting || now >= idle);
+                if enough && (closes || now >= latest) {
+                    let left_out = open.sites.iter().filter(|(_, progress)| !progress.is_done(open.task));
+                    actions.extend(left_out.map(|(site, _)| Action::Late(*site, self.round)));
                     self.phase = Phase::Committing;
                     actions.push(Action::Commit(self.round));
-                } else if late {
+                } else if !enough && all_done && now >= earliest {
+                    self.phase = Phase::Committing;
+                    actions.push(Action::GiveUp(self.round));
+                } else if now >= latest {
                     let reason = format!(
                         "round {} had {contributions} of at least {needed} contributions after {} s; bring more sites \
                          online and submit the job again",
@@ -341,7 +460,36 @@ impl JobMachine {
                     self.end(JobStatus::Failed { reason }, actions);
                 }
             }
+            Phase::Filling(since) => {
+                let late = now >= since + 1000 * u64::from(self.contract.federation.max_time_s);
+                self.keep_filling(late, actions);
+            }
             Phase::Committing | Phase::Over => {}
+        }
+    }
+
+    /// Gives each site that is ready and idle its next turn; ends the job if the buffer cannot fill, or not in time.
+    fn keep_filling(&mut self, late: bool, actions: &mut Vec<Action>) {
+        let Some(buffered) = &mut self.buffered else { return };
+        let (filled, size) = buffered.filling();
+        let agreed = self.members.iter().filter(|(_, member)| member.answer == Some(Decision::Accepted));
+        let spent = buffered.all_released(agreed.map(|(site, _)| *site));
+        if late || spent {
+            let why = match spent {
+                true => "every site has released all updates that the contract allows".to_owned(),
+                false => format!("after {} s", self.contract.federation.max_time_s),
+            };
+            let reason = format!(
+                "step {} had {filled} of {size} updates: {why}; bring more sites online and submit the job again",
+                self.round
+            );
+            return self.end(JobStatus::Failed { reason }, actions);
+        }
+        let ready = self.members.iter().filter(|(_, member)| member.ready);
+        for (site, turn) in buffered.turns(ready.map(|(site, _)| *site)) {
+            if let Some(task) = self.contract.task(turn) {
+                actions.push(Action::StartRound(site, turn, task));
+            }
         }
     }
 
@@ -365,8 +513,12 @@ impl JobMachine {
             self.status = JobStatus::Running;
             actions.push(Action::Save);
         }
+        if self.buffered.is_some() && task.train {
+            self.phase = Phase::Filling(now);
+            return self.keep_filling(false, actions);
+        }
         let sites = ready.iter().map(|site| (*site, Progress::default())).collect();
-        self.phase = Phase::Open(OpenRound { task, opened: now, sites });
+        self.phase = Phase::Open(OpenRound { task, opened: now, progressed: now, sites });
         actions.extend(ready.into_iter().map(|site| Action::StartRound(site, self.round, task)));
     }
 }
@@ -378,198 +530,4 @@ fn count_in(open: &OpenRound) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use weighhouse_shared::job::JobFile;
-    use weighhouse_shared::policy::PolicyRule;
-
-    fn site(number: u8) -> SiteId {
-        SiteId::from_bytes([number; 32])
-    }
-
-    fn model(number: u8) -> ContentHash {
-        ContentHash::from_bytes([number; 32])
-    }
-
-    /// A job of two rounds that is evaluated before the first and after the last.
-    fn machine(min_sites: u32) -> JobMachine {
-        let schema = toml::from_str(
-            "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
-             features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
-        )
-        .unwrap();
-        let file: JobFile = toml::from_str(&format!(
-            "name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n[training]\nrounds = 2\n\
-             [federation]\nmin_sites = {min_sites}\nmax_time_s = 60"
-        ))
-        .unwrap();
-        let contract = Arc::new(file.contract(schema, [0; 16]).unwrap());
-        JobMachine::restore(contract, JobStatus::Waiting, RoundId(0), model(0), &BTreeMap::new(), 0)
-    }
-
-    fn started(actions: &[Action]) -> Vec<SiteId> {
-        let start = |action: &Action| match action {
-            Action::StartRound(site, ..) => Some(*site),
-            _ => None,
-        };
-        actions.iter().filter_map(start).collect()
-    }
-
-    /// Two sites agreed and are in round 0.
-    fn running() -> JobMachine {
-        let mut machine = machine(2);
-        for number in [1, 2] {
-            assert_eq!(machine.handle(Event::SiteOnline(site(number)), 0), [Action::Offer(site(number))]);
-        }
-        assert!(started(&machine.handle(Event::Answered(site(1), Decision::Accepted), 1)).is_empty());
-        let actions = machine.handle(Event::Answered(site(2), Decision::Accepted), 2);
-        assert_eq!(started(&actions), [site(1), site(2)]);
-        assert_eq!(machine.status(), &JobStatus::Running);
-        machine
-    }
-
-    fn contribute(machine: &mut JobMachine, number: u8, part: Part, now: u64) -> Vec<Action> {
-        let base = (part == Part::Update).then(|| machine.model());
-        assert_eq!(machine.verdict(site(number), machine.round(), base, part), Ok(()));
-        machine.handle(Event::Counted(site(number), part), now)
-    }
-
-    #[test]
-    fn a_job_runs_its_rounds_and_a_last_evaluation_and_finishes() {
-        let mut machine = running();
-        for round in 0..2 {
-            assert!(contribute(&mut machine, 1, Part::Update, 10).is_empty());
-            assert_eq!(contribute(&mut machine, 2, Part::Update, 11), [Action::Commit(RoundId(round))]);
-            let actions = machine.handle(Event::Committed(model(1 + round as u8)), 12);
-            assert_eq!(started(&actions).len(), 2);
-        }
-        contribute(&mut machine, 1, Part::Evaluation, 20);
-        assert_eq!(contribute(&mut machine, 2, Part::Evaluation, 21), [Action::Commit(RoundId(2))]);
-        let end = machine.handle(Event::Committed(model(2)), 22);
-        assert_eq!(end, [Action::End(JobStatus::Finished)]);
-        assert_eq!(machine.next_timeout(), None);
-    }
-
-    #[test]
-    fn only_the_first_contribution_of_an_expected_site_to_the_open_round_counts() {
-        let mut machine = running();
-        let verdict = |machine: &JobMachine, number, round, base| {
-            machine.verdict(site(number), RoundId(round), Some(base), Part::Update)
-        };
-        assert_eq!(verdict(&machine, 1, 1, model(0)), Err(Outcome::WrongRound));
-        assert_eq!(verdict(&machine, 3, 0, model(0)), Err(Outcome::WrongRound));
-        assert_eq!(verdict(&machine, 1, 0, model(9)), Err(Outcome::WrongModel));
-        contribute(&mut machine, 1, Part::Update, 10);
-        assert_eq!(verdict(&machine, 1, 0, model(0)), Err(Outcome::Repeated));
-        contribute(&mut machine, 2, Part::Update, 11);
-        assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::WrongRound), "the round is being stored");
-    }
-
-    #[test]
-    fn a_site_that_comes_back_is_given_the_open_round_again_and_one_that_stays_away_is_not_waited_for() {
-        let mut machine = machine(1);
-        for number in [1, 2] {
-            machine.handle(Event::SiteOnline(site(number)), 0);
-        }
-        machine.handle(Event::Answered(site(1), Decision::Accepted), 0);
-        machine.handle(Event::Answered(site(2), Decision::Accepted), 0);
-        machine.handle(Event::SiteOffline(site(2)), 5);
-        assert_eq!(machine.handle(Event::SiteOnline(site(2)), 6), [Action::Offer(site(2))]);
-        let back = machine.handle(Event::Answered(site(2), Decision::Accepted), 7);
-        assert_eq!(started(&back), [site(2)]);
-        machine.handle(Event::SiteOffline(site(2)), 8);
-        assert!(contribute(&mut machine, 1, Part::Update, 9).is_empty());
-        assert_eq!(machine.next_timeout(), Some(8 + GRACE_MS));
-        assert_eq!(machine.handle(Event::Tick, 8 + GRACE_MS), [Action::Commit(RoundId(0))]);
-    }
-
-    #[test]
-    fn a_site_that_waits_for_its_people_is_not_waited_for_and_comes_in_once_it_agrees() {
-        let mut machine = machine(1);
-        for number in [1, 2] {
-            machine.handle(Event::SiteOnline(site(number)), 0);
-        }
-        machine.handle(Event::Answered(site(2), Decision::Waiting), 1);
-        let first = machine.handle(Event::Answered(site(1), Decision::Accepted), 2);
-        assert_eq!(started(&first), [site(1)]);
-        assert_eq!(contribute(&mut machine, 1, Part::Update, 3), [Action::Commit(RoundId(0))]);
-        let agreed = machine.handle(Event::Answered(site(2), Decision::Accepted), 4);
-        assert_eq!(agreed, [Action::Save]);
-        assert_eq!(started(&machine.handle(Event::Committed(model(1)), 5)), [site(1), site(2)]);
-    }
-
-    #[test]
-    fn a_job_short_of_sites_waits_for_approvals_without_a_timer_over_restarts() {
-        let mut machine = machine(1);
-        machine.handle(Event::SiteOnline(site(1)), 0);
-        assert_eq!(machine.handle(Event::Answered(site(1), Decision::Waiting), 1), [Action::Save]);
-        assert!(machine.handle(Event::Tick, GRACE_MS).is_empty());
-        assert_eq!(machine.next_timeout(), None, "nothing is due by itself");
-        let (contract, answers) = (machine.contract().clone(), machine.answers());
-        let mut machine =
-            JobMachine::restore(contract, JobStatus::Waiting, RoundId(0), model(0), &answers, 0);
-        assert_eq!(machine.handle(Event::SiteOnline(site(1)), 1), [Action::Offer(site(1))]);
-        assert!(machine.handle(Event::Answered(site(1), Decision::Waiting), 2).is_empty());
-        assert_eq!(started(&machine.handle(Event::Answered(site(1), Decision::Accepted), 3)), [site(1)]);
-    }
-
-    #[test]
-    fn a_site_that_leaves_in_the_middle_of_a_round_is_not_waited_for() {
-        let mut machine = machine(1);
-        for number in [1, 2] {
-            machine.handle(Event::SiteOnline(site(number)), 0);
-        }
-        machine.handle(Event::Answered(site(1), Decision::Accepted), 0);
-        machine.handle(Event::Answered(site(2), Decision::Accepted), 0);
-        assert!(contribute(&mut machine, 1, Part::Update, 1).is_empty());
-        let left = machine.handle(Event::Answered(site(2), Decision::RefusedPolicy(PolicyRule::Approval)), 2);
-        assert_eq!(left, [Action::Save, Action::Commit(RoundId(0))]);
-        assert_eq!(started(&machine.handle(Event::Committed(model(1)), 3)), [site(1)]);
-    }
-
-    #[test]
-    fn a_job_that_is_full_dismisses_a_site_that_waited() {
-        let mut machine = running();
-        let mut contract = (**machine.contract()).clone();
-        contract.federation.max_sites = 2;
-        machine.contract = contract.into();
-        machine.handle(Event::SiteOnline(site(3)), 5);
-        machine.handle(Event::Answered(site(3), Decision::Waiting), 6);
-        let told = machine.handle(Event::Answered(site(3), Decision::Accepted), 7);
-        assert_eq!((told, machine.accepted()), (vec![Action::Dismiss(site(3))], 2));
-        machine.handle(Event::SiteOffline(site(3)), 8);
-        assert!(machine.handle(Event::SiteOnline(site(3)), 9).is_empty(), "it is not asked again");
-    }
-
-    #[test]
-    fn a_round_without_enough_sites_ends_the_job_with_a_reason_in_time() {
-        let mut machine = running();
-        contribute(&mut machine, 1, Part::Update, 10);
-        machine.handle(Event::SiteOffline(site(2)), 11);
-        assert!(machine.handle(Event::Tick, 30_000).is_empty());
-        let end = machine.handle(Event::Tick, 60_002);
-        let [Action::End(JobStatus::Failed { reason })] = end.as_slice() else { panic!("{end:?}") };
-        assert!(reason.contains("1 of at least 2"), "{reason}");
-    }
-
-    #[test]
-    fn a_round_that_everyone_skips_is_given_up_and_the_job_goes_on() {
-        let mut machine = running();
-        machine.handle(Event::Skipped(site(1), RoundId(0)), 10);
-        assert_eq!(machine.handle(Event::Skipped(site(2), RoundId(0)), 11), [Action::Commit(RoundId(0))]);
-        assert_eq!(started(&machine.handle(Event::Committed(model(0)), 12)).len(), 2);
-    }
-
-    #[test]
-    fn a_restored_job_waits_for_its_sites_before_it_goes_on() {
-        let contract = running().contract().clone();
-        let answers = BTreeMap::from([(site(1), Decision::Accepted), (site(2), Decision::Accepted)]);
-        let mut machine =
-            JobMachine::restore(contract, JobStatus::Running, RoundId(1), model(1), &answers, 100);
-        assert_eq!(machine.handle(Event::SiteOnline(site(1)), 101), [Action::Offer(site(1))]);
-        machine.handle(Event::Answered(site(1), Decision::Accepted), 102);
-        assert_eq!(machine.handle(Event::SiteOnline(site(2)), 103), [Action::Offer(site(2))]);
-        let actions = machine.handle(Event::Answered(site(2), Decision::Accepted), 104);
-        assert_eq!(started(&actions), [site(1), site(2)]);
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ pub mod home;
 pub mod authority;
 pub mod roster;
 pub mod store;
+pub mod spool;
 pub mod admission;
 pub mod aggregate;
 pub mod global_model;

@@ -1,25 +1,33 @@
 //! The QUIC accept loop: who the handshake let in gets a session; all sessions share one driver.
 
-use crate::admission::Spool;
 use crate::driver::{Driver, DriverError, Parts};
 use crate::home::{Home, HomeError, split_address};
 use crate::operator;
 use crate::roster::{Roster, RosterGate, SharedRoster};
-use crate::session::{self, MAX_UPLOADS, Shared};
+use crate::session::{self, Shared, Uploads};
+use crate::spool::Spool;
 use crate::store::{Store, StoreError};
 use quinn::crypto::rustls::QuicServerConfig;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tracing::Instrument;
 use weighhouse_shared::clock;
 use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
-use weighhouse_shared::tls::{self, Credentials, Peer, connected_peer};
+use weighhouse_shared::tls::{self, Credentials, Peer, UnknownCertificate, connected_peer};
 use weighhouse_shared::wire::transport;
 
 /// The most connections at a time, with those still in their handshake.
 const MAX_CONNECTIONS: usize = 20_000;
+/// The most handshakes under way at a time. What comes beyond them is dropped unseen; an honest peer tries again.
+const MAX_HANDSHAKES: usize = 256;
+/// The most handshakes under way from one address: behind one there may be a whole site, or many.
+const MAX_HANDSHAKES_OF_ADDRESS: usize = 64;
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The most connections of one key: a site has one, and another while the first is not yet known to be gone.
+const MAX_CONNECTIONS_OF_KEY: usize = 8;
 
 /// Why the coordinator cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +142,7 @@ impl Coordinator {
             metrics: metrics.clone(),
         };
         let (driver, inbox) = Driver::restore(parts)?;
-        let shared = Arc::new(Shared { inbox, uploads: Semaphore::new(MAX_UPLOADS), spool, roster });
+        let shared = Arc::new(Shared { inbox, uploads: Uploads::new(spool), roster });
         Ok(Self { endpoint, driver, shared, address, home: home.clone(), metrics })
     }
 
@@ -151,6 +159,7 @@ impl Coordinator {
     /// Runs until the state can no longer be saved. Dropping the future ends it safely at any point.
     pub async fn run(self) -> Result<(), ListenError> {
         let Self { endpoint, driver, shared, home, metrics, .. } = self;
+        let (handshakes, connected) = (Counts::<IpAddr>::default(), Counts::<[u8; 32]>::default());
         let renewals = async {
             let mut days = tokio::time::interval(RENEWAL_CHECK);
             // The first tick is at once, and what was due at the start is renewed.
@@ -173,15 +182,27 @@ impl Coordinator {
         let accept = async {
             let mut sessions = 0u64;
             while let Some(incoming) = endpoint.accept().await {
-                if endpoint.open_connections() > MAX_CONNECTIONS {
-                    incoming.refuse();
+                // Nothing is kept, and no key touched, for a peer that has not shown to be where it says it is.
+                if !incoming.remote_address_validated() {
+                    let _ = incoming.retry();
                     continue;
                 }
+                let address = incoming.remote_address().ip();
+                let room = endpoint.open_connections() < MAX_CONNECTIONS && handshakes.all() < MAX_HANDSHAKES;
+                let Some(handshake) =
+                    handshakes.one_more(address, MAX_HANDSHAKES_OF_ADDRESS).filter(|_| room)
+                else {
+                    incoming.ignore();
+                    continue;
+                };
                 sessions += 1;
-                let (shared, session) = (shared.clone(), sessions);
+                let (shared, session, connected) = (shared.clone(), sessions, connected.clone());
                 tokio::spawn(async move {
                     // Whoever fails in the handshake has seen our certificate and nothing else.
-                    let Ok(connection) = incoming.await else { return };
+                    let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE, incoming).await else { return };
+                    drop(handshake);
+                    let Ok(key) = connected_key(&connection) else { return };
+                    let Some(_one) = connected.one_more(key, MAX_CONNECTIONS_OF_KEY) else { return };
                     let Ok(peer) = connected_peer(&connection) else { return };
                     let outcome = match peer {
                         Peer::Operator { .. } => operator::serve(connection, shared).await,
@@ -203,5 +224,84 @@ impl Coordinator {
             () = accept => Ok(()),
             never = renewals => never,
         }
+    }
+}
+
+fn connected_key(connection: &quinn::Connection) -> Result<[u8; 32], UnknownCertificate> {
+    tls::public_key_of(&tls::connected_certificate(connection)?)
+}
+
+/// How many there are of each, and of all.
+#[derive(Debug)]
+struct Counts<K>(Arc<Mutex<BTreeMap<K, usize>>>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct One<K: Ord> {
+    of: K,
+    counts: Counts<K>,
+}
+
+impl<K> Clone for Counts<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K: Ord + Copy> Counts<K> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<K, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> usize {
+        self.lock().values().sum()
+    }
+
+    /// One more of `of`, if there are fewer than `most`.
+    fn one_more(&self, of: K, most: usize) -> Option<One<K>> {
+        let mut counts = self.lock();
+        let count = counts.entry(of).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(One { of, counts: self.clone() })
+    }
+}
+
+impl<K: Ord> Drop for One<K> {
+    fn drop(&mut self) {
+        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.of) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.of);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_than_allowed_of_one_and_what_is_gone_makes_room() {
+        let counts = Counts::<u8>::default();
+        let first = counts.one_more(1, 2).unwrap();
+        let _second = counts.one_more(1, 2).unwrap();
+        assert!(counts.one_more(1, 2).is_none());
+        let _other = counts.one_more(2, 2).unwrap();
+        assert_eq!(counts.all(), 3);
+        drop(first);
+        assert_eq!(counts.all(), 2);
+        assert!(counts.one_more(1, 2).is_some());
+        assert_eq!(counts.lock().len(), 2);
     }
 }

@@ -1,22 +1,23 @@
-//! One connected site: frames and streams on one side, the driver's events on the other.
+//! One connected site: frames and streams on one side, the driver's events on the other. What is said is the
+//! [`SessionMachine`]'s; here are the streams, and what keeps them within bounds.
 
-use crate::admission::{Arriving, Spool};
-use crate::driver::{Inbox, Input, ToSite};
+pub mod machine;
+mod upload;
+
+use crate::driver::{Inbox, Input, Outgoing, ToSite, outbox};
 use crate::roster::SharedRoster;
+use machine::{Action, Event, Failure, SessionMachine, Who};
 use quinn::{Connection, RecvStream, SendStream};
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use weighhouse_shared::ids::SiteId;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use upload::Resumed;
+pub use upload::Uploads;
+use weighhouse_shared::ids::{JobId, SiteId};
 use weighhouse_shared::tls::{self, Peer};
-use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Hello, LedgerHead, Outcome, Receipt, SiteToCoordinator, VersionRefused, Welcome,
-};
-use weighhouse_shared::wire::stream::{self, StreamError};
-use weighhouse_shared::wire::{PROTOCOL_VERSION, common_version};
-
-/// Uploads read at a time, over all sites: more only fight for the same processors.
-pub const MAX_UPLOADS: usize = 8;
+use weighhouse_shared::wire::messages::{CoordinatorToSite, Holding, LedgerHead, SiteToCoordinator};
+use weighhouse_shared::wire::stream::{self, Content, StreamError, Taken};
 
 /// How long a last message may take to arrive.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -26,10 +27,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub struct Shared {
     /// The driver.
     pub inbox: Inbox,
-    /// Permits for reading uploads.
-    pub uploads: Semaphore,
-    /// Where long updates wait.
-    pub spool: Arc<Spool>,
+    /// Updates on their way in.
+    pub uploads: Uploads,
     /// Who may be here.
     pub roster: SharedRoster,
 }
@@ -37,7 +36,7 @@ pub struct Shared {
 impl Shared {
     /// Returns once `site` is not on the roster, or no more.
     async fn revoked(&self, site: SiteId) {
-        let roster = || self.roster.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let roster = || self.roster.read().unwrap_or_else(PoisonError::into_inner);
         let mut revocations = roster().revocations();
         while roster().name_of(site).is_some() && revocations.changed().await.is_ok() {}
     }
@@ -52,12 +51,27 @@ pub enum SessionError {
     /// The peer said something out of turn.
     #[error("the peer does not keep to the protocol")]
     Protocol,
+    /// The peer connected and did not greet.
+    #[error("the peer does not say who it is in time")]
+    Silent,
+    /// The peer does not read what it is sent.
+    #[error("the peer does not read what it is sent")]
+    Slow,
     /// Updates cannot be kept.
     #[error("cannot write to the spool folder; is the disk full?")]
     Spool(#[from] std::io::Error),
     /// The coordinator is shutting down.
     #[error("the coordinator is shutting down")]
     Closing,
+}
+
+impl From<Failure> for SessionError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Protocol => Self::Protocol,
+            Failure::Silent => Self::Silent,
+        }
+    }
 }
 
 /// Serves one site until its connection ends; a revoked one's ends at once, however far it has come.
@@ -86,186 +100,192 @@ async fn converse(
     session: u64,
     shared: Arc<Shared>,
 ) -> Result<(), SessionError> {
-    let (mut send, mut receive) = connection.accept_bi().await.map_err(StreamError::from)?;
-    let first = stream::receive::<SiteToCoordinator>(&mut receive).await?;
-    match (peer, first) {
-        (Peer::Enrolling { public_key, invite, proof }, Some(SiteToCoordinator::Enrol(_))) => {
-            let (reply, answer) = oneshot::channel();
-            let input = Input::Enrol { public_key, invite, proof, reply };
-            shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
-            match answer.await.map_err(|_| SessionError::Closing)? {
-                Some(enrolled) => {
-                    stream::send(&mut send, &CoordinatorToSite::Enrolled(enrolled)).await?;
-                    let _ = send.finish();
-                    // The site closes once it has its certificate.
-                    connection.closed().await;
-                    Ok(())
-                }
-                None => Err(SessionError::Protocol),
-            }
-        }
-        (Peer::Site(site), Some(SiteToCoordinator::Hello(hello))) => {
-            if common_version(hello.protocol).is_none() {
-                let versions = VersionRefused { coordinator: PROTOCOL_VERSION, site: hello.protocol };
-                stream::send(&mut send, &CoordinatorToSite::VersionRefused(versions)).await?;
-                let _ = send.finish();
-                let _ = send.stopped().await;
-                return Ok(());
-            }
-            serve_site(connection, site, session, hello, send, receive, shared).await
-        }
-        _ => Err(SessionError::Protocol),
-    }
-}
-
-async fn serve_site(
-    connection: Connection,
-    site: SiteId,
-    session: u64,
-    hello: Hello,
-    mut send: SendStream,
-    mut receive: RecvStream,
-    shared: Arc<Shared>,
-) -> Result<(), SessionError> {
-    tracing::info!(site = %site.short(), release = %hello.release.escape_debug(), "a site connected");
-    let release = env!("CARGO_PKG_VERSION").to_owned();
-    let protocol = common_version(hello.protocol).ok_or(SessionError::Protocol)?;
-    let welcome = CoordinatorToSite::Welcome(Welcome { protocol, release });
-    stream::send(&mut send, &welcome).await?;
     let certificate = tls::connected_certificate(&connection).map_err(|_| SessionError::Protocol)?;
     let public_key = tls::public_key_of(&certificate).map_err(|_| SessionError::Protocol)?;
-    let head = match stream::receive::<SiteToCoordinator>(&mut receive).await? {
-        Some(SiteToCoordinator::LedgerHead(head)) => checked_head(head, &public_key)?,
-        _ => return Err(SessionError::Protocol),
+    let who = match peer {
+        Peer::Site(site) => Who::Site { site, session, public_key },
+        Peer::Enrolling { .. } => Who::Enrolling,
+        Peer::Operator { .. } | Peer::Coordinator => return Err(SessionError::Protocol),
     };
-    let (outbox, commands) = mpsc::unbounded_channel();
-    let connected = Input::Connected { site, session, head, outbox };
-    shared.inbox.send(connected).await.map_err(|_| SessionError::Closing)?;
-    let outcome = tokio::select! {
-        outcome = read_control(receive, site, session, &public_key, &shared) => outcome,
-        outcome = read_uploads(&connection, site, &shared) => outcome,
-        outcome = write(&connection, send, commands) => outcome,
-    };
-    connection.close(0u8.into(), b"");
-    let disconnected = Input::Disconnected { site, session };
-    shared.inbox.send(disconnected).await.map_err(|_| SessionError::Closing)?;
-    outcome
-}
-
-/// A head that the site signed.
-fn checked_head(head: LedgerHead, public_key: &[u8; 32]) -> Result<LedgerHead, SessionError> {
-    let signed = head.head.is_signed_by(public_key, &head.signature);
-    signed.then_some(head).ok_or(SessionError::Protocol)
-}
-
-async fn read_control(
-    mut receive: RecvStream,
-    site: SiteId,
-    session: u64,
-    public_key: &[u8; 32],
-    shared: &Shared,
-) -> Result<(), SessionError> {
-    while let Some(message) = stream::receive::<SiteToCoordinator>(&mut receive).await? {
-        let input = match message {
-            SiteToCoordinator::JobAnswer(answer) => Input::Answer(site, answer),
-            SiteToCoordinator::Evaluation(evaluation) => Input::Evaluation(site, evaluation),
-            SiteToCoordinator::RoundSkipped(skipped) => Input::Skipped(site, skipped),
-            SiteToCoordinator::Standing(standing) => Input::Standing(site, standing),
-            SiteToCoordinator::Renew(_) => Input::Renew(site),
-            SiteToCoordinator::LedgerHead(head) => {
-                Input::Head { site, session, head: checked_head(head, public_key)? }
-            }
-            SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => return Err(SessionError::Protocol),
+    let started = Instant::now();
+    let now = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let mut machine = SessionMachine::new(who, 0);
+    let greeting = Duration::from_millis(machine::GREETING_MS);
+    let opened = tokio::time::timeout(greeting, connection.accept_bi()).await;
+    let (mut send, mut receive) = opened.map_err(|_| SessionError::Silent)?.map_err(StreamError::from)?;
+    loop {
+        let due = machine.next_timeout().unwrap_or(u64::MAX);
+        let left = Duration::from_millis(due.saturating_sub(now()));
+        let (event, at) = match tokio::time::timeout(left, heard(&mut receive)).await {
+            Ok(message) => (Event::Heard(message?), now()),
+            Err(_) => (Event::Tick, due),
         };
-        shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
+        for action in machine.handle(event, at) {
+            match action {
+                Action::Send(message) => stream::send(&mut send, &message).await?,
+                Action::Last(message) => return say_goodbye(&mut send, &message).await,
+                Action::Enrol => return enrol(&connection, peer, &mut send, &shared).await,
+                Action::Connect(head) => {
+                    let (Peer::Site(site), Who::Site { session, .. }) = (peer, who) else {
+                        return Err(SessionError::Protocol);
+                    };
+                    let (resumes, holds) = (machine.resumes(), Mutex::default());
+                    let site = Served { connection, site, session, shared, resumes, holds };
+                    return site.serve(machine, now, send, receive, head).await;
+                }
+                Action::Fail(failure) => return Err(failure.into()),
+                Action::Tell(_) | Action::Holds(_) => return Err(SessionError::Protocol),
+            }
+        }
     }
+}
+
+/// The next message; a peer that ends its control stream ends the session.
+async fn heard(receive: &mut RecvStream) -> Result<SiteToCoordinator, SessionError> {
+    stream::receive(receive).await?.ok_or(SessionError::Protocol)
+}
+
+/// A peer that does not read a last message in time learns why when it connects again.
+async fn say_goodbye(send: &mut SendStream, message: &CoordinatorToSite) -> Result<(), SessionError> {
+    stream::send(send, message).await?;
+    let _ = send.finish();
+    let _ = tokio::time::timeout(GOODBYE, send.stopped()).await;
     Ok(())
 }
 
-/// Carries out what the driver wants sent, in order; a model is sent beside the control stream.
-async fn write(
+async fn enrol(
     connection: &Connection,
-    mut send: SendStream,
-    mut commands: mpsc::UnboundedReceiver<ToSite>,
-) -> Result<(), SessionError> {
-    let mut models = tokio::task::JoinSet::new();
-    loop {
-        tokio::select! {
-            command = commands.recv() => match command {
-                Some(ToSite::Message(message)) => stream::send(&mut send, &message).await?,
-                Some(ToSite::Model { job, round, model }) => {
-                    let connection = connection.clone();
-                    models.spawn(async move {
-                        let hash = model.hash;
-                        // A lost link shows on the control stream; the round is started again then.
-                        let _ = stream::send_content(&connection, job, round, hash, hash, &model.bytes).await;
-                    });
-                }
-                Some(ToSite::Last(message)) => {
-                    stream::send(&mut send, &message).await?;
-                    let _ = send.finish();
-                    // A peer that does not read it in time learns why when it connects again.
-                    let _ = tokio::time::timeout(GOODBYE, send.stopped()).await;
-                    return Ok(());
-                }
-                Some(ToSite::Close) | None => return Ok(()),
-            },
-            Some(_) = models.join_next() => {}
-        }
-    }
-}
-
-async fn read_uploads(connection: &Connection, site: SiteId, shared: &Shared) -> Result<(), SessionError> {
-    loop {
-        let mut first = connection.accept_uni().await.map_err(StreamError::from)?;
-        let _permit = shared.uploads.acquire().await.map_err(|_| SessionError::Closing)?;
-        let piece = stream::receive_piece(&mut first).await?;
-        let (job, round) = (piece.job, piece.round);
-        let input = match read_upload(connection, first, piece, shared).await? {
-            Ok(update) => Input::Update(site, update),
-            Err(outcome) => Input::Refused(site, Receipt { job, round, outcome }),
-        };
-        shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
-    }
-}
-
-/// Reads one update from its pieces. The pieces of a refused update are dropped one by one as they come.
-async fn read_upload(
-    connection: &Connection,
-    mut stream: RecvStream,
-    mut piece: stream::Piece,
+    peer: Peer,
+    send: &mut SendStream,
     shared: &Shared,
-) -> Result<Result<crate::admission::ParsedUpdate, Outcome>, SessionError> {
+) -> Result<(), SessionError> {
+    let Peer::Enrolling { public_key, invite, proof } = peer else { return Err(SessionError::Protocol) };
     let (reply, answer) = oneshot::channel();
-    shared.inbox.send(Input::UpdateLen { job: piece.job, reply }).await.map_err(|_| SessionError::Closing)?;
-    let Some(expected) = answer.await.map_err(|_| SessionError::Closing)? else {
-        let _ = stream.stop(0u8.into());
-        return Ok(Err(Outcome::WrongRound));
-    };
-    let mut arriving = match Arriving::begin(piece, expected, &shared.spool)? {
-        Ok(arriving) => arriving,
-        Err(outcome) => {
-            let _ = stream.stop(0u8.into());
-            return Ok(Err(outcome));
-        }
-    };
-    loop {
-        let read = stream::receive_blocks(&mut stream, piece.len, |block| Ok(arriving.push(block)?)).await;
-        match read {
-            Ok(()) => {}
-            Err(SessionError::Stream(StreamError::ReadExact(quinn::ReadExactError::FinishedEarly(_)))) => {
-                return Ok(Err(Outcome::Corrupt));
+    let input = Input::Enrol { public_key, invite, proof, reply };
+    shared.inbox.send(input).await.map_err(|_| SessionError::Closing)?;
+    let enrolled = answer.await.map_err(|_| SessionError::Closing)?.ok_or(SessionError::Protocol)?;
+    stream::send(send, &CoordinatorToSite::Enrolled(enrolled)).await?;
+    let _ = send.finish();
+    // The site closes once it has its certificate.
+    let _ = tokio::time::timeout(GOODBYE, connection.closed()).await;
+    Ok(())
+}
+
+/// A site that has greeted.
+struct Served {
+    connection: Connection,
+    site: SiteId,
+    session: u64,
+    shared: Arc<Shared>,
+    /// Whether it goes on with an upload that was cut off.
+    resumes: bool,
+    /// What it holds of each job's model.
+    holds: Mutex<BTreeMap<JobId, Holding>>,
+}
+
+impl Served {
+    async fn serve(
+        self,
+        machine: SessionMachine,
+        now: impl Fn() -> u64,
+        send: SendStream,
+        receive: RecvStream,
+        head: LedgerHead,
+    ) -> Result<(), SessionError> {
+        let (site, session) = (self.site, self.session);
+        let (outbox, commands) = outbox();
+        self.tell(Input::Connected { site, session, head, outbox }).await?;
+        let resumed = Resumed::default();
+        let outcome = tokio::select! {
+            outcome = self.read_control(machine, now, receive) => outcome,
+            outcome = self.shared.uploads.read(&self.connection, site, &self.shared.inbox, &resumed) => outcome,
+            outcome = self.write(send, commands, &resumed) => outcome,
+        };
+        self.connection.close(0u8.into(), b"");
+        self.shared.uploads.park(site, &resumed);
+        self.tell(Input::Disconnected { site, session }).await?;
+        outcome
+    }
+
+    async fn tell(&self, input: Input) -> Result<(), SessionError> {
+        self.shared.inbox.send(input).await.map_err(|_| SessionError::Closing)
+    }
+
+    async fn read_control(
+        &self,
+        mut machine: SessionMachine,
+        now: impl Fn() -> u64,
+        mut receive: RecvStream,
+    ) -> Result<(), SessionError> {
+        while let Some(message) = stream::receive::<SiteToCoordinator>(&mut receive).await? {
+            for action in machine.handle(Event::Heard(message), now()) {
+                match action {
+                    Action::Tell(input) => self.tell(input).await?,
+                    Action::Holds(holding) => self.note(holding),
+                    Action::Fail(failure) => return Err(failure.into()),
+                    _ => return Err(SessionError::Protocol),
+                }
             }
-            Err(error) => return Err(error),
         }
-        if arriving.is_complete() {
-            return Ok(arriving.finish());
-        }
-        stream = connection.accept_uni().await.map_err(StreamError::from)?;
-        piece = stream::receive_piece(&mut stream).await?;
-        if !arriving.continues_with(&piece) {
-            let _ = stream.stop(0u8.into());
-            return Ok(Err(Outcome::Corrupt));
+        Ok(())
+    }
+
+    /// Notes what the site holds of a model: of one job, since a site downloads one after the other.
+    fn note(&self, holding: Holding) {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        *holds = BTreeMap::from([(holding.job, holding)]);
+    }
+
+    /// How much of `content` the site holds.
+    fn held(&self, content: &Content) -> u64 {
+        let holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = holds.get(&content.job);
+        let same = held.filter(|held| (held.round, held.content) == (content.round, content.hash));
+        same.map_or(0, |held| held.received)
+    }
+
+    /// Carries out what the driver wants sent, in order; a model is sent beside the control stream, and a newer one
+    /// of its job takes its place.
+    async fn write(
+        &self,
+        mut send: SendStream,
+        mut commands: Outgoing,
+        resumed: &Resumed,
+    ) -> Result<(), SessionError> {
+        let mut models = tokio::task::JoinSet::new();
+        let mut sending = BTreeMap::<JobId, tokio::task::AbortHandle>::new();
+        loop {
+            tokio::select! {
+                command = commands.next() => match command {
+                    Some(ToSite::Message(message)) => {
+                        if let CoordinatorToSite::RoundStart(start) = &message
+                            && self.resumes
+                            && let Some(holding) = self.shared.uploads.resume(self.site, start, resumed)
+                        {
+                            stream::send(&mut send, &CoordinatorToSite::Holding(holding)).await?;
+                        }
+                        stream::send(&mut send, &message).await?;
+                    }
+                    Some(ToSite::Model { job, round, model }) => {
+                        let hash = model.hash;
+                        let content = Content { job, round, base: hash, hash, bytes: model.bytes };
+                        let (connection, from) = (self.connection.clone(), self.held(&content));
+                        let task = models.spawn(async move {
+                            stream::send_content(&connection, &content, from, Taken::AtOnce).await
+                        });
+                        if let Some(older) = sending.insert(job, task) {
+                            older.abort();
+                        }
+                    }
+                    Some(ToSite::Last(message)) => return say_goodbye(&mut send, &message).await,
+                    Some(ToSite::Close) => return Ok(()),
+                    None => return Err(SessionError::Slow),
+                },
+                // A lost link shows on the control stream too; the round is started again then.
+                Some(sent) = models.join_next() => if let Ok(Err(StreamError::Stalled)) = sent {
+                    return Err(SessionError::Slow);
+                },
+            }
         }
     }
 }

@@ -3,6 +3,10 @@
 //! A value that a later promise depends on is flushed *and* its file synced: the database's own flush
 //! survives a killed process, not a power cut.
 
+mod tree;
+
+pub use tree::MemoryDisk;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,12 +14,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use tree::{Entries, Tree};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Head, SignedWitness, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::codec;
-use weighhouse_shared::wire::messages::{Decision, HeadVerdict, JobStatus, RoundSummary, SignedContract};
+use weighhouse_shared::wire::messages::{
+    Decision, HeadVerdict, JobStatus, Outcome, RoundSummary, SignedContract,
+};
 
 /// Bytes of the database's cache: small, since models are read once a round.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -123,25 +130,37 @@ pub struct Alarm {
     pub standing: bool,
 }
 
+/// Where the trees are.
+#[derive(Debug)]
+enum Medium {
+    /// In the embedded database, whose file is synced.
+    Database(sled::Db, File),
+    /// In memory.
+    Memory(MemoryDisk),
+}
+
 /// The database.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    database: sled::Db,
-    file: File,
-    sites: sled::Tree,
-    jobs: sled::Tree,
-    rounds: sled::Tree,
-    models: sled::Tree,
+    medium: Medium,
+    sites: Tree,
+    jobs: Tree,
+    rounds: Tree,
+    models: Tree,
     /// Job, then the round that comes next (4 bytes, big-endian): the hash under which its server state is kept.
-    server_states: sled::Tree,
-    standings: sled::Tree,
+    server_states: Tree,
+    standings: Tree,
+    /// Job with the buffered schedule: the number of each site's next update.
+    released: Tree,
+    /// Job: contributions refused, by reason.
+    refusals: Tree,
     /// Site, then the head's entries (8 bytes, big-endian).
-    witnesses: sled::Tree,
+    witnesses: Tree,
     /// The latest of each site.
-    alarms: sled::Tree,
-    /// Long models, each in a file named by its hash.
-    folder: PathBuf,
+    alarms: Tree,
+    /// Long models, each in a file named by its hash; in memory they are values like the others.
+    folder: Option<PathBuf>,
 }
 
 impl Store {
@@ -150,29 +169,40 @@ impl Store {
         let failed = |source| StoreError::Database { path: path.into(), source };
         let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
         let database = config.open().map_err(failed)?;
-        let tree = |name| database.open_tree(name).map_err(failed);
-        let (sites, jobs, rounds, models) =
-            (tree("sites-1")?, tree("jobs-1")?, tree("rounds-1")?, tree("models-1")?);
-        let (server_states, standings) = (tree("server-states-1")?, tree("standings-1")?);
-        let (witnesses, alarms) = (tree("witnesses-1")?, tree("ledger-alarms-1")?);
         let file_path = path.join("db");
         let file = File::open(&file_path).map_err(|source| StoreError::Sync { path: file_path, source })?;
         let folder = path.join("models");
         std::fs::create_dir_all(&folder)
             .map_err(|source| StoreError::Sync { path: folder.clone(), source })?;
-        let path = path.to_owned();
+        let tree = |name| database.open_tree(name).map(Tree::Database).map_err(failed);
+        Self::of(path, tree, Medium::Database(database.clone(), file), Some(folder))
+    }
+
+    /// The store on `disk`, as it was left there.
+    pub fn in_memory(disk: &MemoryDisk) -> Result<Self, StoreError> {
+        let tree = |name| Ok(Tree::Memory(name, disk.clone()));
+        Self::of(Path::new("memory"), tree, Medium::Memory(disk.clone()), None)
+    }
+
+    fn of(
+        path: &Path,
+        tree: impl Fn(&'static str) -> Result<Tree, StoreError>,
+        medium: Medium,
+        folder: Option<PathBuf>,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
-            path,
-            database,
-            file,
-            sites,
-            jobs,
-            rounds,
-            models,
-            server_states,
-            standings,
-            witnesses,
-            alarms,
+            path: path.to_owned(),
+            medium,
+            sites: tree("sites-1")?,
+            jobs: tree("jobs-1")?,
+            rounds: tree("rounds-1")?,
+            models: tree("models-1")?,
+            server_states: tree("server-states-1")?,
+            standings: tree("standings-1")?,
+            released: tree("released-1")?,
+            refusals: tree("refusals-1")?,
+            witnesses: tree("witnesses-1")?,
+            alarms: tree("ledger-alarms-1")?,
             folder,
         })
     }
@@ -183,17 +213,22 @@ impl Store {
 
     /// On return, everything written before is on disk.
     pub fn sync(&self) -> Result<(), StoreError> {
-        self.database.flush().map_err(|source| self.failed(source))?;
-        self.file.sync_data().map_err(|source| StoreError::Sync { path: self.path.join("db"), source })
+        match &self.medium {
+            Medium::Database(database, file) => {
+                database.flush().map_err(|source| self.failed(source))?;
+                file.sync_data().map_err(|source| StoreError::Sync { path: self.path.join("db"), source })
+            }
+            Medium::Memory(disk) => disk.sync().map_err(|source| self.failed(source)),
+        }
     }
 
-    fn put<T: Serialize>(&self, tree: &sled::Tree, key: &[u8], value: &T) -> Result<(), StoreError> {
-        tree.insert(key, codec::encode(value)).map(|_| ()).map_err(|source| self.failed(source))
+    fn put<T: Serialize>(&self, tree: &Tree, key: &[u8], value: &T) -> Result<(), StoreError> {
+        tree.insert(key, codec::encode(value)).map_err(|source| self.failed(source))
     }
 
     fn all<T: DeserializeOwned>(
         &self,
-        entries: sled::Iter,
+        entries: Entries,
         what: &'static str,
     ) -> Result<Vec<(sled::IVec, T)>, StoreError> {
         let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| {
@@ -242,6 +277,30 @@ impl Store {
             Ok((JobId::from_bytes(id), job))
         };
         jobs.into_iter().map(with_id).collect()
+    }
+
+    /// Keeps the number of each site's next update of a job.
+    pub fn put_released(&self, id: JobId, released: &BTreeMap<SiteId, u32>) -> Result<(), StoreError> {
+        self.put(&self.released, id.as_bytes(), released)
+    }
+
+    /// The number of each site's next update of a job, as of its last commit.
+    pub fn released(&self, id: JobId) -> Result<BTreeMap<SiteId, u32>, StoreError> {
+        let value = self.released.get(id.as_bytes()).map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "released-1" };
+        Ok(value.map(|value| codec::decode(&value).map_err(damaged)).transpose()?.unwrap_or_default())
+    }
+
+    /// Keeps how many contributions to a job were refused, by reason.
+    pub fn put_refusals(&self, id: JobId, refused: &BTreeMap<Outcome, u64>) -> Result<(), StoreError> {
+        self.put(&self.refusals, id.as_bytes(), refused)
+    }
+
+    /// How many contributions to a job were refused, by reason.
+    pub fn refusals(&self, id: JobId) -> Result<BTreeMap<Outcome, u64>, StoreError> {
+        let value = self.refusals.get(id.as_bytes()).map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "refusals-1" };
+        Ok(value.map(|value| codec::decode(&value).map_err(damaged)).transpose()?.unwrap_or_default())
     }
 
     /// Keeps what a committed round came to.
@@ -304,23 +363,31 @@ impl Store {
 
     /// Keeps a model under its hash. A long one is on disk on return, a short one after [`Store::sync`].
     pub fn put_model(&self, hash: ContentHash, bytes: &[u8]) -> Result<(), StoreError> {
-        if bytes.len() > MODEL_VALUE_LEN {
-            let path = self.folder.join(hash.to_string());
+        if let (true, Some(path)) = (bytes.len() > MODEL_VALUE_LEN, self.model_path(hash)) {
             return write_whole(&path, bytes).map_err(|source| StoreError::Sync { path, source });
         }
-        self.models.insert(hash.as_bytes(), bytes).map(|_| ()).map_err(|source| self.failed(source))
+        self.models.insert(hash.as_bytes(), bytes).map_err(|source| self.failed(source))
+    }
+
+    /// The file of a long model.
+    fn model_path(&self, hash: ContentHash) -> Option<PathBuf> {
+        self.folder.as_ref().map(|folder| folder.join(hash.to_string()))
+    }
+
+    fn damaged(&self, what: &'static str) -> StoreError {
+        StoreError::Damaged { path: self.path.clone(), what }
     }
 
     /// The model with this hash, checked.
     pub fn model(&self, hash: ContentHash) -> Result<Bytes, StoreError> {
         let value = self.models.get(hash.as_bytes()).map_err(|source| self.failed(source))?;
-        let path = self.folder.join(hash.to_string());
-        let bytes = match value {
-            Some(value) => value.to_vec(),
-            None => std::fs::read(&path).map_err(|source| StoreError::Sync { path, source })?,
+        let bytes = match (value, self.model_path(hash)) {
+            (Some(value), _) => value.to_vec(),
+            (None, Some(path)) => std::fs::read(&path).map_err(|source| StoreError::Sync { path, source })?,
+            (None, None) => return Err(self.damaged("models-1")),
         };
         if ContentHash::of(&bytes) != hash {
-            return Err(StoreError::Damaged { path: self.path.clone(), what: "models-1" });
+            return Err(self.damaged("models-1"));
         }
         Ok(bytes.into())
     }
@@ -340,7 +407,7 @@ impl Store {
         let hash = ContentHash::of(&bytes);
         self.put_model(hash, &bytes)?;
         let inserted = self.server_states.insert(key, hash.as_bytes().as_slice());
-        inserted.map(|_| ()).map_err(|source| self.failed(source))
+        inserted.map_err(|source| self.failed(source))
     }
 
     /// What `job` goes into `round` with, checked; `start` before its first round. A state that is not there is an
@@ -389,7 +456,7 @@ impl Store {
         if value.is_some() {
             return Ok(());
         }
-        let path = self.folder.join(hash.to_string());
+        let path = self.model_path(hash).ok_or_else(|| self.damaged("models-1"))?;
         std::fs::remove_file(&path).map_err(|source| StoreError::Sync { path, source })
     }
 }
@@ -470,7 +537,8 @@ mod tests {
         let store = std::iter::repeat_with(|| Store::open(path)).take(100_000).find_map(Result::ok).unwrap();
         assert_eq!(store.server_state(first, RoundId(1), start()).unwrap(), moved(1.0));
         assert_eq!(store.server_state(first, RoundId(2), start()).unwrap(), moved(2.0));
-        let kept_files = || std::fs::read_dir(path.join("models")).unwrap().count() + store.models.len();
+        let kept_files =
+            || std::fs::read_dir(path.join("models")).unwrap().count() + store.models.iter().count();
         assert_eq!(kept_files(), 3);
         store.forget_server_states(first, Some(RoundId(2))).unwrap();
         assert!(store.server_state(first, RoundId(1), start()).is_err());

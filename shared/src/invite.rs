@@ -46,8 +46,11 @@ impl fmt::Display for Invite {
 impl FromStr for Invite {
     type Err = NotAnInvite;
     fn from_str(text: &str) -> Result<Self, NotAnInvite> {
-        let body =
-            text.trim().strip_prefix(PREFIX).filter(|body| body.len() <= MAX_LEN).ok_or(NotAnInvite)?;
+        let body = text
+            .trim()
+            .strip_prefix(PREFIX)
+            .filter(|body| body.len() <= MAX_LEN && body.is_ascii())
+            .ok_or(NotAnInvite)?;
         let bytes = BASE32_NOPAD.decode(body.to_uppercase().as_bytes()).map_err(|_| NotAnInvite)?;
         let (body, check) = bytes.split_last_chunk::<4>().ok_or(NotAnInvite)?;
         if ContentHash::of(body).as_bytes()[..4] != check[..] {
@@ -81,6 +84,16 @@ mod tests {
         let typo = text.replacen('a', "b", 1);
         assert!(typo == text || typo.parse::<Invite>().is_err());
         assert!(!format!("{:?}", invite()).contains('9'));
+    }
+
+    /// The capital of each of these letters is one of an invite's.
+    #[test]
+    fn regression_letters_beyond_ascii_are_no_part_of_an_invite() {
+        let text = invite().to_string();
+        for (letter, other) in [('s', 'ſ'), ('i', 'ı')] {
+            let forged = text.rfind(letter).map(|at| format!("{}{other}{}", &text[..at], &text[at + 1..]));
+            assert_eq!(forged.unwrap().parse::<Invite>(), Err(NotAnInvite));
+        }
     }
 
     proptest! {

@@ -2,19 +2,22 @@
 //! and at what cost in privacy. A person writes a [`JobFile`]; [`JobFile::contract`] fixes every
 //! number in it; the operator signs the result. No code travels.
 
+mod strategy;
 mod training;
 
-pub use training::{OptimizerName, ServerOptimizerName, Training, TrainingAsked};
+pub use strategy::{MAX_COMPARED_SITES, Rule, Strategy, StrategyName};
+pub use training::{OptimizerName, Training, TrainingAsked};
 
+use crate::compression::{Compression, Encoding};
 use crate::ids::JobId;
-use crate::model::{ModelSpec, Network, ServerOptimizer, ServerState};
+use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
 use crate::privacy::grid::{Clipping, Grid, MAX_CUSTOMER_ROWS};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{Schema, SchemaError};
 use crate::wire::codec;
 use serde::{Deserialize, Serialize};
-use training::ServerOptimizerAsked;
+use strategy::StrategyAsked;
 
 /// One unit of an update's integers, in units of the model's parameters.
 ///
@@ -95,7 +98,7 @@ impl Default for EvaluationAsked {
     }
 }
 
-/// The `[federation]` of a job file. A key that its `server_optimizer` does not know is refused, not ignored.
+/// The `[federation]` of a job file. A key that its `strategy` does not know is refused, not ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FederationAsked {
@@ -105,25 +108,74 @@ pub struct FederationAsked {
     pub min_sites: u32,
     /// A job takes the first this many sites that accept it.
     pub max_sites: u32,
-    /// Seconds a round waits for contributions once enough sites take part.
+    /// Seconds a round stays open at least; a site that comes in that time takes part in it.
+    pub min_time_s: u32,
+    /// Seconds after which a round closes, whoever is missing.
     pub max_time_s: u32,
-    /// How the mean update moves the global model.
-    pub server_optimizer: ServerOptimizerName,
-    /// For any but none; left out: 0.1 for momentum, 0.05 for adam and yogi.
+    /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
+    pub max_idle_s: u32,
+    /// When the coordinator steps.
+    pub schedule: ScheduleName,
+    /// For buffered: updates in a step; left out: `min_sites`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_size: Option<u32>,
+    /// How the sites' updates move the global model.
+    pub strategy: StrategyName,
+    /// For fedavgm, fedadagrad, fedadam and fedyogi; left out: 0.1 for fedavgm, 0.05 for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_learning_rate: Option<f64>,
-    /// For momentum; left out: 0.9.
+    /// For fedavgm; left out: 0.9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_momentum: Option<f64>,
-    /// For adam and yogi; left out: 0.9.
+    /// For fedadam and fedyogi; left out: 0.9.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_beta1: Option<f64>,
-    /// For adam and yogi; left out: 0.99.
+    /// For fedadam and fedyogi; left out: 0.99.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_beta2: Option<f64>,
-    /// For adam and yogi; left out: 1e-3.
+    /// For fedadagrad, fedadam and fedyogi; left out: 1e-3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_epsilon: Option<f64>,
+    /// For trimmed_mean: share of the updates left out at each end of each parameter; left out: 0.2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trim_share: Option<f64>,
+    /// For krum, multi_krum and bulyan: hostile sites allowed for; left out: as many as `min_sites` allows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostile_sites: Option<u32>,
+    /// L2 norm to which the coordinator scales down each site's update; left out: as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_bound: Option<f64>,
+    /// How updates travel.
+    pub compression: CompressionName,
+    /// For top_k: share of the values that are sent; left out: 0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k_share: Option<f64>,
+}
+
+/// When the coordinator steps, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleName {
+    /// [`FederationSchedule::Synchronous`].
+    #[default]
+    Synchronous,
+    /// [`FederationSchedule::Buffered`].
+    Buffered,
+}
+
+/// Ways for updates to travel, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompressionName {
+    /// [`Compression::None`].
+    #[default]
+    None,
+    /// [`Compression::Int8`].
+    Int8,
+    /// [`Compression::Int4`].
+    Int4,
+    /// [`Compression::TopK`].
+    TopK,
 }
 
 impl Default for FederationAsked {
@@ -132,30 +184,72 @@ impl Default for FederationAsked {
             mode: ProtectionMode::Site,
             min_sites: 2,
             max_sites: 10_000,
+            min_time_s: 0,
             max_time_s: 600,
-            server_optimizer: ServerOptimizerName::None,
+            max_idle_s: 120,
+            schedule: ScheduleName::Synchronous,
+            buffer_size: None,
+            strategy: StrategyName::FedAvg,
             server_learning_rate: None,
             server_momentum: None,
             server_beta1: None,
             server_beta2: None,
             server_epsilon: None,
+            trim_share: None,
+            hostile_sites: None,
+            norm_bound: None,
+            compression: CompressionName::None,
+            top_k_share: None,
         }
     }
 }
 
 impl FederationAsked {
     fn fixed(&self) -> Result<Federation, JobError> {
-        let Self { mode, min_sites, max_sites, max_time_s, .. } = *self;
-        let server_optimizer = ServerOptimizerAsked {
-            name: self.server_optimizer,
+        let Self { mode, min_sites, max_sites, min_time_s, max_time_s, max_idle_s, norm_bound, .. } = *self;
+        let strategy = StrategyAsked {
+            name: self.strategy,
             learning_rate: self.server_learning_rate,
             momentum: self.server_momentum,
             beta1: self.server_beta1,
             beta2: self.server_beta2,
             epsilon: self.server_epsilon,
+            trim_share: self.trim_share,
+            hostile_sites: self.hostile_sites,
         }
-        .fixed()?;
-        Ok(Federation { mode, min_sites, max_sites, max_time_s, server_optimizer })
+        .fixed(min_sites)?;
+        let schedule = match (self.schedule, self.buffer_size) {
+            (ScheduleName::Buffered, size) => {
+                FederationSchedule::Buffered { buffer_size: size.unwrap_or(min_sites) }
+            }
+            (ScheduleName::Synchronous, None) => FederationSchedule::Synchronous,
+            (ScheduleName::Synchronous, Some(_)) => {
+                let belongs_to = "schedule = \"buffered\"";
+                return Err(JobError::Stray { field: "federation.buffer_size", belongs_to });
+            }
+        };
+        let compression = match (self.compression, self.top_k_share) {
+            (CompressionName::TopK, share) => Compression::TopK { share: share.unwrap_or(0.1) },
+            (_, Some(_)) => {
+                let belongs_to = "compression = \"top_k\"";
+                return Err(JobError::Stray { field: "federation.top_k_share", belongs_to });
+            }
+            (CompressionName::None, None) => Compression::None,
+            (CompressionName::Int8, None) => Compression::Int8,
+            (CompressionName::Int4, None) => Compression::Int4,
+        };
+        Ok(Federation {
+            mode,
+            min_sites,
+            max_sites,
+            min_time_s,
+            max_time_s,
+            max_idle_s,
+            schedule,
+            strategy,
+            norm_bound,
+            compression,
+        })
     }
 }
 
@@ -169,10 +263,45 @@ pub struct Federation {
     pub min_sites: u32,
     /// A job takes the first this many sites that accept it.
     pub max_sites: u32,
-    /// Seconds a round waits for contributions once enough sites take part.
+    /// Seconds a round stays open at least; a site that comes in that time takes part in it.
+    pub min_time_s: u32,
+    /// Seconds after which a round closes, whoever is missing.
     pub max_time_s: u32,
-    /// How the mean update moves the global model.
-    pub server_optimizer: ServerOptimizer,
+    /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
+    pub max_idle_s: u32,
+    /// When the coordinator steps.
+    pub schedule: FederationSchedule,
+    /// How the sites' updates move the global model.
+    pub strategy: Strategy,
+    /// L2 norm, in units of the model's parameters, to which the coordinator scales down each site's update.
+    pub norm_bound: Option<f64>,
+    /// How updates travel.
+    pub compression: Compression,
+}
+
+/// When the coordinator steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum FederationSchedule {
+    /// Once a round: all sites train from one model, and the round closes.
+    #[default]
+    Synchronous,
+    /// Buffered asynchronous aggregation (Nguyen et al. 2022, "FedBuff"): each site trains from the newest model at its
+    /// own pace, and the coordinator steps whenever so many updates have come in. A site's round is then the number of
+    /// its own update: it releases, and is charged for, at most `training.rounds` of them, as in the other schedule.
+    Buffered {
+        /// Updates in a step.
+        buffer_size: u32,
+    },
+}
+
+/// One, in units of [`staleness_weight`].
+pub const WHOLE_WEIGHT: u32 = 1 << 16;
+
+/// What an update counts that was trained from a model `staleness` versions old: 1 / sqrt(1 + staleness) as in FedBuff,
+/// rounded to units of 1 / [`WHOLE_WEIGHT`]. A public function of public numbers.
+pub fn staleness_weight(staleness: u32) -> u32 {
+    (f64::from(WHOLE_WEIGHT) / (1.0 + f64::from(staleness)).sqrt()).round() as u32
 }
 
 /// How a site's contribution is protected before it leaves.
@@ -291,6 +420,28 @@ pub enum JobError {
         /// What it goes with.
         belongs_to: &'static str,
     },
+    /// The fewest sites of a round are too few for what the strategy has to withstand.
+    #[error(
+        "strategy \"{strategy}\" needs at least {needs} sites in a round ({why}), federation.min_sites is {min_sites}; raise it"
+    )]
+    TooFewSites {
+        /// The strategy's name.
+        strategy: &'static str,
+        /// How many it needs.
+        needs: u32,
+        /// By which rule.
+        why: &'static str,
+        /// How many there may be.
+        min_sites: u32,
+    },
+    /// The strategy compares updates of one model, which buffered ones are not.
+    #[error(
+        "strategy \"{strategy}\" does not go with schedule = \"buffered\"; use one that averages, or synchronous"
+    )]
+    NotBuffered {
+        /// The strategy's name.
+        strategy: &'static str,
+    },
     /// Neither or both of epsilon and noise are asked for.
     #[error("[privacy] needs either `epsilon` or `noise_multiplier`, and not both")]
     Asked,
@@ -370,7 +521,7 @@ impl JobFile {
         let evaluation = match self.evaluation.every {
             0 => None,
             every => {
-                let count = evaluation_count(self.training.rounds, every);
+                let count = evaluation_count(federation.schedule, self.training.rounds, every);
                 let noise_multiplier = noise(SamplingRate::new(1.0).expect("1 is a rate"), count)?;
                 Some(Evaluation { every, bins: self.evaluation.bins, noise_multiplier })
             }
@@ -395,9 +546,13 @@ fn range(field: &'static str, range: &'static str, value: f64, holds: bool) -> R
     if holds { Ok(()) } else { Err(JobError::Range { field, range, got: value }) }
 }
 
-/// Evaluations in a job of `rounds` rounds: before rounds 0, every, 2 every …, and of the final model.
-fn evaluation_count(rounds: u32, every: u32) -> u32 {
-    rounds.div_ceil(every) + 1
+/// Evaluations in a job of `rounds` rounds: before rounds 0, every, 2 every …, and of the final model; of that alone
+/// where sites do not go through rounds together.
+fn evaluation_count(schedule: FederationSchedule, rounds: u32, every: u32) -> u32 {
+    match schedule {
+        FederationSchedule::Synchronous => rounds.div_ceil(every) + 1,
+        FederationSchedule::Buffered { .. } => 1,
+    }
 }
 
 impl JobContract {
@@ -415,8 +570,8 @@ impl JobContract {
         let network = self.network()?;
         self.training.check()?;
         self.check_customer_rows(&network)?;
-        let Federation { min_sites, max_sites, max_time_s, server_optimizer, .. } = self.federation;
-        training::check_server(server_optimizer)?;
+        let Federation { min_sites, max_sites, min_time_s, max_time_s, max_idle_s, strategy, .. } =
+            self.federation;
         range(
             "federation.min_sites",
             "from 1 to 100000",
@@ -431,6 +586,32 @@ impl JobContract {
             max_time_s.into(),
             (1..=1_000_000).contains(&max_time_s),
         )?;
+        let min_holds = min_time_s <= max_time_s;
+        range("federation.min_time_s", "from 0 to max_time_s", min_time_s.into(), min_holds)?;
+        let idle_holds = (1..=1_000_000).contains(&max_idle_s);
+        range("federation.max_idle_s", "from 1 to 1000000", max_idle_s.into(), idle_holds)?;
+        strategy.check(min_sites, max_sites, self.training.proximal)?;
+        if let FederationSchedule::Buffered { buffer_size } = self.federation.schedule {
+            let holds = (1..=min_sites).contains(&buffer_size);
+            range("federation.buffer_size", "from 1 to min_sites", buffer_size.into(), holds)?;
+            range(
+                "federation.min_time_s",
+                "0 with schedule = \"buffered\"",
+                min_time_s.into(),
+                min_time_s == 0,
+            )?;
+            if strategy.rule() != Rule::Mean {
+                return Err(JobError::NotBuffered { strategy: strategy.name() });
+            }
+        }
+        if let Compression::TopK { share } = self.federation.compression {
+            let holds = (1e-6..=1.0).contains(&share);
+            range("federation.top_k_share", "from 1e-6 to 1", share, holds)?;
+        }
+        if let Some(bound) = self.federation.norm_bound {
+            let holds = bound > 0.0 && bound <= 1e6;
+            range("federation.norm_bound", "above 0 and at most 1e6", bound, holds)?;
+        }
         if let Some(Evaluation { every, bins, .. }) = self.evaluation {
             range("evaluation.every", "from 1 to 100000", every.into(), (1..=100_000).contains(&every))?;
             range("evaluation.bins", "from 2 to 1000", bins.into(), (2..=1000).contains(&bins))?;
@@ -472,6 +653,12 @@ impl JobContract {
             .map_err(|error| JobError::Model { reason: error.to_string() })
     }
 
+    /// What the contract's updates are as bytes.
+    pub fn update_encoding(&self) -> Result<Encoding, JobError> {
+        let parameters = self.network()?.parameter_count() as u64;
+        Ok(Encoding { compression: self.federation.compression, parameters })
+    }
+
     /// The grid on which the contract's gradients are clipped and summed.
     pub fn grid(&self) -> Grid {
         Grid::new(self.privacy.clip_norm).with_clipping(self.training.clipping)
@@ -480,7 +667,8 @@ impl JobContract {
     /// What the coordinator keeps over the rounds of the contract beside a model of `parameters` parameters, before
     /// the first; None if nothing.
     pub fn server_state(&self, parameters: usize) -> Option<ServerState> {
-        ServerState::start(self.federation.server_optimizer, self.training.average_weights, parameters)
+        let optimizer = self.federation.strategy.server_optimizer();
+        ServerState::start(optimizer, self.training.average_weights, parameters)
     }
 
     /// What all training of the job costs a training customer.
@@ -502,17 +690,19 @@ impl JobContract {
         self.evaluation.as_ref().map(|evaluation| GaussianEvent {
             noise_multiplier: evaluation.noise_multiplier,
             sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
-            steps: evaluation_count(self.training.rounds, evaluation.every),
+            steps: evaluation_count(self.federation.schedule, self.training.rounds, evaluation.every),
         })
     }
 
     /// What is done in round `round`: rounds 0 to R-1 train, round R only evaluates the final model.
-    /// None past the end.
+    /// None past the end. With the buffered schedule the round is the number of a site's own update, and only the
+    /// final model is evaluated.
     pub fn task(&self, round: crate::ids::RoundId) -> Option<RoundTask> {
         let (rounds, every) = (self.training.rounds, self.evaluation.as_ref().map(|plan| plan.every));
         let train = round.0 < rounds;
-        let evaluate =
-            every.is_some_and(|every| round.0 == rounds || (train && round.0.is_multiple_of(every)));
+        let together = self.federation.schedule == FederationSchedule::Synchronous;
+        let evaluate = every
+            .is_some_and(|every| round.0 == rounds || (train && together && round.0.is_multiple_of(every)));
         (train || evaluate).then_some(RoundTask { train, evaluate })
     }
 }
@@ -560,18 +750,18 @@ mod tests {
     fn a_choice_is_fixed_with_its_usual_numbers_and_those_that_were_given() {
         let plain = contract_of("", "").unwrap();
         assert_eq!(plain.training.optimizer, Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 });
-        assert_eq!(plain.federation.server_optimizer, ServerOptimizer::Plain);
+        assert_eq!((plain.federation.strategy, plain.federation.norm_bound), (Strategy::FedAvg, None));
         assert_eq!(plain.server_state(2), None);
         let contract = contract_of(
             "optimizer = \"adamw\"\nbeta1 = 0.5\nschedule = \"cosine\"\nwarmup_steps = 10\nproximal = 0.1",
-            "server_optimizer = \"yogi\"\nserver_beta2 = 0.9",
+            "strategy = \"fedyogi\"\nserver_beta2 = 0.9",
         )
         .unwrap();
         let (beta1, beta2, epsilon, weight_decay) = (0.5, 0.999, 1e-8, 0.01);
         assert_eq!(contract.training.optimizer, Optimizer::AdamW { beta1, beta2, epsilon, weight_decay });
         assert!(contract.training.learning_rate < plain.training.learning_rate);
-        let yogi = ServerOptimizer::Yogi { learning_rate: 0.05, beta1: 0.9, beta2: 0.9, epsilon: 1e-3 };
-        assert_eq!(contract.federation.server_optimizer, yogi);
+        let yogi = Strategy::FedYogi { learning_rate: 0.05, beta1: 0.9, beta2: 0.9, epsilon: 1e-3 };
+        assert_eq!(contract.federation.strategy, yogi);
         assert!(contract.server_state(2).is_some());
         assert!(contract_of("average_weights = 0.9", "").unwrap().server_state(2).is_some());
     }
@@ -589,17 +779,17 @@ mod tests {
                 "",
                 "training.momentum goes with optimizer = \"sgd\" only",
             ),
-            ("", "server_learning_rate = 1.0", "a server_optimizer other than \"none\""),
+            ("", "server_learning_rate = 1.0", "\"fedadam\" or \"fedyogi\" only; leave it out"),
+            ("", "strategy = \"krum\"\ntrim_share = 0.1", "strategy = \"trimmed_mean\" only"),
+            ("", "strategy = \"fedmedian\"\nhostile_sites = 2", "\"multi_krum\" or \"bulyan\" only"),
+            ("", "compression = \"int8\"\ntop_k_share = 0.1", "compression = \"top_k\" only"),
+            ("proximal = 0.1", "", "training.proximal goes with strategy = \"fedprox\""),
             (
                 "",
-                "server_optimizer = \"adam\"\nserver_momentum = 0.9",
-                "server_optimizer = \"momentum\" only; leave it out",
+                "strategy = \"fedadam\"\nserver_momentum = 0.9",
+                "strategy = \"fedavgm\" only; leave it out",
             ),
-            (
-                "",
-                "server_optimizer = \"momentum\"\nserver_epsilon = 0.1",
-                "federation.server_epsilon goes with",
-            ),
+            ("", "strategy = \"fedavgm\"\nserver_epsilon = 0.1", "federation.server_epsilon goes with"),
         ] {
             let error = contract_of(training, federation).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
@@ -609,7 +799,7 @@ mod tests {
     #[test]
     fn numbers_of_optimizers_out_of_their_range_are_refused_by_name() {
         let adam = |key: &str| format!("optimizer = \"adam\"\n{key}");
-        let server = |key: &str| format!("server_optimizer = \"adam\"\n{key}");
+        let server = |key: &str| format!("strategy = \"fedadam\"\n{key}");
         for (training, federation) in [
             ("momentum = 1.0".to_owned(), String::new()),
             ("weight_decay = -0.1".into(), String::new()),
@@ -623,7 +813,17 @@ mod tests {
             (String::new(), server("server_beta1 = 1.5")),
             (String::new(), server("server_beta2 = nan")),
             (String::new(), server("server_epsilon = 2.0")),
-            (String::new(), "server_optimizer = \"momentum\"\nserver_momentum = 1.0".into()),
+            (String::new(), "strategy = \"fedavgm\"\nserver_momentum = 1.0".into()),
+            (String::new(), "strategy = \"fedadagrad\"\nserver_epsilon = 0.0".into()),
+            (String::new(), "strategy = \"trimmed_mean\"\nmin_sites = 9\ntrim_share = 0.5".into()),
+            (String::new(), "strategy = \"krum\"\nmin_sites = 9\nhostile_sites = 0".into()),
+            (String::new(), "strategy = \"krum\"\nmin_sites = 9\nmax_sites = 1001".into()),
+            (String::new(), "min_time_s = 601".into()),
+            (String::new(), "max_idle_s = 0".into()),
+            (String::new(), "compression = \"top_k\"\ntop_k_share = 0.0".into()),
+            (String::new(), "compression = \"top_k\"\ntop_k_share = 1.5".into()),
+            (String::new(), "norm_bound = 0.0".into()),
+            (String::new(), "norm_bound = nan".into()),
         ] {
             let error = contract_of(&training, &federation).unwrap_err();
             let JobError::Range { field, .. } = error else { panic!("{error}") };
@@ -639,9 +839,84 @@ mod tests {
         contract.training.optimizer = Optimizer::Sgd { momentum: f64::NAN, weight_decay: 0.0 };
         assert!(matches!(contract.validate(), Err(JobError::Range { field: "training.momentum", .. })));
         let mut contract = contract_of("", "").unwrap();
-        contract.federation.server_optimizer =
-            ServerOptimizer::Momentum { learning_rate: 1e3, momentum: 0.9 };
+        contract.federation.strategy = Strategy::FedAvgM { learning_rate: 1e3, momentum: 0.9 };
         assert!(contract.validate().is_err());
+    }
+
+    #[test]
+    fn a_buffered_job_is_charged_for_as_many_updates_as_one_in_rounds_and_one_evaluation() {
+        let rounds = contract_of("", "min_sites = 4").unwrap();
+        let buffered = contract_of("", "min_sites = 4\nschedule = \"buffered\"").unwrap();
+        assert_eq!(buffered.federation.schedule, FederationSchedule::Buffered { buffer_size: 4 });
+        assert_eq!(buffered.training_charge(), rounds.training_charge());
+        assert_eq!(buffered.evaluation_charge().unwrap().steps, 1);
+        let last = buffered.training.rounds;
+        let evaluated: Vec<u32> =
+            (0..=last).filter(|round| buffered.task(crate::ids::RoundId(*round)).unwrap().evaluate).collect();
+        assert_eq!(evaluated, [last]);
+        for (keys, says) in [
+            ("schedule = \"buffered\"\nbuffer_size = 3", "buffer_size must be from 1 to min_sites"),
+            ("schedule = \"buffered\"\nstrategy = \"fedmedian\"", "does not go with schedule"),
+            ("schedule = \"buffered\"\nmin_time_s = 1", "min_time_s must be 0"),
+            ("buffer_size = 2", "federation.buffer_size goes with schedule = \"buffered\" only"),
+        ] {
+            let error = contract_of("", keys).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_update_counts_less_the_older_its_model() {
+        assert_eq!(staleness_weight(0), WHOLE_WEIGHT);
+        assert_eq!(staleness_weight(3), WHOLE_WEIGHT / 2);
+        assert!((0..1000).all(|age| staleness_weight(age) > staleness_weight(age + 1)));
+    }
+
+    #[test]
+    fn a_strategy_that_too_few_sites_cannot_carry_is_refused_with_how_many_it_needs() {
+        for (strategy, min_sites, needs) in [
+            ("krum\"\nhostile_sites = 3", 8, "at least 9 sites in a round (2 hostile_sites + 3)"),
+            ("multi_krum", 4, "at least 5 sites"),
+            ("bulyan\"\nhostile_sites = 2", 10, "at least 11 sites in a round (4 hostile_sites + 3)"),
+            ("trimmed_mean\"\ntrim_share = 0.25", 3, "at least 4 sites"),
+        ] {
+            // The key's closing quote stands in the strategies with numbers already.
+            let quote = if strategy.contains('"') { "" } else { "\"" };
+            let keys =
+                |sites: u32| format!("strategy = \"{strategy}{quote}\nmax_sites = 50\nmin_sites = {sites}");
+            let error = contract_of("", &keys(min_sites)).unwrap_err();
+            assert!(matches!(error, JobError::TooFewSites { .. }), "{error}");
+            assert!(error.to_string().contains(needs), "{error}");
+            assert!(contract_of("", &keys(min_sites + 1)).is_ok(), "{strategy}");
+        }
+        let krum = contract_of("", "strategy = \"krum\"\nmin_sites = 12\nmax_sites = 50").unwrap();
+        assert_eq!(krum.federation.strategy, Strategy::Krum { hostile_sites: 4 });
+    }
+
+    #[test]
+    fn every_strategy_is_asked_for_by_its_usual_name() {
+        for name in [
+            "fedavg",
+            "fedprox",
+            "fedavgm",
+            "fedadagrad",
+            "fedadam",
+            "fedyogi",
+            "fedmedian",
+            "trimmed_mean",
+            "krum",
+            "multi_krum",
+            "bulyan",
+        ] {
+            let proximal = if name == "fedprox" { "proximal = 0.1" } else { "" };
+            let keys = format!("strategy = \"{name}\"\nmin_sites = 10\nmax_sites = 50\nnorm_bound = 2.0");
+            let contract = contract_of(proximal, &keys).unwrap();
+            assert_eq!(contract.federation.strategy.name(), name);
+            assert!(contract.federation.strategy.rule().min_updates() <= 10);
+        }
+        let unpulled = contract_of("", "strategy = \"fedprox\"").unwrap_err().to_string();
+        assert!(unpulled.contains("training.proximal must be above 0"), "{unpulled}");
+        assert!(contract_of("proximal = 0.1", "strategy = \"fedadam\"").is_ok());
     }
 
     #[test]

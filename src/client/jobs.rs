@@ -1,5 +1,6 @@
 //! `weighhouse client jobs`, `approve`, `refuse`: what was offered to a site, and what its people decide.
 
+use crate::client::{Refusals, noted_refusals};
 use crate::output::{Format, print_json, table};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -41,6 +42,8 @@ struct SiteJob {
     state: State,
     offered_s: u64,
     decided_s: Option<u64>,
+    /// What the coordinator did not count; None if it told of nothing.
+    refused: Option<Refusals>,
 }
 
 /// What deciding needs to know of a site.
@@ -50,6 +53,7 @@ struct Desk {
     balance: Balance,
     /// Reservations in the ledger: when, name, charges.
     reserved: BTreeMap<JobId, (u64, String, Vec<Charge>)>,
+    refused: BTreeMap<JobId, Refusals>,
 }
 
 impl Desk {
@@ -71,7 +75,8 @@ impl Desk {
         })?;
         let balance = chain.balance().clone();
         let policy = balance.policy().cloned().context("the ledger has no policy yet; start the daemon")?;
-        Ok(Self { approvals, policy, balance, reserved })
+        let refused = noted_refusals(&home);
+        Ok(Self { approvals, policy, balance, reserved, refused })
     }
 
     fn is_running(&self, job: JobId) -> bool {
@@ -108,6 +113,7 @@ impl Desk {
             state,
             offered_s: case.offered_s,
             decided_s: case.decided_s,
+            refused: self.refused.get(&case.job).cloned(),
         }
     }
 
@@ -128,6 +134,7 @@ impl Desk {
                 state: if self.is_running(*job) { State::Running } else { State::Ended },
                 offered_s: *time_s,
                 decided_s: Some(*time_s),
+                refused: self.refused.get(job).cloned(),
             })
             .collect();
         jobs.extend(cases.iter().map(|case| self.row(case)));
@@ -232,8 +239,9 @@ fn jobs_table(jobs: &[SiteJob]) -> String {
             format!("{:.3} at {:e}", job.epsilon, job.delta),
             would_be,
             format!("{:?}", job.state).to_lowercase(),
+            job.refused.as_ref().map_or_else(|| "-".to_owned(), Refusals::counts_text),
         ]
     };
-    let header = ["job", "name", "model", "epsilon at delta", "would reach", "state"];
+    let header = ["job", "name", "model", "epsilon at delta", "would reach", "state", "not counted"];
     table(&header, &jobs.iter().map(row).collect::<Vec<_>>())
 }

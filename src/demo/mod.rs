@@ -400,7 +400,10 @@ async fn federate(
                 }
                 JobEvent::Answered { .. } => progress.moving(job::describe(&event)),
                 JobEvent::Status(status) => last = Some(status),
-                JobEvent::LedgerSetBack { .. } => {}
+                JobEvent::LedgerSetBack { .. }
+                | JobEvent::Refused { .. }
+                | JobEvent::Refusals(_)
+                | JobEvent::LeftOut { .. } => {}
             }
         }
         (rounds, models, last)

@@ -1,9 +1,12 @@
-//! What a job would come to on generated customers: the contract's own clipping, grid, noise, local steps
-//! and averaging, without a ledger, since no record of anyone is touched.
+//! What a job would come to on generated customers: the contract's own clipping, grid, noise, local steps, compression,
+//! admission and strategy, without a ledger, since no record of anyone is touched.
+
+mod uplink;
 
 use anyhow::Result;
 use candle_core::Device;
 use std::time::{Duration, Instant};
+use uplink::Uplink;
 use weighhouse_shared::evaluation::{Figure, Quality};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::{Batch, LocalOptimizer, Network, ServerState, score};
@@ -303,6 +306,7 @@ impl Customers {
             generator.fill(&mut seed);
             let mut model = network.initial_parameters(seed);
             let mut state = contract.server_state(model.len());
+<<<<<<< HEAD
             let mut grids = vec![contract.grid(); self.sites.len()];
             let begun = Instant::now();
             for round in 0..contract.training.rounds {
@@ -310,6 +314,14 @@ impl Customers {
                     let at = Round { contract, network, round };
                     self.round(at, &mut model, &mut grids, state.as_mut(), generator)?
                 };
+=======
+            let mut uplink = Uplink::of(contract, self.sites.len())?;
+            let begun = Instant::now();
+            for round in 0..contract.training.rounds {
+                let state = state.as_mut();
+                let heard =
+                    self.round(contract, network, round, &mut model, state, uplink.as_mut(), generator)?;
+>>>>>>> int
                 if round == 0 {
                     sum.first_signal_to_noise += share * heard;
                 }
@@ -333,13 +345,19 @@ impl Customers {
         Ok(sum)
     }
 
+<<<<<<< HEAD
     /// One round of all sites, each with its grid of `grids`; returns the first step's signal to noise.
+=======
+    /// Round `round` of all sites; returns the first step's signal to noise.
+    #[allow(clippy::too_many_arguments, reason = "what a round reads and what it changes")]
+>>>>>>> int
     fn round(
         &self,
         Round { contract, network, round }: Round<'_>,
         model: &mut [f32],
         grids: &mut [Grid],
         state: Option<&mut ServerState>,
+        mut uplink: Option<&mut Uplink>,
         generator: &mut Generator,
     ) -> Result<f64> {
         let training = &contract.training;
@@ -349,7 +367,11 @@ impl Customers {
         let mut workspace = SumWorkspace::new();
         let mut signal = vec![0i64; model.len()];
         let mut change = vec![0.0f64; model.len()];
+<<<<<<< HEAD
         for (site, grid) in self.sites.iter().zip(grids) {
+=======
+        for (number, site) in self.sites.iter().enumerate() {
+>>>>>>> int
             let mut local = model.to_vec();
             let mut optimizer = LocalOptimizer::start(training.optimizer, training.proximal, model.len());
             for index in 0..training.local_steps {
@@ -379,12 +401,18 @@ impl Customers {
                     *grid = grid.with_clip(training.next_clip_norm(grid.clip(), share));
                 }
             }
-            for ((change, local), global) in change.iter_mut().zip(&local).zip(model.iter()) {
-                *change += f64::from(*local) - f64::from(*global);
+            let changes =
+                local.iter().zip(model.iter()).map(|(local, global)| f64::from(*local) - f64::from(*global));
+            match uplink.as_deref_mut() {
+                Some(uplink) => uplink.send(number, changes, generator)?,
+                None => change.iter_mut().zip(changes).for_each(|(sum, change)| *sum += change),
             }
         }
         let sites = self.sites.len() as f64;
-        change.iter_mut().for_each(|change| *change /= sites);
+        match uplink {
+            Some(uplink) => uplink.receive(&mut change)?,
+            None => change.iter_mut().for_each(|change| *change /= sites),
+        }
         move_model(model, &change, state);
         let norm = signal.iter().map(|value| (*value as f64).powi(2)).sum::<f64>().sqrt();
         Ok(norm / (sigma * (sites * model.len() as f64).sqrt()))
@@ -424,8 +452,9 @@ impl Site {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weighhouse_shared::job::JobFile;
-    use weighhouse_shared::model::{Optimizer, Schedule, ServerOptimizer};
+    use weighhouse_shared::compression::Compression;
+    use weighhouse_shared::job::{JobFile, Strategy};
+    use weighhouse_shared::model::{Optimizer, Schedule};
     use weighhouse_shared::privacy::grid::Clipping;
     use weighhouse_shared::schema::Schema;
 
@@ -485,19 +514,31 @@ mod tests {
         };
         let (same, rate) = (run(&|_| ()), 1.0);
         // Rules that come to plain averaging.
-        let server = |momentum| ServerOptimizer::Momentum { learning_rate: rate, momentum };
-        assert_eq!(run(&|job| job.federation.server_optimizer = server(0.0)), same);
+        let server = |momentum| Strategy::FedAvgM { learning_rate: rate, momentum };
+        assert_eq!(run(&|job| job.federation.strategy = server(0.0)), same);
         assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
         // Rules that do not.
         let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
+<<<<<<< HEAD
         let changes: [&dyn Fn(&mut JobContract); 7] = [
             &|job| job.federation.server_optimizer = server(0.9),
+=======
+        let changes: [&dyn Fn(&mut JobContract); 10] = [
+            &|job| job.federation.strategy = server(0.9),
+>>>>>>> int
             &|job| job.training.average_weights = 0.9,
             &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
             &|job| job.training.schedule = Schedule::Linear,
             &|job| job.training.proximal = 0.5,
             &|job| job.training.clipping = Clipping::Automatic,
+<<<<<<< HEAD
             &|job| job.training.clipping = Clipping::Quantile,
+=======
+            &|job| job.federation.strategy = Strategy::FedMedian,
+            &|job| job.federation.norm_bound = Some(0.1),
+            &|job| job.federation.compression = Compression::Int4,
+            &|job| job.federation.compression = Compression::TopK { share: 0.3 },
+>>>>>>> int
         ];
         for (index, change) in changes.into_iter().enumerate() {
             assert_ne!(run(change), same, "change {index} made none");

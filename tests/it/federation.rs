@@ -43,6 +43,18 @@ impl Daemon {
         self.0.wait().unwrap();
     }
 
+    /// Its process's number.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// The most memory it has had, in MB.
+    pub fn peak_memory_mb(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
     /// SIGKILL: no destructor, no goodbye.
     pub fn kill(mut self) {
         self.0.kill().unwrap();
@@ -180,6 +192,11 @@ impl Federation {
     /// Asks the coordinator's daemon to end, and waits for that.
     pub fn end_coordinator(&mut self) {
         self.coordinator.take().unwrap().end();
+    }
+
+    /// The most memory the coordinator has had, in MB.
+    pub fn peak_memory_mb(&self) -> f64 {
+        self.coordinator.as_ref().unwrap().peak_memory_mb()
     }
 
     /// Starts a site's daemon.

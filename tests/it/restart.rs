@@ -13,7 +13,7 @@ fn a_coordinator_killed_between_rounds_carries_the_job_on() {
     ];
     let _sites = homes.each_ref().map(|home| federation.serve_site(home));
     // With state over rounds, which has to be there for the next one.
-    let job = federation.job(200, 8.0, "[federation]\nserver_optimizer = \"adam\"");
+    let job = federation.job(200, 8.0, "[federation]\nstrategy = \"fedadam\"");
     federation.operator(&["job", "submit", &job]);
     let home = federation.home();
     for _ in 0..3 {

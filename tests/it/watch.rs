@@ -1,13 +1,15 @@
 //! `job watch`, read line by line: what a reader sees next is what a test waits for.
 
 use crate::federation::{Federation, PROGRAM};
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// A running `job watch`; killed when dropped.
 pub struct Watch {
     process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Watch {
@@ -25,20 +27,29 @@ impl Watch {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let stdout = BufReader::new(process.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
         Self { process, lines }
     }
 
     /// Reads on to a line that contains `text`.
     pub fn until(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
-        for line in self.lines.by_ref().map_while(Result::ok) {
+        for line in self.lines.iter() {
             if line.contains(text) {
                 return line;
             }
             seen.push(line);
         }
         panic!("nobody said {text}: {seen:?}")
+    }
+
+    /// The next line, if there is one within `time`.
+    pub fn within(&mut self, time: Duration) -> Option<String> {
+        self.lines.recv_timeout(time).ok()
     }
 
     /// Reads on until `count` more lines contain `text`.

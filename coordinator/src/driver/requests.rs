@@ -84,7 +84,7 @@ impl Driver {
                 if let Some(site) = roster::site_id(&record)
                     && let Some(connected) = self.online.remove(&site)
                 {
-                    let _ = connected.outbox.send(ToSite::Close);
+                    connected.outbox.send(ToSite::Close);
                     self.for_all_jobs(Event::SiteOffline(site))?;
                 }
                 let summary = roster::summary(&record, &BTreeSet::new(), clock::unix_time_s());
@@ -135,6 +135,7 @@ impl Driver {
                 };
                 return Ok((CoordinatorToOperator::Witnesses(header), Some(lines.into())));
             }
+            OperatorToCoordinator::ListRefusals(_) => CoordinatorToOperator::Refusals(self.list_refusals()),
             OperatorToCoordinator::WatchJob(_) => {
                 return Err(RequestError::Refused("watching is asked for on a stream of its own".into()));
             }
@@ -194,7 +195,7 @@ impl Driver {
         let number = self.jobs.values().map(|job| job.number + 1).max().unwrap_or(0);
         let contract = Arc::new(contract);
         let (round, status) = (RoundId(0), JobStatus::Waiting);
-        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now());
+        let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now);
         let job = Job {
             number,
             signed,
@@ -203,6 +204,7 @@ impl Driver {
             state: None,
             aggregate: None,
             histogram: None,
+            refused: BTreeMap::new(),
             watchers: Vec::new(),
         };
         self.jobs.insert(id, job);

@@ -20,7 +20,7 @@ impl Driver {
 
 #[cfg(test)]
 mod tests {
-    use super::super::witnessing::tests::{SITE, accept, connect, driver, head, submit, update};
+    use super::super::witnessing::tests::{SITE, accept, announce, connect, driver, submit, update};
     use super::super::{Input, JobStatus};
     use super::*;
     use std::path::Path;
@@ -46,8 +46,7 @@ mod tests {
         let mut models = Vec::new();
         for round in from..ROUNDS {
             let entries = 100 * (1 + driver.jobs[&job].number) + u64::from(round);
-            let told = head(entries, Some((job, RoundId(round))));
-            driver.take(Input::Head { site: SITE, session: 1, head: told }).unwrap();
+            announce(driver, entries, job, RoundId(round));
             let update = update(driver, job, RoundId(round), values(round), spool);
             driver.take(Input::Update(SITE, update)).unwrap();
             assert_eq!(driver.jobs[&job].machine.round(), RoundId(round + 1));
@@ -74,14 +73,13 @@ mod tests {
     /// the job goes on, and each of its models has the same hash.
     #[test]
     fn a_job_killed_between_any_two_rounds_comes_to_the_same_models_to_the_bit() {
-        for server in ["momentum", "adam", "yogi", "none"] {
+        for strategy in ["fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedavg"] {
             let folder = tempfile::tempdir().unwrap();
             let (state, spool) = (folder.path().join("state"), folder.path().join("spool"));
             let mut first = driver(&state);
             let _sent = connect(&mut first, 1, 3);
-            let more = format!(
-                "server_optimizer = \"{server}\"\n[training]\nrounds = {ROUNDS}\naverage_weights = 0.5"
-            );
+            let more =
+                format!("strategy = \"{strategy}\"\n[training]\nrounds = {ROUNDS}\naverage_weights = 0.5");
             let job = submit(&mut first, &more);
             let left = |round: u32| folder.path().join(format!("killed-before-{round}"));
             let models = run(&mut first, job, 0, &spool, |round| copy_folder(&state, &left(round)));
@@ -90,7 +88,7 @@ mod tests {
                 let _sent = connect(&mut second, 1, 99 + u64::from(round));
                 accept(&mut second, job);
                 let rest = run(&mut second, job, round, &spool, |_| ());
-                assert_eq!(rest, models[round as usize..], "{server} from round {round}");
+                assert_eq!(rest, models[round as usize..], "{strategy} from round {round}");
             }
             // Nothing is left of the state once the job is over.
             let contract = first.jobs[&job].machine.contract().clone();

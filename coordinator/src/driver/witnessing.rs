@@ -8,16 +8,18 @@ use crate::witness::LedgerWatch;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use weighhouse_shared::clock;
-use weighhouse_shared::ids::{ContentHash, JobId, SiteId};
-use weighhouse_shared::ledger::{Received, ReleaseKind, SignedWitness};
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
+use weighhouse_shared::ledger::{Charge, Population, Received, ReleaseKind, SignedWitness};
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, Decision, Evaluation, HeadVerdict, JobEvent, LedgerHead, Witnessed,
+    CoordinatorToSite, Debited, Decision, Evaluation, HeadVerdict, JobEvent, LedgerHead, Witnessed,
 };
 
 /// A site's ledger, and updates that overtook the head of the ledger that released them.
 pub(super) struct SiteLedger {
     watch: LedgerWatch,
     parked: BTreeMap<JobId, ParsedUpdate>,
+    /// What it says that it debited last for each job, in this connection.
+    debited: BTreeMap<(JobId, Population), (RoundId, Charge)>,
     /// The newest connection; what an older one says late is no longer true.
     session: u64,
 }
@@ -28,7 +30,12 @@ impl Driver {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(unknown) => {
                 let watch = LedgerWatch::of(site, self.parts.store.newest_witness(site)?);
-                Ok(unknown.insert(SiteLedger { watch, parked: BTreeMap::new(), session: 0 }))
+                Ok(unknown.insert(SiteLedger {
+                    watch,
+                    parked: BTreeMap::new(),
+                    debited: BTreeMap::new(),
+                    session: 0,
+                }))
             }
         }
     }
@@ -54,20 +61,21 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let ledger = self.ledger(site)?;
         if connected.session < ledger.session {
-            let _ = connected.outbox.send(ToSite::Close);
+            connected.outbox.send(ToSite::Close);
             return Ok(());
         }
         ledger.session = connected.session;
         ledger.watch.reset();
         ledger.parked.clear();
+        ledger.debited.clear();
         let witnessed = self.hear(site, told)?;
         let follows = witnessed.verdict == HeadVerdict::Follows;
         let message = CoordinatorToSite::Witnessed(witnessed);
         let answer = if follows { ToSite::Message(message) } else { ToSite::Last(message) };
-        let _ = connected.outbox.send(answer);
+        connected.outbox.send(answer);
         let old = if follows { self.online.insert(site, connected) } else { self.online.remove(&site) };
         if let Some(old) = old {
-            let _ = old.outbox.send(ToSite::Close);
+            old.outbox.send(ToSite::Close);
             self.for_all_jobs(Event::SiteOffline(site))?;
         }
         if follows { self.for_all_jobs(Event::SiteOnline(site)) } else { Ok(()) }
@@ -86,7 +94,7 @@ impl Driver {
         let witnessed = self.hear(site, told)?;
         if witnessed.verdict != HeadVerdict::Follows {
             if let Some(connected) = self.online.remove(&site) {
-                let _ = connected.outbox.send(ToSite::Last(CoordinatorToSite::Witnessed(witnessed)));
+                connected.outbox.send(ToSite::Last(CoordinatorToSite::Witnessed(witnessed)));
                 self.for_all_jobs(Event::SiteOffline(site))?;
             }
             return Ok(());
@@ -100,6 +108,31 @@ impl Driver {
             Some(update) => self.count_update(site, update),
             None => Ok(()),
         }
+    }
+
+    /// A connected site tells what it debited for its next contribution; its ledger and its witnesses hold it to that.
+    pub(super) fn take_debited(
+        &mut self,
+        site: SiteId,
+        session: u64,
+        debited: &Debited,
+    ) -> Result<(), DriverError> {
+        let Debited { job, round, charge } = *debited;
+        let current = self.online.get(&site).is_some_and(|connected| connected.session == session);
+        if current && self.jobs.contains_key(&job) {
+            self.ledger(site)?.debited.insert((job, charge.population), (round, charge));
+        }
+        Ok(())
+    }
+
+    /// What `site` says that it debited last for `job`.
+    pub(super) fn debited(
+        &self,
+        site: SiteId,
+        job: JobId,
+        population: Population,
+    ) -> Option<(RoundId, Charge)> {
+        self.ledgers.get(&site)?.debited.get(&(job, population)).copied()
     }
 
     /// Holds a head against what is known. A contradiction is on disk on return, with a witness of all
@@ -213,16 +246,16 @@ impl Driver {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::admission::{Arriving, Spool};
+    use crate::admission::Arriving;
     use crate::authority::{self, Issuer};
-    use crate::driver::{Input, Parts};
+    use crate::driver::{Input, Outgoing, Parts, outbox};
     use crate::roster::Roster;
+    use crate::spool::Spool;
     use crate::store::Store;
     use std::path::Path;
     use std::sync::Arc;
-    use tokio::sync::mpsc;
+    use weighhouse_shared::compression::{Compression, Encoding};
     use weighhouse_shared::identity::{Identity, Purpose};
-    use weighhouse_shared::ids::RoundId;
     use weighhouse_shared::job::JobFile;
     use weighhouse_shared::ledger::Head;
     use weighhouse_shared::tls::Role;
@@ -264,10 +297,20 @@ pub(super) mod tests {
     }
 
     /// Connects; what the coordinator sends comes out.
-    pub fn connect(driver: &mut Driver, session: u64, entries: u64) -> mpsc::UnboundedReceiver<ToSite> {
-        let (outbox, sent) = mpsc::unbounded_channel();
+    pub fn connect(driver: &mut Driver, session: u64, entries: u64) -> Outgoing {
+        let (outbox, sent) = outbox();
         driver.take(Input::Connected { site: SITE, session, head: head(entries, None), outbox }).unwrap();
         sent
+    }
+
+    /// The site tells the charge of its update to `round`, as the contract has it, and then the head that covers it.
+    pub fn announce(driver: &mut Driver, entries: u64, job: JobId, round: RoundId) {
+        let event = driver.jobs[&job].machine.contract().round_charge();
+        let charge = Charge { population: Population::Training, event };
+        let debited = Debited { job, round, charge };
+        driver.take(Input::Debited { site: SITE, session: 1, debited }).unwrap();
+        let head = head(entries, Some((job, round)));
+        driver.take(Input::Head { site: SITE, session: 1, head }).unwrap();
     }
 
     /// Runs a job of one site and two rounds without evaluation; the site has accepted it.
@@ -314,14 +357,15 @@ pub(super) mod tests {
         let base = driver.jobs[&job].machine.model();
         let (content, total) = (ContentHash::of(&body), body.len() as u64);
         let piece = Piece { job, round, base, content, total, offset: 0, len: body.len() as u32 };
-        let mut arriving = Arriving::begin(piece, total, &Spool::new(spool.into())).unwrap().unwrap();
+        let encoding = Encoding { compression: Compression::None, parameters: 2 };
+        let mut arriving = Arriving::begin(piece, encoding, &Spool::new(spool.into())).unwrap().unwrap();
         arriving.push(&body).unwrap();
-        arriving.finish().unwrap()
+        arriving.finish().unwrap().unwrap()
     }
 
     /// All that was sent so far.
-    fn drain(sent: &mut mpsc::UnboundedReceiver<ToSite>) -> Vec<ToSite> {
-        std::iter::from_fn(|| sent.try_recv().ok()).collect()
+    pub fn drain(sent: &mut Outgoing) -> Vec<ToSite> {
+        std::iter::from_fn(|| sent.try_next()).collect()
     }
 
     fn witness_of(sent: &[ToSite]) -> Option<(HeadVerdict, Option<SignedWitness>)> {
@@ -332,7 +376,7 @@ pub(super) mod tests {
         })
     }
 
-    fn receipts(sent: &[ToSite]) -> Vec<Outcome> {
+    pub fn receipts(sent: &[ToSite]) -> Vec<Outcome> {
         let receipt = |sent: &ToSite| match sent {
             ToSite::Message(CoordinatorToSite::Receipt(receipt)) => Some(receipt.outcome),
             _ => None,
@@ -388,7 +432,7 @@ pub(super) mod tests {
         driver.take(Input::Update(SITE, update)).unwrap();
         assert!(drain(&mut sent).is_empty(), "no head of the ledger that released it came yet");
         let told = head(6, Some((job, RoundId(0))));
-        driver.take(Input::Head { site: SITE, session: 1, head: told.clone() }).unwrap();
+        announce(&mut driver, 6, job, RoundId(0));
         let sent = drain(&mut sent);
         assert_eq!(receipts(&sent), [Outcome::Admitted]);
         let witness = witness_of(&sent).unwrap().1.unwrap().witness;

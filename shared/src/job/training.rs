@@ -1,7 +1,7 @@
 //! How a model is trained: what a person asks for, where most keys may be left out, and what the contract fixes.
 
 use super::{JobError, range};
-use crate::model::{Optimizer, Schedule, ServerOptimizer};
+use crate::model::{Optimizer, Schedule};
 use crate::privacy::grid::Clipping;
 use crate::privacy::{ClipNorm, SamplingRate};
 use serde::{Deserialize, Serialize};
@@ -261,90 +261,4 @@ fn penalty(field: &'static str, value: f64) -> Result<(), JobError> {
 
 fn small(field: &'static str, value: f64) -> Result<(), JobError> {
     range(field, "from 1e-12 to 1", value, (1e-12..=1.0).contains(&value))
-}
-
-/// The coordinator's rules by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ServerOptimizerName {
-    /// [`ServerOptimizer::Plain`].
-    #[default]
-    None,
-    /// [`ServerOptimizer::Momentum`].
-    Momentum,
-    /// [`ServerOptimizer::Adam`].
-    Adam,
-    /// [`ServerOptimizer::Yogi`].
-    Yogi,
-}
-
-/// The coordinator's rule and its numbers as asked for, each key of `[federation]` with `server_` before it.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct ServerOptimizerAsked {
-    pub name: ServerOptimizerName,
-    pub learning_rate: Option<f64>,
-    pub momentum: Option<f64>,
-    pub beta1: Option<f64>,
-    pub beta2: Option<f64>,
-    pub epsilon: Option<f64>,
-}
-
-impl ServerOptimizerAsked {
-    /// Every number fixed, none checked but for keys that do not go with the choice.
-    pub fn fixed(self) -> Result<ServerOptimizer, JobError> {
-        let name = self.name;
-        let heavy = name == ServerOptimizerName::Momentum;
-        let adaptive = matches!(name, ServerOptimizerName::Adam | ServerOptimizerName::Yogi);
-        let any = "a server_optimizer other than \"none\"";
-        let rate_default = if heavy { 0.1 } else { 0.05 };
-        let learning_rate = chosen(
-            "federation.server_learning_rate",
-            any,
-            heavy || adaptive,
-            self.learning_rate,
-            rate_default,
-        )?;
-        let momentum = chosen(
-            "federation.server_momentum",
-            "server_optimizer = \"momentum\"",
-            heavy,
-            self.momentum,
-            0.9,
-        )?;
-        let adam = |field, value, default| {
-            chosen(field, "server_optimizer = \"adam\" or \"yogi\"", adaptive, value, default)
-        };
-        let beta1 = adam("federation.server_beta1", self.beta1, 0.9)?;
-        let beta2 = adam("federation.server_beta2", self.beta2, 0.99)?;
-        let epsilon = adam("federation.server_epsilon", self.epsilon, 1e-3)?;
-        Ok(match name {
-            ServerOptimizerName::None => ServerOptimizer::Plain,
-            ServerOptimizerName::Momentum => ServerOptimizer::Momentum { learning_rate, momentum },
-            ServerOptimizerName::Adam => ServerOptimizer::Adam { learning_rate, beta1, beta2, epsilon },
-            ServerOptimizerName::Yogi => ServerOptimizer::Yogi { learning_rate, beta1, beta2, epsilon },
-        })
-    }
-}
-
-/// Checks every number. The ranges keep a finite model finite for as many rounds as a job can have.
-pub(super) fn check_server(optimizer: ServerOptimizer) -> Result<(), JobError> {
-    let rate = |value: f64| {
-        let holds = value > 0.0 && value <= 100.0;
-        range("federation.server_learning_rate", "above 0 and at most 100", value, holds)
-    };
-    match optimizer {
-        ServerOptimizer::Plain => Ok(()),
-        ServerOptimizer::Momentum { learning_rate, momentum } => {
-            rate(learning_rate)?;
-            let holds = (0.0..=0.9999).contains(&momentum);
-            range("federation.server_momentum", "from 0 to 0.9999", momentum, holds)
-        }
-        ServerOptimizer::Adam { learning_rate, beta1, beta2, epsilon }
-        | ServerOptimizer::Yogi { learning_rate, beta1, beta2, epsilon } => {
-            rate(learning_rate)?;
-            decay("federation.server_beta1", beta1)?;
-            decay("federation.server_beta2", beta2)?;
-            small("federation.server_epsilon", epsilon)
-        }
-    }
 }

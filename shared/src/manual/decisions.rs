@@ -69,7 +69,7 @@
 //! **An optimiser's state at a site lives for one round.** Each round starts from the global model, which the site's last
 //! steps are but a small part of; kept state would be of other parameters, would differ between sites that
 //! took part and sites that were away, and would have to survive every kill. State over rounds belongs where every
-//! round passes: `[federation] server_optimizer`, at the coordinator. Adam at a site with the usual three local steps is
+//! round passes: `[federation] strategy`, at the coordinator. Adam at a site with the usual three local steps is
 //! therefore close to descent by signs, and plain descent stays the default.
 //!
 //! **The server's state is stored by the round that it goes into.** State and model are written before the job's
@@ -86,3 +86,23 @@
 //! frequent label's. On the demo's made-up branches (12 branches, default settings, epsilon 8 and 1, means of 8
 //! runs) the log loss is 0.41 and 0.44 with automatic clipping against 0.24 and 0.28 with fixed; the AUC is 0.800 and
 //! 0.775 against 0.818 and 0.771.
+//!
+//! **One key names the strategy.** Papers and other systems call the whole of rule and step by one name, so a job file does
+//! as well; there is no second way to say the same. `fedprox` is the one name that says something of the sites: it needs
+//! `training.proximal`, which plain `fedavg` refuses and the others take.
+//!
+//! **A round that everyone has left with too few contributions comes to nothing.** `min_sites` is what strategies
+//! count on, so a smaller round is given up: its updates are dropped, the model stays, and what the sites debited for it is
+//! spent.
+//!
+//! **One rule of liveness.** Within a round there are no deadlines for steps: once `min_sites` are in, the others are waited
+//! for as long as something of anyone comes in within `max_idle_s`, and never past `max_time_s`. Before that only the latter
+//! counts: training itself shows nothing.
+//!
+//! **Rules that need all updates keep them in one file, not in memory.** A hundred updates of 40 MB are 4 GB. Rows of a file
+//! are read in blocks of columns that fit 16 MiB, so a larger federation costs more reading, not more memory, and no
+//! more file handles.
+//!
+//! **Compression decodes at the door.** Admission turns compressed bytes into the integers that all else works with, as
+//! they arrive; range checks, strategies and the norm bound know one form only. Steps of quantisation are integers too, so there is
+//! no float on the way in that could be no number.

@@ -5,3 +5,4 @@ pub mod prediction;
 pub mod privacy;
 pub mod production;
 pub mod protocol;
+pub mod robustness;

@@ -45,6 +45,7 @@
 //! | an answer to a job offer, a skipped round | depends on the contract, the site's settings and its ledger, not on records |
 //! | what the budget still allows | the cap, and the kinds and numbers of steps charged: policy, contracts and ledger |
 //! | how far the ledger has come | entries and a hash: contracts, the site's clock and hashes of what was released |
+//! | what was debited for a contribution | the contract's charge, a constant of the job |
 //! | versions, certificate requests | constants |
 //!
 //! A message that carries data can be built only from a noised value, and a noised value only with a debit
@@ -96,9 +97,13 @@
 //! Discrete noise enters it as [its continuous equivalent](crate::privacy::accountant::continuous_equivalent). A customer
 //! known at k sites is charged k times the events.
 //!
+//! **Compression** ([`compression`](crate::compression)) works on the noised update and on what it left out of earlier noised
+//! updates; its random rounding is drawn from a generator of its own. The compressed bytes are stored, and named in the
+//! ledger, before they leave, so a retry sends the same ones.
+//!
 //! **Post-processing.** Local steps of whatever optimiser and its state, the proximal term, averaging over sites, the
 //! server's step and its state, averaged weights and everything done with a model later cost nothing: they see noised
-//! sums, public constants, and what was made of these.
+//! sums, public constants, and what was made of these. What a buffered update counts depends on version numbers only.
 //!
 //! # Crashes
 //! The debit is on disk before noise is drawn; the noised bytes are stored before they are released; their

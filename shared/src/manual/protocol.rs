@@ -39,7 +39,34 @@
 //! # Contents
 //! Models and updates travel in pieces of at most 4 MiB, each on a unidirectional stream that begins with a
 //! header naming job, round, base model, hash, total length and offset ([`wire::stream`](crate::wire::stream)).
-//! A piece holds whole values; a site drops a model that is cut inside one.
+//! A piece of a model holds whole values; a site drops a model that is cut inside one. An update is 32-bit integers, or
+//! compressed as the contract says ([`compression`](crate::compression)); either way its length is a constant of the job.
+//!
+//! What arrived in part outlives its connection. Before the answer that makes a round start again, a site says how much
+//! of which model it holds; before the start, the coordinator says how much it holds of the site's update; the rest is
+//! sent from there. The hash is that of the whole in any case.
+//!
+//! # State machines
+//! What is said and done on either side is decided by pure machines, time being an argument: a site's sessions
+//! (`client::session::machine`), its rounds (`client::round`), the way of one item from its debit to its departure
+//! (`client::payment`); the coordinator's conversations (`coordinator::session::machine`) and jobs with their rounds
+//! (`coordinator::job`), over which the driver saves before it sends, on whatever disk it is given. `tests/it/cluster.rs` puts all of them
+//! together in memory and plays thousands of random sequences of deliveries, losses, crashes and pauses against a book
+//! of what must hold; a failure names the seed that replays it.
+//!
+//! # Limits
+//! | what | limit |
+//! | --- | --- |
+//! | before an address is shown | a stateless retry (RFC 9000, section 8.1.2), nothing kept |
+//! | handshakes under way | 256, of one address 64, each 10 s |
+//! | connections | 20 000, of one key 8 |
+//! | greeting | 10 s; a site waits 30 s for the coordinator's |
+//! | what was begun (a frame, a piece, the reading of either) | a block of 128 KiB in 30 s, or the connection ends |
+//! | streams at a time, of one peer | 4 each way |
+//! | on its way from one site | 128 KiB; 4 MiB while its update is being read |
+//! | updates read at a time, until counted | 8 of all sites; those that came in part: 16 kept |
+//! | waiting for one site | 16 384 messages, and of each job the newest model only |
+//! | a frame | 1 MiB; memory grows with what came, not with what was announced |
 //!
 //! # A site's conversation
 //! ```text
@@ -50,9 +77,13 @@
 //!                                <-      JobOffer (contract, operator's certificate and signature)
 //! Standing (what the budget
 //!           still allows)        ->
+//! Holding (of a model, if any)   ->
 //! JobAnswer (accepted | refused
 //!            | waiting)          ->
+//!                                <-      Holding (of the site's update, if any)
 //!                                <-      RoundStart, model in pieces
+//! Debited (what each
+//!          contribution cost)    ->
 //! LedgerHead                     ->
 //! Evaluation (noised, paid)      ->
 //! update in pieces (noised, paid)->
@@ -70,10 +101,25 @@
 //! coordinator offers again and starts the open round again; the site answers from its ledger and its
 //! outbox.
 //!
+//! # A round
+//! A round opens for all sites that agreed and are there, and for those that come before `min_time_s` are over. It closes
+//! when nobody is waited for and `min_sites` contributed; `max_idle_s` after the last sign of progress it closes without
+//! the missing ones, and at `max_time_s` in any case. A sign of progress is a contribution, a piece of an update, or a
+//! site that comes back. A site is missing while it is online and silent; one whose connection is gone is waited for 10 s.
+//! At `max_time_s` with fewer than `min_sites` the job ends with a reason; a round that everyone skipped or left
+//! before is given up.
+//!
+//! With `schedule = "buffered"` sites do not go through rounds together (Nguyen et al. 2022, "FedBuff"). A `RoundStart` then
+//! names the number of the site's own next update, and the newest model. Its update counts from whichever version
+//! of the job's model it was made, by 1 / sqrt(1 + versions since); when `buffer_size` are in, the coordinator steps with their
+//! weighted sum over `buffer_size`. The site's ledger debits one such update a number, at most `training.rounds` of them; after
+//! a lost link the site sends the bytes stored for the number it is asked for. Only the final model is evaluated.
+//!
 //! # Who may rely on what
 //! - A site believes nothing: signature, contract, schema, policy and budget are its own checks.
-//! - The coordinator admits an update only if it is whole, has the contract's length and range, is for the
-//!   open round and its model, and is the site's first.
+//! - The coordinator admits an update only if it passes every check of [`robustness`](super::robustness); the receipt has
+//!   the label of the one that it failed. What needs no body is checked before the body is read.
+//! - A site that a round closed without is told `late`, and is in the next round.
 //! - Heads of a site's ledger only grow: a shorter one, or another of the same length, ends the connection, and
 //!   nothing of that site counts until one follows. An update that overtakes its head waits for it. What an
 //!   older connection says late is ignored.

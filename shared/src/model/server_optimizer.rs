@@ -20,6 +20,13 @@ pub enum ServerOptimizer {
         /// What is kept of earlier rounds' updates.
         momentum: f64,
     },
+    /// FedAdagrad: `v <- v + d^2`, `w <- w + learning_rate d / (sqrt(v) + epsilon)`; `v` starts at `epsilon^2`.
+    Adagrad {
+        /// Step size.
+        learning_rate: f64,
+        /// The paper's tau: the larger, the less adaptive.
+        epsilon: f64,
+    },
     /// FedAdam: `m <- beta1 m + (1 - beta1) d`, `v <- beta2 v + (1 - beta2) d^2`,
     /// `w <- w + learning_rate m / (sqrt(v) + epsilon)`; `v` starts at `epsilon^2`.
     Adam {
@@ -65,6 +72,7 @@ impl ServerState {
         let (first, second, floor) = match rule {
             ServerOptimizer::Plain => (0, 0, 0.0),
             ServerOptimizer::Momentum { .. } => (parameters, 0, 0.0),
+            ServerOptimizer::Adagrad { epsilon, .. } => (0, parameters, epsilon * epsilon),
             ServerOptimizer::Adam { epsilon, .. } | ServerOptimizer::Yogi { epsilon, .. } => {
                 (parameters, parameters, epsilon * epsilon)
             }
@@ -93,6 +101,11 @@ impl ServerState {
                 let mean = momentum * f64::from(self.first[at]) + change;
                 self.first[at] = mean as f32;
                 learning_rate * mean
+            }
+            ServerOptimizer::Adagrad { learning_rate, epsilon } => {
+                let square = f64::from(self.second[at]) + change * change;
+                self.second[at] = square as f32;
+                learning_rate * change / (square.sqrt() + epsilon)
             }
             ServerOptimizer::Adam { learning_rate, beta1, beta2, epsilon } => {
                 let square = beta2 * f64::from(self.second[at]) + (1.0 - beta2) * change * change;
@@ -157,7 +170,8 @@ mod tests {
     use super::*;
 
     const START: [f32; 3] = [0.5, -1.0, 2.0];
-    const RULES: [ServerOptimizer; 4] = [
+    const RULES: [ServerOptimizer; 5] = [
+        ServerOptimizer::Adagrad { learning_rate: 0.1, epsilon: 1e-3 },
         ServerOptimizer::Plain,
         ServerOptimizer::Momentum { learning_rate: 0.5, momentum: 0.9 },
         ServerOptimizer::Adam { learning_rate: 0.1, beta1: 0.8, beta2: 0.95, epsilon: 1e-3 },
@@ -186,6 +200,10 @@ mod tests {
                 ServerOptimizer::Momentum { .. } => {
                     m = 0.9 * m + d;
                     0.5 * m
+                }
+                ServerOptimizer::Adagrad { .. } => {
+                    v += d * d;
+                    0.1 * d / (v.sqrt() + 1e-3)
                 }
                 ServerOptimizer::Adam { .. } | ServerOptimizer::Yogi { .. } => {
                     m = 0.8 * m + 0.2 * d;

@@ -105,6 +105,8 @@ frame_numbers!(SiteToCoordinator {
     6 => LedgerHead,
     7 => Standing,
     8 => Renew,
+    9 => Holding,
+    21 => Debited,
 });
 
 frame_numbers!(CoordinatorToSite {
@@ -117,6 +119,7 @@ frame_numbers!(CoordinatorToSite {
     107 => JobEnded,
     108 => Witnessed,
     109 => Renewed,
+    110 => Holding,
 });
 
 frame_numbers!(OperatorToCoordinator {
@@ -131,6 +134,7 @@ frame_numbers!(OperatorToCoordinator {
     209 => ExportModel,
     210 => ListWitnesses,
     211 => AskRoom,
+    221 => ListRefusals,
 });
 
 frame_numbers!(CoordinatorToOperator {
@@ -146,4 +150,5 @@ frame_numbers!(CoordinatorToOperator {
     310 => Refused,
     311 => Witnesses,
     312 => Room,
+    321 => Refusals,
 });

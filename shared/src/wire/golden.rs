@@ -6,7 +6,9 @@ use super::messages::*;
 use crate::evaluation::Quality;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
-use crate::ledger::{Charged, Head, Received, ReleaseKind, SignedWitness, Standing, Witness};
+use crate::ledger::{
+    Charge, Charged, Head, Population, Received, ReleaseKind, SignedWitness, Standing, Witness,
+};
 use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
@@ -54,6 +56,8 @@ fn witness() -> SignedWitness {
     SignedWitness { witness, signature: "0a".into() }
 }
 
+const HOLDING: Holding = Holding { job: JOB, round: ROUND, content: MODEL, received: 131_072 };
+
 fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
     use SiteToCoordinator as M;
     let refused_policy = Decision::RefusedPolicy(PolicyRule::Approval);
@@ -70,7 +74,9 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
             M::LedgerHead(LedgerHead { contribution: Some((JOB, ROUND)), head: HEAD, signature: vec![1, 2] }),
         ),
         ("job_answer_refused_policy", M::JobAnswer(JobAnswer { job: JOB, decision: refused_policy })),
+        ("holding", M::Holding(HOLDING)),
         ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
+        ("debited", M::Debited(Debited { job: JOB, round: ROUND, charge: charge() })),
     ]
 }
 
@@ -80,6 +86,14 @@ fn event() -> GaussianEvent {
         sampling_rate: SamplingRate::new(0.25).unwrap(),
         steps: 3,
     }
+}
+
+fn charge() -> Charge {
+    Charge { population: Population::Holdout, event: event() }
+}
+
+fn refusals() -> Vec<RefusalCount> {
+    vec![RefusalCount { outcome: Outcome::OutOfRange, count: 2 }]
 }
 
 fn standing() -> Standing {
@@ -122,6 +136,11 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         ("receipt", M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::Corrupt })),
         ("job_ended", M::JobEnded(JobEnded { job: JOB, status: JobStatus::Finished })),
         ("witnessed", M::Witnessed(Witnessed { verdict: HeadVerdict::SetBack, witness: Some(witness()) })),
+        ("holding", M::Holding(HOLDING)),
+        (
+            "receipt_rate_limited",
+            M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::RateLimited }),
+        ),
     ]
 }
 
@@ -139,6 +158,7 @@ fn from_operators() -> Vec<(&'static str, OperatorToCoordinator)> {
         ("export_model", M::ExportModel(ExportModel { job: JOB })),
         ("ask_room", M::AskRoom(AskRoom { training: event(), holdout: Some(event()) })),
         ("list_witnesses", M::ListWitnesses(ListWitnesses { name: "berlin".into(), after: 7 })),
+        ("list_refusals", M::ListRefusals(ListRefusals {})),
     ]
 }
 
@@ -161,6 +181,7 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
     });
     let answered = JobEvent::Answered { site: "berlin".into(), decision: Decision::Accepted };
     let contributed = JobEvent::Contributed { round: ROUND, sites_in: 1, sites: 12 };
+    let refused = JobEvent::Refused { site: "berlin".into(), round: ROUND, outcome: Outcome::NotFinite };
     vec![
         ("invited", M::Invited(Invited { invite: "weighhouse-1-abc".into() })),
         ("sites", M::Sites(vec![site_summary()])),
@@ -178,6 +199,10 @@ fn to_operators() -> Vec<(&'static str, CoordinatorToOperator)> {
         ("room", M::Room(vec![site_room()])),
         ("witnesses", M::Witnesses(WitnessesHeader { count: 2, len: 900, last: 9, certificate: vec![1] })),
         ("progress_ledger_set_back", M::Progress(JobEvent::LedgerSetBack { site: "berlin".into() })),
+        ("progress_refused", M::Progress(refused)),
+        ("progress_left_out", M::Progress(JobEvent::LeftOut { site: "berlin".into(), round: ROUND })),
+        ("progress_refusals", M::Progress(JobEvent::Refusals(refusals()))),
+        ("refusals", M::Refusals(vec![JobRefusals { job: JOB, refused: refusals() }])),
     ]
 }
 
@@ -231,8 +256,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 8 + 9 + 11 + 12; progress has five samples of one number.
-    assert_eq!(numbers.len(), 40);
+    // 10 + 10 + 12 + 13; progress has eight samples of one number.
+    assert_eq!(numbers.len(), 45);
 }
 
 fn survives(bytes: &[u8]) {
@@ -252,7 +277,7 @@ proptest! {
     }
 
     #[test]
-    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..15, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn no_flipped_bit_makes_a_decoder_panic(message in 0usize..19, at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let messages = to_operators();
         let mut bytes = frame::encode(&messages[message].1).split_off(4);
         let at = at.index(bytes.len());

@@ -5,7 +5,7 @@
 use crate::evaluation::Quality;
 use crate::ids::{ContentHash, JobId, RoundId, SiteId};
 use crate::job::RoundTask;
-use crate::ledger::{Head, SignedWitness, Standing};
+use crate::ledger::{Charge, Head, SignedWitness, Standing};
 use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,12 @@ pub enum SiteToCoordinator {
     LedgerHead(LedgerHead),
     /// The site's certificate is about to expire; since version 2.
     Renew(Renew),
+    /// How much of a model is here, before the answer that starts its round: the rest is sent from there; since version
+    /// 2.
+    Holding(Holding),
+    /// What the site's ledger debited for a contribution: before the [`LedgerHead`] that announces it; since
+    /// version 2.
+    Debited(Debited),
 }
 
 /// To a site.
@@ -53,6 +59,8 @@ pub enum CoordinatorToSite {
     Witnessed(Witnessed),
     /// The answer to [`Renew`].
     Renewed(Renewed),
+    /// How much of an update is here, before its round's start: the rest is sent from there; since version 2.
+    Holding(Holding),
 }
 
 /// From an operator.
@@ -80,6 +88,8 @@ pub enum OperatorToCoordinator {
     AskRoom(AskRoom),
     /// What has been witnessed of a site's ledger?
     ListWitnesses(ListWitnesses),
+    /// What was refused in each job?
+    ListRefusals(ListRefusals),
 }
 
 /// To an operator.
@@ -109,6 +119,8 @@ pub enum CoordinatorToOperator {
     Room(Vec<SiteRoom>),
     /// Answers [`ListWitnesses`]; the lines follow on the same stream.
     Witnesses(WitnessesHeader),
+    /// Answers [`ListRefusals`]: the jobs in which something was refused.
+    Refusals(Vec<JobRefusals>),
 }
 
 /// Constant: versions only.
@@ -203,6 +215,30 @@ pub struct Renewed {
     pub certificate: Vec<u8>,
 }
 
+/// A constant of the contract: what the site's ledger debited for one contribution.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Debited {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+    /// What was debited, and whose it is: training customers pay for an update, held-out ones for an evaluation.
+    pub charge: Charge,
+}
+
+/// How much of a content has arrived. From a site it depends on the link and a public model only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The job.
+    pub job: JobId,
+    /// The round.
+    pub round: RoundId,
+    /// Hash of the whole content.
+    pub content: ContentHash,
+    /// Bytes of it that have arrived, from its beginning.
+    pub received: u64,
+}
+
 /// The coordinator knows the site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
@@ -267,8 +303,9 @@ pub struct Receipt {
     pub outcome: Outcome,
 }
 
-/// What became of what a site sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// What became of what a site sent: counted, or refused for the first check that it fails. A refusal loses the site
+/// its own vote in the round and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It counts.
@@ -277,7 +314,7 @@ pub enum Outcome {
     WrongShape,
     /// A value is outside the encoding's range.
     OutOfRange,
-    /// The round is over, or not yet begun, or another site set takes part.
+    /// The round has not begun, has no such part, or goes without this site.
     WrongRound,
     /// It was trained from another model than the round's.
     WrongModel,
@@ -287,10 +324,36 @@ pub enum Outcome {
     Corrupt,
     /// No head of the ledger that released it came before it.
     Unwitnessed,
+    /// It is longer than any contribution to the job.
+    TooLong,
+    /// Where integers belong there are floats, and some are no finite numbers.
+    NotFinite,
+    /// The round closed before it came: the site was slow, which is no fault.
+    Late,
+    /// The site's ledger did not debit what the contract says it costs.
+    WrongCharge,
+    /// Too many contributions of the site were refused lately; this one was not read.
+    RateLimited,
 }
 
 impl Outcome {
-    /// Its name in metrics and for people.
+    /// Every way to be refused.
+    pub const REFUSALS: [Self; 12] = [
+        Self::WrongShape,
+        Self::OutOfRange,
+        Self::WrongRound,
+        Self::WrongModel,
+        Self::Repeated,
+        Self::Corrupt,
+        Self::Unwitnessed,
+        Self::TooLong,
+        Self::NotFinite,
+        Self::Late,
+        Self::WrongCharge,
+        Self::RateLimited,
+    ];
+
+    /// Its name in counters, metrics, logs and JSON; never changed, never reused.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Admitted => "admitted",
@@ -301,7 +364,51 @@ impl Outcome {
             Self::Repeated => "repeated",
             Self::Corrupt => "corrupt",
             Self::Unwitnessed => "unwitnessed",
+            Self::TooLong => "too_long",
+            Self::NotFinite => "not_finite",
+            Self::Late => "late",
+            Self::WrongCharge => "wrong_charge",
+            Self::RateLimited => "rate_limited",
         }
+    }
+
+    /// What it means for the people of the site that sent it, and what they can do.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Admitted => "it counts",
+            Self::WrongShape => {
+                "it does not have the job's number of values; use the same release as the coordinator"
+            }
+            Self::OutOfRange => {
+                "a value is outside the encoding's range; the job's step size may be too large"
+            }
+            Self::WrongRound => "the round does not take it from this site; it takes part again in the next",
+            Self::WrongModel => "it was trained from another model than the round's",
+            Self::Repeated => "the site has contributed to this round already",
+            Self::Corrupt => "it arrived damaged; check the network if this goes on",
+            Self::Unwitnessed => "the ledger's head that covers it did not come before it",
+            Self::TooLong => "it is longer than the job allows; use the same release as the coordinator",
+            Self::NotFinite => {
+                "it holds floats that are no finite numbers; use the same release as the coordinator"
+            }
+            Self::Late => "the round closed before it came; nothing is held against the site",
+            Self::WrongCharge => {
+                "the ledger did not debit what the contract says; use the same release as the coordinator"
+            }
+            Self::RateLimited => "too much of this site was refused lately; it is read again within a minute",
+        }
+    }
+
+    /// Whether more of these than a site may have in a while keep its next ones from being read. Slowness and a
+    /// repetition after a lost link are no faults, and cost no reading.
+    pub fn is_fault(self) -> bool {
+        !matches!(self, Self::Admitted | Self::Late | Self::Repeated | Self::RateLimited)
+    }
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.label())
     }
 }
 
@@ -504,6 +611,46 @@ pub enum JobEvent {
         /// Its name.
         site: String,
     },
+    /// A site's contribution was refused. One that is not even read is counted, not told.
+    Refused {
+        /// The site's name.
+        site: String,
+        /// The round it was for.
+        round: RoundId,
+        /// Why.
+        outcome: Outcome,
+    },
+    /// How many contributions were refused so far, by label; told before and after all else if there are any.
+    Refusals(Vec<RefusalCount>),
+    /// A round closed without a site that was in it. It is in the next.
+    LeftOut {
+        /// The site's name.
+        site: String,
+        /// The round.
+        round: RoundId,
+    },
+}
+
+/// Contributions refused for one reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusalCount {
+    /// The reason.
+    pub outcome: Outcome,
+    /// How many.
+    pub count: u64,
+}
+
+/// What was refused in each job?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRefusals {}
+
+/// What was refused in one job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRefusals {
+    /// The job.
+    pub job: JobId,
+    /// By reason; none that is 0.
+    pub refused: Vec<RefusalCount>,
 }
 
 /// A committed round.
@@ -635,4 +782,20 @@ pub struct Room {
     pub training_steps: u32,
     /// Evaluations that still fit; None if none were asked about.
     pub evaluations: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_a_label_of_its_own_that_is_also_its_name_in_json() {
+        let labels: std::collections::BTreeSet<_> =
+            Outcome::REFUSALS.iter().map(|outcome| outcome.label()).collect();
+        assert_eq!(labels.len(), Outcome::REFUSALS.len());
+        for outcome in Outcome::REFUSALS {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("\"{outcome}\""));
+            assert_ne!(outcome, Outcome::Admitted);
+        }
+    }
 }

@@ -23,7 +23,8 @@ pub const ALPN: &[u8] = b"weighhouse/1";
 
 /// Version of the protocol inside the connection: raised when messages are added.
 ///
-/// 1: the first. 2: sites' certificates are renewed ([`messages::Renew`]).
+/// 1: the first. 2: sites' certificates are renewed ([`messages::Renew`]), sites tell what they debited
+/// ([`messages::Debited`]), and what was cut off goes on ([`messages::Holding`]).
 pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The oldest version that is still spoken.

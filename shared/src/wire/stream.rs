@@ -9,6 +9,10 @@ use crate::ids::{ContentHash, JobId, RoundId};
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Liveness is one rule: a peer from which what was begun does not go on by a block in this time is given up.
+pub const PROGRESS: Duration = Duration::from_secs(30);
 
 /// The most bytes of a content on one stream.
 pub const PIECE_LEN: usize = 4 << 20;
@@ -41,6 +45,9 @@ pub enum StreamError {
     /// The connection is gone.
     #[error("the connection was lost")]
     Connection(#[from] quinn::ConnectionError),
+    /// Nothing went on for [`PROGRESS`].
+    #[error("the peer does not take or send what was begun")]
+    Stalled,
     /// A piece says something impossible of itself.
     #[error("a piece of {len} bytes at {offset} of {total} is not possible")]
     Piece {
@@ -53,21 +60,36 @@ pub enum StreamError {
     },
 }
 
-/// Writes one message.
-pub async fn send<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), StreamError> {
-    Ok(stream.write_all(&frame::encode(message)).await?)
+/// What `step` gives, if it is done within [`PROGRESS`].
+async fn in_time<T, E>(step: impl Future<Output = Result<T, E>>) -> Result<T, StreamError>
+where
+    StreamError: From<E>,
+{
+    Ok(tokio::time::timeout(PROGRESS, step).await.map_err(|_| StreamError::Stalled)??)
 }
 
-/// Reads one message; None at the end of the stream.
+/// Writes one message; a peer that does not read it in time is given up.
+pub async fn send<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), StreamError> {
+    in_time(stream.write_all(&frame::encode(message))).await
+}
+
+/// Reads one message; None at the end of the stream. One may come at any time; once begun, it goes on. Its memory
+/// grows with what comes, not with what was announced.
 pub async fn receive<M: Message>(stream: &mut RecvStream) -> Result<Option<M>, StreamError> {
     let mut len = [0; 4];
-    match stream.read_exact(&mut len).await {
+    match stream.read_exact(&mut len[..1]).await {
         Ok(()) => {}
         Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    let mut bytes = vec![0; frame::checked_len(u32::from_le_bytes(len))?];
-    stream.read_exact(&mut bytes).await?;
+    in_time(stream.read_exact(&mut len[1..])).await?;
+    let len = frame::checked_len(u32::from_le_bytes(len))?;
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        let known = bytes.len();
+        bytes.resize(len.min(known + BLOCK_LEN), 0);
+        in_time(stream.read_exact(&mut bytes[known..])).await?;
+    }
     Ok(Some(frame::decode(&bytes)?))
 }
 
@@ -98,42 +120,82 @@ impl Piece {
     }
 }
 
-/// Sends a whole content in pieces, each on a stream of its own, without copying it.
+/// A model or an update to be sent.
+#[derive(Debug, Clone)]
+pub struct Content {
+    /// What it is for.
+    pub job: JobId,
+    /// And for which round.
+    pub round: RoundId,
+    /// For an update, the model it was trained from; for a model, itself.
+    pub base: ContentHash,
+    /// Hash of the bytes.
+    pub hash: ContentHash,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// How a peer takes a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// As it comes: one that does not take a block in time is given up.
+    AtOnce,
+    /// When its turn is there.
+    InTurn,
+}
+
+/// Sends a content from byte `from` on in pieces, each on a stream of its own, without copying it. `from` is what the
+/// peer says it holds: whatever it says, whole 8 byte values are sent.
 pub async fn send_content(
     connection: &Connection,
-    job: JobId,
-    round: RoundId,
-    base: ContentHash,
-    content: ContentHash,
-    bytes: &Bytes,
+    content: &Content,
+    from: u64,
+    taken: Taken,
 ) -> Result<(), StreamError> {
+    let Content { job, round, base, hash, ref bytes } = *content;
     let total = bytes.len() as u64;
-    let mut offset = 0;
+    let mut offset = usize::try_from(from).map_or(bytes.len(), |from| from.min(bytes.len()));
+    if offset < bytes.len() {
+        offset -= offset % 8;
+    }
     while offset < bytes.len() {
-        let part = bytes.slice(offset..bytes.len().min(offset + PIECE_LEN));
-        let piece = Piece { job, round, base, content, total, offset: offset as u64, len: part.len() as u32 };
+        let mut part = bytes.slice(offset..bytes.len().min(offset + PIECE_LEN));
+        let (at, len) = (offset as u64, part.len() as u32);
+        let header = codec::encode(&Piece { job, round, base, content: hash, total, offset: at, len });
         offset += part.len();
         let mut stream = connection.open_uni().await?;
-        let header = codec::encode(&piece);
         stream.write_all(&(header.len() as u16).to_le_bytes()).await?;
         stream.write_all(&header).await?;
-        stream.write_chunk(part).await?;
+        match taken {
+            Taken::InTurn => stream.write_chunk(part).await?,
+            Taken::AtOnce => {
+                while !part.is_empty() {
+                    let block = part.split_to(part.len().min(BLOCK_LEN));
+                    in_time(stream.write_chunk(block)).await?;
+                }
+            }
+        }
         // A stream already stopped by the peer was read or refused there: nothing is left to do on it.
         let _ = stream.finish();
     }
     Ok(())
 }
 
+/// The next piece's stream, of a content that has begun.
+pub async fn next_piece(connection: &Connection) -> Result<RecvStream, StreamError> {
+    in_time(connection.accept_uni()).await
+}
+
 /// Reads a piece's header; its bytes follow on `stream`.
 pub async fn receive_piece(stream: &mut RecvStream) -> Result<Piece, StreamError> {
     let mut len = [0; 2];
-    stream.read_exact(&mut len).await?;
+    in_time(stream.read_exact(&mut len)).await?;
     let len = usize::from(u16::from_le_bytes(len));
     if len > MAX_PIECE_HEADER_LEN {
         return Err(FrameError::Length { len }.into());
     }
     let mut header = [0; MAX_PIECE_HEADER_LEN];
-    stream.read_exact(&mut header[..len]).await?;
+    in_time(stream.read_exact(&mut header[..len])).await?;
     let piece: Piece = codec::decode(&header[..len])?;
     piece.check()?;
     Ok(piece)
@@ -149,7 +211,7 @@ pub async fn receive_blocks<E: From<StreamError>>(
     let mut block = vec![0; left.min(BLOCK_LEN)];
     while left > 0 {
         let part = &mut block[..left.min(BLOCK_LEN)];
-        stream.read_exact(part).await.map_err(StreamError::from)?;
+        in_time(stream.read_exact(part)).await?;
         left -= part.len();
         take(part)?;
     }

@@ -12,7 +12,14 @@ use std::time::Duration;
 /// How much one stream's sender may be ahead of its reader, in bytes.
 const STREAM_WINDOW: u32 = 4 << 20;
 /// How much all streams of a connection together may be ahead, in bytes.
-const CONNECTION_WINDOW: u32 = 4 << 20;
+pub const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The same towards a coordinator, while the site's upload waits for its turn: what thousands of sites may have it
+/// hold stays small.
+pub const WAITING_WINDOW: u32 = 128 << 10;
+/// Handshakes that wait to be looked at, and the bytes that may come with one and with all of them.
+const MAX_INCOMING: usize = 1 << 10;
+const INCOMING_BUFFER: u64 = 16 << 10;
+const INCOMING_BUFFERS: u64 = 8 << 20;
 /// Asked of the system for each socket; bursts of many peers fit. The system may give less.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// A peer that is silent this long is gone.
@@ -60,7 +67,13 @@ pub fn listen(address: SocketAddr, tls: QuicServerConfig, restart_key: &[u8; 32]
 /// What the coordinator's endpoint answers new connections with.
 pub fn server_config(tls: QuicServerConfig) -> quinn::ServerConfig {
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport()));
+    let mut transport = transport();
+    transport.receive_window(VarInt::from_u32(WAITING_WINDOW));
+    config
+        .transport_config(Arc::new(transport))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
     config
 }
 
@@ -69,8 +82,13 @@ pub fn dial(remote: SocketAddr, tls: QuicClientConfig) -> io::Result<Endpoint> {
     let local: SocketAddr = if remote.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let runtime = quinn::default_runtime().ok_or_else(|| io::Error::other("no async runtime"))?;
     let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket(local)?, runtime)?;
+    endpoint.set_default_client_config(client_config(tls));
+    Ok(endpoint)
+}
+
+/// What a site or an operator connects with.
+pub fn client_config(tls: QuicClientConfig) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport()));
-    endpoint.set_default_client_config(config);
-    Ok(endpoint)
+    config
 }

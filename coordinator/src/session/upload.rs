@@ -1,0 +1,186 @@
+//! Updates on their way in, from all sites: few are read at a time, and what has come in part outlives its
+//! connection.
+
+use super::SessionError;
+use crate::admission::{Arriving, ParsedUpdate};
+use crate::driver::{Inbox, Input};
+use crate::spool::Spool;
+use quinn::{Connection, ReadExactError, RecvStream, VarInt};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Semaphore, oneshot};
+use weighhouse_shared::ids::SiteId;
+use weighhouse_shared::wire::messages::{Holding, Outcome, Receipt, RoundStart};
+use weighhouse_shared::wire::stream::{self, Piece, StreamError};
+use weighhouse_shared::wire::transport::{CONNECTION_WINDOW, WAITING_WINDOW};
+
+/// Uploads read at a time, over all sites, until each is counted: more only fight for the same processors, and each
+/// may hold its body in memory.
+const MAX_UPLOADS: usize = 8;
+
+/// Uploads that came in part and are kept for their sites' next connection; the oldest is dropped.
+const MAX_PARKED: usize = 16;
+
+/// Updates on their way in.
+#[derive(Debug)]
+pub struct Uploads {
+    turns: Semaphore,
+    spool: Arc<Spool>,
+    parked: Mutex<VecDeque<(SiteId, Arriving)>>,
+}
+
+/// The update that a session goes on with, if its site sends the rest.
+#[derive(Debug, Default)]
+pub struct Resumed(Mutex<Option<Arriving>>);
+
+impl Resumed {
+    fn lock(&self) -> MutexGuard<'_, Option<Arriving>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An update being read; what has come of it is put back if its reading is cut off.
+struct Begun<'a> {
+    arriving: Option<Arriving>,
+    resumed: &'a Resumed,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if let Some(arriving) = self.arriving.take() {
+            *self.resumed.lock() = Some(arriving);
+        }
+    }
+}
+
+impl Uploads {
+    /// None yet; long ones wait in `spool`.
+    pub fn new(spool: Arc<Spool>) -> Self {
+        Self { turns: Semaphore::new(MAX_UPLOADS), spool, parked: Mutex::default() }
+    }
+
+    fn parked(&self) -> MutexGuard<'_, VecDeque<(SiteId, Arriving)>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is here of the site's update for the round that starts: the session goes on with it.
+    pub fn resume(&self, site: SiteId, start: &RoundStart, resumed: &Resumed) -> Option<Holding> {
+        let mut parked = self.parked();
+        let at = parked.iter().position(|(owner, _)| *owner == site)?;
+        let (_, arriving) = parked.remove(at)?;
+        let holding = arriving.holding();
+        if (holding.job, holding.round) != (start.job, start.round) {
+            return None;
+        }
+        *resumed.lock() = Some(arriving);
+        Some(holding)
+    }
+
+    /// The site's session has ended: what came in part is kept for its next one.
+    pub fn park(&self, site: SiteId, resumed: &Resumed) {
+        let begun = resumed.lock().take().filter(|arriving| arriving.holding().received > 0);
+        let Some(arriving) = begun else { return };
+        let mut parked = self.parked();
+        parked.retain(|(owner, _)| *owner != site);
+        parked.push_back((site, arriving));
+        if parked.len() > MAX_PARKED {
+            parked.pop_front();
+        }
+    }
+
+    /// Reads a site's updates, one after the other, until its connection ends.
+    pub async fn read(
+        &self,
+        connection: &Connection,
+        site: SiteId,
+        inbox: &Inbox,
+        resumed: &Resumed,
+    ) -> Result<(), SessionError> {
+        let mut refused = None;
+        loop {
+            let mut first = connection.accept_uni().await.map_err(StreamError::from)?;
+            let _turn = self.turns.acquire().await.map_err(|_| SessionError::Closing)?;
+            // Until its turn, a peer may have little on its way.
+            connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+            let piece = stream::receive_piece(&mut first).await?;
+            let (job, round, content) = (piece.job, piece.round, piece.content);
+            if piece.offset > 0 && refused == Some((job, round, content)) {
+                // The rest of what was refused already.
+                let _ = first.stop(0u8.into());
+                continue;
+            }
+            let read = self.read_one(connection, first, piece, site, inbox, resumed).await?;
+            connection.set_receive_window(VarInt::from_u32(WAITING_WINDOW));
+            let input = match read {
+                Ok(update) => Input::Update(site, update),
+                Err(outcome) => {
+                    refused = Some((job, round, content));
+                    Input::Refused(site, Receipt { job, round, outcome })
+                }
+            };
+            inbox.send(input).await.map_err(|_| SessionError::Closing)?;
+            // The turn ends once the update is counted: no more than those of all turns are ever in memory.
+            let (reply, counted) = oneshot::channel();
+            inbox.send(Input::Counted(reply)).await.map_err(|_| SessionError::Closing)?;
+            counted.await.map_err(|_| SessionError::Closing)?;
+        }
+    }
+
+    /// Reads one update from its pieces, if the driver wants it.
+    async fn read_one(
+        &self,
+        connection: &Connection,
+        mut stream: RecvStream,
+        mut piece: Piece,
+        site: SiteId,
+        inbox: &Inbox,
+        resumed: &Resumed,
+    ) -> Result<Result<ParsedUpdate, Outcome>, SessionError> {
+        let (reply, answer) = oneshot::channel();
+        inbox.send(Input::Announced { site, piece, reply }).await.map_err(|_| SessionError::Closing)?;
+        let expected = match answer.await.map_err(|_| SessionError::Closing)? {
+            Ok(expected) => expected,
+            Err(outcome) => {
+                let _ = stream.stop(0u8.into());
+                return Ok(Err(outcome));
+            }
+        };
+        let kept = resumed.lock().take().filter(|arriving| arriving.continues_with(&piece));
+        let begun = match kept {
+            Some(arriving) => Ok(arriving),
+            None => Arriving::begin(piece, expected, &self.spool)?,
+        };
+        let mut begun = match begun {
+            Ok(arriving) => Begun { arriving: Some(arriving), resumed },
+            Err(outcome) => {
+                let _ = stream.stop(0u8.into());
+                return Ok(Err(outcome));
+            }
+        };
+        loop {
+            let read = stream::receive_blocks(&mut stream, piece.len, |block| {
+                Ok(begun.arriving.as_mut().map_or(Ok(()), |arriving| arriving.push(block))?)
+            });
+            match read.await {
+                Ok(()) => {}
+                Err(SessionError::Stream(StreamError::ReadExact(ReadExactError::FinishedEarly(_)))) => {
+                    begun.arriving = None;
+                    return Ok(Err(Outcome::Corrupt));
+                }
+                Err(error) => return Err(error),
+            }
+            if begun.arriving.as_ref().is_none_or(Arriving::is_complete) {
+                return Ok(begun.arriving.take().map_or(Ok(Err(Outcome::Corrupt)), Arriving::finish)?);
+            }
+            stream = stream::next_piece(connection).await?;
+            piece = stream::receive_piece(&mut stream).await?;
+            if begun.arriving.as_ref().is_none_or(|arriving| !arriving.continues_with(&piece)) {
+                let _ = stream.stop(0u8.into());
+                begun.arriving = None;
+                return Ok(Err(Outcome::Corrupt));
+            }
+            let progress = Input::Arriving(site, piece.job);
+            inbox.send(progress).await.map_err(|_| SessionError::Closing)?;
+        }
+    }
+}
