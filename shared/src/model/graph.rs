@@ -171,6 +171,19 @@ pub(super) struct LstmSlots {
 }
 
 impl Node {
+    /// Whether the forward writes every entry of its slots, whatever they held; else it adds to zeros.
+    pub(super) fn overwrites(&self) -> bool {
+        matches!(
+            self,
+            Self::Numbers { .. }
+                | Self::StepNumbers { .. }
+                | Self::Embedding { .. }
+                | Self::Concat { .. }
+                | Self::Linear { .. }
+                | Self::LayerNorm { .. }
+        )
+    }
+
     /// Where the result is.
     pub(super) fn output(&self) -> Slot {
         match *self {

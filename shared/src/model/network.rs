@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use pulp::Arch;
 
 use super::{
     Batch, ModelError, ModelSpec, Rows, Tap, TensorSpec, Workspace,
@@ -344,12 +345,14 @@ impl Network {
         let Workspace { slots, ids, packing, recurrence, attention, .. } = workspace;
         slots.resize_with(self.slots.len(), Buffers::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
-            buffers.values.clear();
             buffers.values.resize(counts[shape.level as usize] * shape.width, 0.0);
         }
         for node in &self.graph.nodes {
             let output = node.output();
             let mut values = std::mem::take(&mut slots[output.0].values);
+            if !node.overwrites() {
+                values.fill(0.0);
+            }
             let of = |slot: &Slot| slots[slot.0].values.as_slice();
             match node {
                 Node::Numbers { .. } => values.copy_from_slice(batch.rows.numbers),
@@ -407,6 +410,7 @@ impl Network {
                 }
                 Node::Lstm { layer, states, .. } => {
                     let (states, _) = lstm_states(slots, states);
+                    states.previous.fill(0.0);
                     layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => {
@@ -579,7 +583,11 @@ fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> (LstmStates<'a>,
 
 /// `to += from`.
 fn add(from: &[f32], to: &mut [f32]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    let entries = to.iter_mut().zip(from);
+    Arch::new().dispatch(
+        #[inline(always)]
+        move || entries.for_each(|(to, from)| *to += from),
+    );
 }
 
 /// Refuses ids outside their column's vocabulary; `ids` is of whole rows.

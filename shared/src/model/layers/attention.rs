@@ -104,10 +104,12 @@ impl Attention {
         let [query, key, _] = self.views(input, first, head);
         let across = View { transposed: true, ..key };
         product([steps, self.head_width(), steps], query, across, weights, packing);
-        let scale = self.scale();
+        let (scale, weights) = (self.scale(), weights.as_mut_slice());
         Arch::new().dispatch(
+            // Consumes `weights`: a closure that can be called but once is inlined whole, and so vectorised.
             #[inline(always)]
-            || {
+            move || {
+                let weights = weights;
                 let seen = |step: usize| if self.causal { step + 1 } else { steps };
                 for (step, line) in weights.chunks_exact_mut(steps).enumerate() {
                     let largest = largest(&line[..seen(step)]);
@@ -128,10 +130,12 @@ impl Attention {
     /// From the derivative by the weights, in place, to that by the products of queries and keys.
     fn differentiate_softmax(&self, steps: usize, weights: &[f32], slopes: &mut [f32]) {
         let scale = self.scale();
+        let lines = weights.chunks_exact(steps).zip(slopes.chunks_exact_mut(steps));
         Arch::new().dispatch(
+            // Consumes `lines`, as above.
             #[inline(always)]
-            || {
-                for (weights, slopes) in weights.chunks_exact(steps).zip(slopes.chunks_exact_mut(steps)) {
+            move || {
+                for (weights, slopes) in lines {
                     let mean = dot::<_, f32>(weights, slopes);
                     for (slope, weight) in slopes.iter_mut().zip(weights) {
                         *slope = weight * (*slope - mean) * scale;

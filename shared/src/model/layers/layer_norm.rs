@@ -24,13 +24,15 @@ impl LayerNorm {
     /// `[rows, width]` to `normal` and `output`, both `[rows, width]`.
     pub fn forward(&self, parameters: &[f32], input: &[f32], normal: &mut [f32], output: &mut [f32]) {
         let (gain, bias) = self.parameters(parameters);
+        let rows = normal.chunks_exact_mut(self.width).zip(output.chunks_exact_mut(self.width));
+        let rows = input.chunks_exact(self.width).zip(rows);
         Arch::new().dispatch(
+            // Consumes `rows`: a closure that can be called but once is inlined whole, and so vectorised.
             #[inline(always)]
-            || {
-                let rows = normal.chunks_exact_mut(self.width).zip(output.chunks_exact_mut(self.width));
-                for (input, (normal, output)) in input.chunks_exact(self.width).zip(rows) {
-                    let deviation = center(input, normal);
-                    normal.iter_mut().for_each(|entry| *entry /= deviation);
+            move || {
+                for (input, (normal, output)) in rows {
+                    let inverse = center(input, normal);
+                    normal.iter_mut().for_each(|entry| *entry *= inverse);
                     let columns = output.iter_mut().zip(&*normal).zip(gain.iter().zip(bias));
                     columns.for_each(|((to, normal), (gain, bias))| *to = normal * gain + bias);
                 }
@@ -51,19 +53,21 @@ impl LayerNorm {
         let share = 1.0 / self.width as f32;
         line.resize(2 * self.width, 0.0);
         let (centered, line) = line.split_at_mut(self.width);
+        let rows = input.chunks_exact(self.width).zip(normal.chunks_exact(self.width));
+        let gradients = output_gradients.chunks_exact(self.width);
+        let gradients = gradients.zip(input_gradients.chunks_exact_mut(self.width));
+        let rows = rows.zip(gradients);
         Arch::new().dispatch(
+            // Consumes `rows`, as above.
             #[inline(always)]
-            || {
-                let rows = input.chunks_exact(self.width).zip(normal.chunks_exact(self.width));
-                let gradients = output_gradients.chunks_exact(self.width);
-                let gradients = gradients.zip(input_gradients.chunks_exact_mut(self.width));
-                for ((input, normal), (from, to)) in rows.zip(gradients) {
-                    let deviation = center(input, centered);
+            move || {
+                for ((input, normal), (from, to)) in rows {
+                    let inverse = center(input, centered);
                     let columns = line.iter_mut().zip(from).zip(gain);
                     columns.for_each(|((line, from), gain)| *line = from * gain);
                     let (mean, slope) = (sum(line) * share, dot::<_, f32>(line, normal) * share);
                     for ((to, line), normal) in to.iter_mut().zip(&*line).zip(normal) {
-                        *to += (line - mean - normal * slope) / deviation;
+                        *to += (line - mean - normal * slope) * inverse;
                     }
                 }
             },
@@ -71,13 +75,13 @@ impl LayerNorm {
     }
 }
 
-/// Writes a row less its mean; its standard deviation.
+/// Writes a row less its mean; one over its standard deviation.
 #[inline(always)]
 fn center(row: &[f32], centered: &mut [f32]) -> f32 {
     let share = 1.0 / row.len() as f32;
     let mean = sum(row) * share;
     centered.iter_mut().zip(row).for_each(|(to, from)| *to = from - mean);
-    (dot::<_, f32>(centered, centered) * share + EPSILON).sqrt()
+    1.0 / (dot::<_, f32>(centered, centered) * share + EPSILON).sqrt()
 }
 
 #[cfg(test)]

@@ -94,23 +94,13 @@ impl Linear {
         &parameters[self.offset..][..self.parameter_count()][self.outputs * self.inputs..]
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`, zeros before.
+    /// `[rows, inputs]` to `[rows, outputs]`, whatever it held.
     pub fn forward(&self, parameters: &[f32], input: &[f32], output: &mut [f32], packing: &mut Packing<f32>) {
-        self.accumulate(parameters, input, output, packing);
-        self.activation.forward(output);
-    }
-
-    /// Adds the layer's output before its activation to `output`, `[rows, outputs]`.
-    pub fn accumulate(
-        &self,
-        parameters: &[f32],
-        input: &[f32],
-        output: &mut [f32],
-        packing: &mut Packing<f32>,
-    ) {
         let (weight, bias) = (self.weight(parameters), self.bias(parameters));
-        for row in output.chunks_exact_mut(self.outputs) {
-            row.iter_mut().zip(bias).for_each(|(slot, bias)| *slot += bias);
+        if self.biased {
+            output.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias));
+        } else {
+            output.fill(0.0);
         }
         if self.outputs == 1 {
             add_dots(input, weight, output);
@@ -124,6 +114,7 @@ impl Linear {
                 packing,
             );
         }
+        self.activation.forward(output);
     }
 
     /// Adds the gradient by the inputs, `[rows, inputs]`, from that by the outputs before the activation,
