@@ -306,22 +306,13 @@ impl Customers {
             generator.fill(&mut seed);
             let mut model = network.initial_parameters(seed);
             let mut state = contract.server_state(model.len());
-<<<<<<< HEAD
             let mut grids = vec![contract.grid(); self.sites.len()];
-            let begun = Instant::now();
-            for round in 0..contract.training.rounds {
-                let heard = {
-                    let at = Round { contract, network, round };
-                    self.round(at, &mut model, &mut grids, state.as_mut(), generator)?
-                };
-=======
             let mut uplink = Uplink::of(contract, self.sites.len())?;
             let begun = Instant::now();
             for round in 0..contract.training.rounds {
-                let state = state.as_mut();
-                let heard =
-                    self.round(contract, network, round, &mut model, state, uplink.as_mut(), generator)?;
->>>>>>> int
+                let at = Round { contract, network, round };
+                let (state, uplink) = (state.as_mut(), uplink.as_mut());
+                let heard = self.round(at, &mut model, &mut grids, state, uplink, generator)?;
                 if round == 0 {
                     sum.first_signal_to_noise += share * heard;
                 }
@@ -345,12 +336,7 @@ impl Customers {
         Ok(sum)
     }
 
-<<<<<<< HEAD
     /// One round of all sites, each with its grid of `grids`; returns the first step's signal to noise.
-=======
-    /// Round `round` of all sites; returns the first step's signal to noise.
-    #[allow(clippy::too_many_arguments, reason = "what a round reads and what it changes")]
->>>>>>> int
     fn round(
         &self,
         Round { contract, network, round }: Round<'_>,
@@ -367,11 +353,7 @@ impl Customers {
         let mut workspace = SumWorkspace::new();
         let mut signal = vec![0i64; model.len()];
         let mut change = vec![0.0f64; model.len()];
-<<<<<<< HEAD
-        for (site, grid) in self.sites.iter().zip(grids) {
-=======
-        for (number, site) in self.sites.iter().enumerate() {
->>>>>>> int
+        for (number, (site, grid)) in self.sites.iter().zip(grids).enumerate() {
             let mut local = model.to_vec();
             let mut optimizer = LocalOptimizer::start(training.optimizer, training.proximal, model.len());
             for index in 0..training.local_steps {
@@ -519,26 +501,18 @@ mod tests {
         assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
         // Rules that do not.
         let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
-<<<<<<< HEAD
-        let changes: [&dyn Fn(&mut JobContract); 7] = [
-            &|job| job.federation.server_optimizer = server(0.9),
-=======
-        let changes: [&dyn Fn(&mut JobContract); 10] = [
+        let changes: [&dyn Fn(&mut JobContract); 11] = [
             &|job| job.federation.strategy = server(0.9),
->>>>>>> int
             &|job| job.training.average_weights = 0.9,
             &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
             &|job| job.training.schedule = Schedule::Linear,
             &|job| job.training.proximal = 0.5,
             &|job| job.training.clipping = Clipping::Automatic,
-<<<<<<< HEAD
             &|job| job.training.clipping = Clipping::Quantile,
-=======
             &|job| job.federation.strategy = Strategy::FedMedian,
             &|job| job.federation.norm_bound = Some(0.1),
             &|job| job.federation.compression = Compression::Int4,
             &|job| job.federation.compression = Compression::TopK { share: 0.3 },
->>>>>>> int
         ];
         for (index, change) in changes.into_iter().enumerate() {
             assert_ne!(run(change), same, "change {index} made none");
