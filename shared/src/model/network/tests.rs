@@ -181,15 +181,16 @@ fn a_model_of_sequences_needs_them() {
 /// Which are central differences of the loss in f64.
 #[test]
 fn the_mean_gradient_equals_batch_of_one_gradients_in_f64_to_1e_5() {
-    for (network, parameters) in networks() {
-        // More rows than a block of a product has terms, and customers of several rows.
-        let customer_rows: Vec<usize> = (0..150).map(|i| 1 + i % 3).collect();
+    for (place, (network, parameters)) in networks().into_iter().enumerate() {
+        // Customers of several rows; the first models have more rows than a block of a product has terms.
+        let customers = if place < 3 { 150 } else { 30 };
+        let customer_rows: Vec<usize> = (0..customers).map(|i| 1 + i % 3).collect();
         let batch = drawn(&network, 4, &customer_rows);
         let mut expected = vec![0.0; network.parameter_count()];
         for customer in 0..batch.customers() {
             let one = batch.only(&network, |other| other == customer);
             let (_, gradient) = gradient(&network, &widened(&parameters), &one);
-            expected.iter_mut().zip(gradient).for_each(|(sum, entry)| *sum += entry / 150.0);
+            expected.iter_mut().zip(gradient).for_each(|(sum, entry)| *sum += entry / customers as f64);
         }
         let (mut workspace, mut got) = (Workspace::new(), Vec::new());
         network.backward(&parameters, &batch.batch(), &mut workspace).unwrap();

@@ -232,6 +232,9 @@ fn errors(network: &Network, parameters: &[f32], batch: &OwnedBatch, clip: f64) 
         let got = sum_of(network, parameters, &one, &grid(clip));
         let got: Vec<f64> = got.iter().map(|&entry| entry as f64 * grid(clip).unit()).collect();
         let error: Vec<f64> = got.iter().zip(&clipped).map(|(a, b)| a - b).collect();
+        if norm(&error) > 0.01 * norm(&clipped) {
+            eprintln!("DEBUG {customer} {} {got:?} {clipped:?} {:?}", norm(&exact), one);
+        }
         worst = worst.max(norm(&error) / norm(&clipped));
         let cosine = got.iter().zip(&clipped).map(|(a, b)| a * b).sum::<f64>() / norm(&got) / norm(&clipped);
         worst_direction = worst_direction.max((1.0 - cosine * cosine).max(0.0).sqrt());
