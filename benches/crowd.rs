@@ -20,7 +20,6 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use weighhouse_coordinator::authority;
 use weighhouse_coordinator::home::Home;
 use weighhouse_coordinator::store::{InviteRecord, SiteRecord, Store};
 use weighhouse_shared::clock;
@@ -28,7 +27,7 @@ use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{Charge, Head, Population};
-use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Role, Trust};
+use weighhouse_shared::tls::{self, COORDINATOR_NAME, Credentials, Trust};
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Debited, Decision, Hello, JobAnswer, LedgerHead, RoundStart, SiteToCoordinator,
 };
@@ -46,20 +45,20 @@ const AT_ONCE: usize = 32;
 
 /// Makes `count` sites known to the coordinator, which must not be running.
 fn enlist(home: &Home, count: usize) -> Vec<Credentials> {
-    let (key, root) = (home.authority_key().unwrap(), home.authority().unwrap());
+    let issuer = home.issuer().unwrap();
     let store = Store::open(&home.path("state")).unwrap();
     let now_s = clock::unix_time_s();
     let made = (0..count).map(|number| {
         let identity = Identity::generate().unwrap();
         let (name, public_key) = (format!("site-{number}"), identity.public_key());
-        let certificate = authority::issue(&key, &root, Role::Site, &name, &public_key, now_s).unwrap();
+        let certificate = issuer.issue_site(&name, &public_key, now_s).unwrap();
         let mut id = [0; 16];
         id[..8].copy_from_slice(&number.to_le_bytes());
         let invite = InviteRecord { id, secret: [0; 32], expires_s: now_s };
         let (public_key, shown) = (Some(public_key), Some(certificate.to_vec()));
         let record = SiteRecord { name, invite, public_key, certificate: shown, revoked: false };
         store.put_site(&record).unwrap();
-        Credentials { chain: vec![certificate, root.clone()], identity }
+        Credentials { chain: vec![certificate, issuer.certificate.clone()], identity }
     });
     let made = made.collect();
     store.sync().unwrap();

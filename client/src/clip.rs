@@ -181,7 +181,7 @@ mod tests {
         let customer = |at: usize| (0..=width).map(|i| ((at * 31 + i * 7) % 11) as f32 / 11.0).collect();
         let customers: Vec<Vec<f32>> = (0..600).map(customer).collect();
         let table = FeatureTable::from_customers(width, &customers);
-        let spec = ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0 };
+        let spec = ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0, activation: Default::default() };
         let network = Network::new(&spec, width).unwrap();
         let parameters = network.initial_parameters([1; 32]);
         let grid = Grid::new(ClipNorm::new(1.0).unwrap());

@@ -275,7 +275,7 @@ mod tests {
         let mut policy = policy(8.0, 1e-4);
         policy.jobs.models = vec![ModelKind::Logistic];
         assert_eq!(rule(&contract, &policy), None);
-        contract.model = ModelSpec::Mlp { hidden: vec![4], dropout: 0.0 };
+        contract.model = ModelSpec::Mlp { hidden: vec![4], dropout: 0.0, activation: Default::default() };
         assert_eq!(rule(&contract, &policy), Some(PolicyRule::Models));
         policy.jobs.tasks.clear();
         assert_eq!(rule(&contract, &policy), Some(PolicyRule::Tasks));

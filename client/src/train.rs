@@ -115,6 +115,12 @@ mod tests {
     /// One round of a site with so many customers, whose features are all 0: all but the intercept's
     /// gradient is noise.
     fn round(contract: &JobContract, customers: usize, seed: u64) -> Result<Vec<f64>, TrainError> {
+        let bytes = end_of_round(contract, customers, seed)?.update.into_bytes();
+        let (values, _) = bytes.as_chunks::<4>();
+        Ok(values.iter().map(|value| f64::from(i32::from_le_bytes(*value)) * UPDATE_STEP).collect())
+    }
+
+    fn end_of_round(contract: &JobContract, customers: usize, seed: u64) -> Result<RoundEnd, TrainError> {
         let customer = [vec![0.0; FEATURES], vec![1.0]].concat();
         let table = FeatureTable::from_customers(FEATURES, &vec![customer; customers]);
         let network = contract.network().unwrap();
@@ -124,10 +130,7 @@ mod tests {
         let (debit, mut generator) = (Debit::for_test(charge, mechanism), Generator::from_seed(seed));
         let engine = &Engine::Processor;
         let base = RoundBase { round: RoundId(0), parameters: &global, engine, clip_norm: None };
-        let update = train_round(contract, &network, base, &table, debit, &mut generator, Vec::new())?;
-        let bytes = update.update.into_bytes();
-        let (values, _) = bytes.as_chunks::<4>();
-        Ok(values.iter().map(|value| f64::from(i32::from_le_bytes(*value)) * UPDATE_STEP).collect())
+        train_round(contract, &network, base, &table, debit, &mut generator, Vec::new())
     }
 
     /// The noise in an update has standard deviation learning_rate x z x clip norm / (rate x expected
@@ -190,6 +193,25 @@ mod tests {
         contract.training.expected_customers = 1;
         contract.training.sampling_rate = SamplingRate::new(1e-30).unwrap();
         assert!(matches!(round(&contract, 10, 3), Err(TrainError::Diverged)));
+    }
+
+    /// All customers have the same gradient, of a norm near 1/2 at the start, and there are as many as expected, so
+    /// the clip norm comes down from above, or up from below, towards it; noise of the count included.
+    #[test]
+    fn a_clip_norm_by_quantile_follows_the_norms_and_the_noise_in_integers_stays_the_same() {
+        let ends = [4.0, 0.02].map(|start| {
+            let mut contract = contract();
+            contract.training.clipping = Clipping::Quantile;
+            contract.training.local_steps = 30;
+            contract.training.learning_rate = 1e-6;
+            contract.training.sampling_rate = SamplingRate::new(1.0).unwrap();
+            contract.training.expected_customers = 2000;
+            contract.privacy.clip_norm = ClipNorm::new(start).unwrap();
+            end_of_round(&contract, 2000, 5).unwrap().clip_norm.value()
+        });
+        // 30 steps of 0.2 / 2 each in the logarithm, then to and fro about 1/2.
+        assert!(ends[0] < 4.0 / 4.0 && ends[0] > 0.2, "{ends:?}");
+        assert!(ends[1] > 0.02 * 4.0 && ends[1] < 1.0, "{ends:?}");
     }
 
     /// The noise of a step is the same for the same seed, so what is between two runs is the rule alone.

@@ -20,7 +20,11 @@ const SEQUENCE_CUSTOMERS: usize = 64;
 const STEPS: usize = 30;
 
 fn steps(criterion: &mut Criterion) {
-    let mlp = Network::new(&ModelSpec::Mlp { hidden: vec![128, 64], dropout: 0.0 }, 64).unwrap();
+    let mlp = Network::new(
+        &ModelSpec::Mlp { hidden: vec![128, 64], dropout: 0.0, activation: Default::default() },
+        64,
+    )
+    .unwrap();
     let shape = InputShape { numbers: 32, vocabularies: vec![101; 8], sequence: None };
     let spec = ModelSpec::WideAndDeep { hidden: vec![128, 64], embedding_dim: 8 };
     let wide_and_deep = Network::new(&spec, shape).unwrap();

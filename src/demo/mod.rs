@@ -280,7 +280,7 @@ fn parse_model(text: &str) -> Result<ModelSpec> {
     })?;
     Ok(match widths {
         Some(_) => ModelSpec::WideAndDeep { hidden, embedding_dim: DEFAULT_EMBEDDING_DIM },
-        None => ModelSpec::Mlp { hidden, dropout: 0.0 },
+        None => ModelSpec::Mlp { hidden, dropout: 0.0, activation: Default::default() },
     })
 }
 
@@ -545,7 +545,10 @@ mod tests {
     #[test]
     fn a_model_is_named_or_given_by_its_widths() {
         assert_eq!(parse_model("logistic").unwrap(), ModelSpec::Logistic {});
-        assert_eq!(parse_model("64,32").unwrap(), ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0 });
+        assert_eq!(
+            parse_model("64,32").unwrap(),
+            ModelSpec::Mlp { hidden: vec![64, 32], dropout: 0.0, activation: Default::default() }
+        );
         let wide_and_deep = ModelSpec::WideAndDeep { hidden: vec![16], embedding_dim: DEFAULT_EMBEDDING_DIM };
         assert_eq!(parse_model("wide_and_deep:16").unwrap(), wide_and_deep);
         for bad in ["big", "wide_and_deep", "wide_and_deep:", "64,"] {

@@ -208,7 +208,7 @@ mod tests {
     use crate::schema::InputShape;
 
     fn artifact() -> ModelArtifact {
-        let spec = ModelSpec::Mlp { hidden: vec![3, 2], dropout: 0.0 };
+        let spec = ModelSpec::Mlp { hidden: vec![3, 2], dropout: 0.0, activation: Default::default() };
         let parameters = Network::new(&spec, 4).unwrap().initial_parameters([1; 32]);
         ModelArtifact {
             spec,

@@ -37,9 +37,9 @@ pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows
 pub use score::score;
 pub use server_optimizer::{ServerOptimizer, ServerState};
 pub use spec::{
-    DEFAULT_EMBEDDING_DIM, DEFAULT_NEGATIVES, MAX_DROPOUT, MAX_EMBEDDING_DIM, MAX_HIDDEN_LAYERS,
-    MAX_HIDDEN_UNITS, MAX_KERNEL, MAX_NEGATIVES, MAX_RIDGE, MAX_TRANSFORMER_LAYERS, MAX_TRANSFORMER_WIDTH,
-    ModelSpec,
+    ActivationName, DEFAULT_EMBEDDING_DIM, DEFAULT_NEGATIVES, MAX_DROPOUT, MAX_EMBEDDING_DIM,
+    MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, MAX_KERNEL, MAX_NEGATIVES, MAX_RIDGE, MAX_TRANSFORMER_LAYERS,
+    MAX_TRANSFORMER_WIDTH, ModelSpec,
 };
 pub use workspace::Workspace;
 pub use zoo::{MAX_STEPS, MAX_VOCABULARY};

@@ -4,15 +4,17 @@
 //! Nothing here shares code with the layers: a wrong backward shows.
 
 use super::{
-    Batch, ModelSpec, Network, Rows,
+    ActivationName, Batch, ModelSpec, Network, Rows,
     graph::{IdSource, Level, Node},
-    layers::{Activation, Pooling},
+    layers::{Activation, LEAK, Pooling},
 };
 use crate::schema::{DataShape, InputShape, SequenceShape, Target};
 
 /// Every kind of model, with numbers, with categories, with sequences, with several of them.
 pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
-    let mlp = |hidden: &[u32]| ModelSpec::Mlp { hidden: hidden.into(), dropout: 0.0 };
+    let active =
+        |hidden: &[u32], activation| ModelSpec::Mlp { hidden: hidden.into(), dropout: 0.0, activation };
+    let mlp = |hidden: &[u32]| active(hidden, ActivationName::Relu);
     let wide_and_deep = |hidden: &[u32]| ModelSpec::WideAndDeep { hidden: hidden.into(), embedding_dim: 3 };
     let mixed = InputShape { numbers: 4, vocabularies: vec![3, 6], sequence: None };
     let ids_only = InputShape { vocabularies: vec![5, 2], ..InputShape::default() };
@@ -66,7 +68,12 @@ pub(crate) fn zoo() -> Vec<(ModelSpec, DataShape)> {
         (mlp(&[6, 5]), binary(&mixed)),
         (mlp(&[1, 4]), binary(&ids_only)),
         (mlp(&[6]), binary(&sequence)),
-        (ModelSpec::Mlp { hidden: vec![9, 7], dropout: 0.25 }, binary(&everything)),
+        (
+            ModelSpec::Mlp { hidden: vec![9, 7], dropout: 0.25, activation: ActivationName::Tanh },
+            binary(&everything),
+        ),
+        (active(&[5, 4], ActivationName::LeakyRelu), binary(&mixed)),
+        (active(&[5, 4], ActivationName::Sigmoid), binary(&mixed)),
         (wide_and_deep(&[9, 4]), binary(&mixed)),
         (wide_and_deep(&[6]), binary(&ids_only)),
         (wide_and_deep(&[5]), 4.into()),
@@ -222,6 +229,9 @@ fn forward(
                         match layer.activation {
                             Activation::None => z,
                             Activation::Relu => z.max(0.0),
+                            Activation::LeakyRelu => z.max(0.0) + z.min(0.0) * f64::from(LEAK),
+                            Activation::Tanh => z.tanh(),
+                            Activation::Sigmoid => 1.0 / (1.0 + (-z).exp()),
                         }
                     };
                     (0..layer.outputs).map(entry).collect()

@@ -31,14 +31,30 @@ pub const MAX_KERNEL: u32 = 31;
 /// Most of a layer's entries that dropout zeroes.
 pub const MAX_DROPOUT: f64 = 0.9;
 
+/// A function between layers, by its usual name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationName {
+    /// `max(0, z)`.
+    #[default]
+    Relu,
+    /// `z` above 0, a hundredth of it below.
+    LeakyRelu,
+    /// The hyperbolic tangent; bounded, which private training of small models likes (Papernot et al. 2021, "Tempered
+    /// sigmoid activations for deep learning with differential privacy").
+    Tanh,
+    /// `1 / (1 + e^-z)`.
+    Sigmoid,
+}
+
 /// A model of the zoo.
 ///
 /// ```
-/// # use weighhouse_shared::model::ModelSpec;
+/// # use weighhouse_shared::model::{ActivationName, ModelSpec};
 /// #[derive(serde::Deserialize)]
 /// struct Job { model: ModelSpec }
 /// let job: Job = toml::from_str("[model.mlp]\nhidden = [32]").unwrap();
-/// assert_eq!(job.model, ModelSpec::Mlp { hidden: vec![32], dropout: 0.0 });
+/// assert_eq!(job.model, ModelSpec::Mlp { hidden: vec![32], dropout: 0.0, activation: ActivationName::Relu });
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -54,6 +70,9 @@ pub enum ModelSpec {
         /// 1/256.
         #[serde(default)]
         dropout: f64,
+        /// What is between the layers.
+        #[serde(default)]
+        activation: ActivationName,
     },
     /// The sum of both logits, learned together (Cheng et al. 2016, "Wide & Deep Learning for Recommender
     /// Systems"): the wide part remembers single categories, the deep part generalises over them.
@@ -209,7 +228,7 @@ impl ModelSpec {
     pub(super) fn check(&self) -> Result<(), ModelError> {
         match self {
             Self::Logistic {} => Ok(()),
-            Self::Mlp { hidden, dropout } => {
+            Self::Mlp { hidden, dropout, .. } => {
                 check_hidden(hidden)?;
                 check_dropout(*dropout)
             }
@@ -296,7 +315,10 @@ mod tests {
     fn toml_and_bincode_carry_the_same_specs() {
         for (text, spec) in [
             ("[model.logistic]", ModelSpec::Logistic {}),
-            ("[model.mlp]\nhidden = [64, 16]", ModelSpec::Mlp { hidden: vec![64, 16], dropout: 0.0 }),
+            (
+                "[model.mlp]\nhidden = [64, 16]",
+                ModelSpec::Mlp { hidden: vec![64, 16], dropout: 0.0, activation: ActivationName::Relu },
+            ),
             (
                 "[model.wide_and_deep]\nhidden = [32]",
                 ModelSpec::WideAndDeep { hidden: vec![32], embedding_dim: DEFAULT_EMBEDDING_DIM },
@@ -358,8 +380,13 @@ mod tests {
 
     #[test]
     fn sizes_out_of_range_are_refused_with_the_layer() {
-        let refusal =
-            |hidden: Vec<u32>| ModelSpec::Mlp { hidden, dropout: 0.0 }.check().err().unwrap().to_string();
+        let refusal = |hidden: Vec<u32>| {
+            ModelSpec::Mlp { hidden, dropout: 0.0, activation: ActivationName::Relu }
+                .check()
+                .err()
+                .unwrap()
+                .to_string()
+        };
         assert_eq!(refusal(vec![]), "the model must have 1 to 8 hidden layers, got 0");
         assert_eq!(refusal(vec![1; 9]), "the model must have 1 to 8 hidden layers, got 9");
         assert_eq!(refusal(vec![8, 0]), "hidden layer 1 must have 1 to 4096 units, got 0");

@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use super::{
     Network, Rows,
     graph::{Node, Slot},
-    layers::{Activation, Attention, EPSILON, Pooling},
+    layers::{Activation, Attention, EPSILON, LEAK, Pooling},
 };
 use crate::schema::Target;
 
@@ -121,6 +121,12 @@ impl Pass<'_> {
                 match layer.activation {
                     Activation::None => Ok(value),
                     Activation::Relu => value.relu(),
+                    Activation::LeakyRelu => {
+                        let above = value.relu()?;
+                        (&above * f64::from(1.0 - LEAK))? + (value * f64::from(LEAK))?
+                    }
+                    Activation::Tanh => value.tanh(),
+                    Activation::Sigmoid => ((value * 0.5)?.tanh()? * 0.5)? + 0.5,
                 }
             }
             Node::Pool { input, pooling: Pooling::Max, .. } => self.largest(of(input)),

@@ -1,7 +1,7 @@
 //! From a spec to its nodes: the one place that knows what each model of the zoo is made of.
 
 use super::{
-    ModelError, ModelSpec,
+    ActivationName, ModelError, ModelSpec,
     graph::{Builder, Graph, IdSource, Init, MAX_INPUTS, Slot},
     layers::{Activation, Pooling},
     spec::DEFAULT_EMBEDDING_DIM,
@@ -20,9 +20,15 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
     let mut zoo = Zoo { builder: Builder::default(), shape };
     let output = match spec {
         ModelSpec::Logistic {} => zoo.wide(true)?,
-        ModelSpec::Mlp { hidden, dropout } => {
+        ModelSpec::Mlp { hidden, dropout, activation } => {
             let inputs = zoo.row_vector("", DEFAULT_EMBEDDING_DIM as usize)?;
-            let last = zoo.hidden_layers("layers", inputs, hidden, *dropout);
+            let activation = match activation {
+                ActivationName::Relu => Activation::Relu,
+                ActivationName::LeakyRelu => Activation::LeakyRelu,
+                ActivationName::Tanh => Activation::Tanh,
+                ActivationName::Sigmoid => Activation::Sigmoid,
+            };
+            let last = zoo.hidden_layers("layers", inputs, hidden, activation, *dropout);
             zoo.head(&format!("layers.{}", hidden.len()), last, None)?
         }
         ModelSpec::MatrixFactorisation { factors, negatives, ridge } => {
@@ -30,7 +36,7 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
         }
         ModelSpec::TwoTower { hidden, dim, negatives } => {
             let inputs = zoo.row_vector("", DEFAULT_EMBEDDING_DIM as usize)?;
-            let last = zoo.hidden_layers("user", inputs, hidden, 0.0);
+            let last = zoo.hidden_layers("user", inputs, hidden, Activation::Relu, 0.0);
             let init = kaiming(zoo.builder.width(last), 1.0);
             let name = format!("user.{}", hidden.len());
             let user = zoo.builder.linear(&name, last, *dim as usize, true, Activation::None, init);
@@ -38,7 +44,7 @@ pub(super) fn build(spec: &ModelSpec, shape: &DataShape) -> Result<Graph, ModelE
         }
         ModelSpec::WideAndDeep { hidden, embedding_dim } => {
             let inputs = zoo.row_vector("", *embedding_dim as usize)?;
-            let last = zoo.hidden_layers("layers", inputs, hidden, 0.0);
+            let last = zoo.hidden_layers("layers", inputs, hidden, Activation::Relu, 0.0);
             let deep = zoo.head(&format!("layers.{}", hidden.len()), last, None)?;
             let wide = zoo.wide(false)?;
             zoo.builder.sum(vec![deep, wide])
@@ -243,13 +249,21 @@ impl Zoo<'_> {
         builder.sum(vec![between, outer])
     }
 
-    /// Linear layers `name.0`, `name.1`, ... with ReLU, each with dropout behind it.
-    fn hidden_layers(&mut self, name: &str, input: Slot, hidden: &[u32], dropout: f64) -> Slot {
+    /// Linear layers `name.0`, `name.1`, ... with an activation, each with dropout behind it.
+    fn hidden_layers(
+        &mut self,
+        name: &str,
+        input: Slot,
+        hidden: &[u32],
+        activation: Activation,
+        dropout: f64,
+    ) -> Slot {
+        let gain = if let Activation::Relu | Activation::LeakyRelu = activation { 2.0 } else { 1.0 };
         let layers = hidden.iter().enumerate();
         layers.fold(input, |input, (index, &units)| {
-            let init = kaiming(self.builder.width(input), 2.0);
+            let init = kaiming(self.builder.width(input), gain);
             let name = format!("{name}.{index}");
-            let output = self.builder.linear(&name, input, units as usize, true, Activation::Relu, init);
+            let output = self.builder.linear(&name, input, units as usize, true, activation, init);
             self.builder.dropout(output, dropout)
         })
     }

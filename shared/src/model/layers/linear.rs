@@ -1,5 +1,8 @@
 //! One linear layer with the activation behind it: forward, and the gradient handed to the layer before.
 
+use pulp::Arch;
+
+use super::squash::{sigmoid, tanh};
 use crate::model::product::{
     Packing, View, add_dots, add_product, add_rows, add_weighted_rows, mask, rectify,
 };
@@ -11,7 +14,16 @@ pub(in crate::model) enum Activation {
     None,
     /// `max(0, z)`; a NaN passes.
     Relu,
+    /// `z` above 0, a hundredth of it below.
+    LeakyRelu,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// `1 / (1 + e^-z)`.
+    Sigmoid,
 }
+
+/// What a leaky ReLU leaves of what is below 0.
+pub(in crate::model) const LEAK: f32 = 0.01;
 
 impl Activation {
     /// In place.
@@ -19,6 +31,9 @@ impl Activation {
         match self {
             Self::None => {}
             Self::Relu => rectify(values),
+            Self::LeakyRelu => each(values, |z| if z < 0.0 { LEAK * z } else { z }),
+            Self::Tanh => each(values, tanh),
+            Self::Sigmoid => each(values, sigmoid),
         }
     }
 
@@ -27,8 +42,29 @@ impl Activation {
         match self {
             Self::None => {}
             Self::Relu => mask(gradients, values),
+            Self::LeakyRelu => scale(values, gradients, |y| if y > 0.0 { 1.0 } else { LEAK }),
+            Self::Tanh => scale(values, gradients, |y| 1.0 - y * y),
+            Self::Sigmoid => scale(values, gradients, |y| y * (1.0 - y)),
         }
     }
+}
+
+/// `values[i] = of(values[i])`.
+#[inline(always)]
+fn each(values: &mut [f32], of: impl Fn(f32) -> f32) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || values.iter_mut().for_each(|value| *value = of(*value)),
+    );
+}
+
+/// `gradients[i] *= slope(values[i])`.
+#[inline(always)]
+fn scale(values: &[f32], gradients: &mut [f32], slope: impl Fn(f32) -> f32) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || gradients.iter_mut().zip(values).for_each(|(gradient, &value)| *gradient *= slope(value)),
+    );
 }
 
 /// `y = x W^T + b`, or without the `b`, then the activation. The weight is `[outputs, inputs]`, as in PyTorch.

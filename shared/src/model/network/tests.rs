@@ -22,7 +22,7 @@ fn drawn(network: &Network, seed: u64, customer_rows: &[usize]) -> OwnedBatch {
 }
 
 fn mlp(hidden: &[u32]) -> ModelSpec {
-    ModelSpec::Mlp { hidden: hidden.into(), dropout: 0.0 }
+    ModelSpec::Mlp { hidden: hidden.into(), dropout: 0.0, activation: Default::default() }
 }
 
 fn widened(parameters: &[f32]) -> Vec<f64> {
@@ -247,7 +247,9 @@ fn outputs_are_those_of_the_backward_pass_without_dropout() {
 
 #[test]
 fn dropout_zeroes_about_its_share_and_only_while_the_model_learns() {
-    let network = Network::new(&ModelSpec::Mlp { hidden: vec![200], dropout: 0.25 }, 3).unwrap();
+    let network =
+        Network::new(&ModelSpec::Mlp { hidden: vec![200], dropout: 0.25, activation: Default::default() }, 3)
+            .unwrap();
     let parameters = network.initial_parameters([1; 32]);
     let batch = drawn(&network, 6, &[1; 50]);
     let mut workspace = Workspace::new();
