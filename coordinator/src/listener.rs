@@ -26,8 +26,9 @@ const MAX_HANDSHAKES: usize = 256;
 const MAX_HANDSHAKES_OF_ADDRESS: usize = 64;
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// The most connections of one key: a site has one, and another while the first is not yet known to be gone.
-const MAX_CONNECTIONS_OF_KEY: usize = 8;
+/// The most connections of one key: a site has one, and others while they are not yet known to be gone; an operator
+/// has one a command.
+const MAX_CONNECTIONS_OF_KEY: usize = 16;
 
 /// Why the coordinator cannot start or go on.
 #[derive(Debug, thiserror::Error)]

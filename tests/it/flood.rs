@@ -171,7 +171,7 @@ fn a_site_that_connects_and_does_not_greet_is_dropped_and_cannot_pile_up_connect
     let (_, credentials) = weighhouse_client::home::Home::at(&home).credentials().unwrap();
     runtime().block_on(async {
         let mut silent = Vec::new();
-        for _ in 0..8 {
+        for _ in 0..16 {
             silent.push(connect(address(&federation), &credentials, authority(&federation)).await.unwrap());
         }
         let one_too_many = connect(address(&federation), &credentials, authority(&federation)).await;

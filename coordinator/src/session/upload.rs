@@ -184,3 +184,61 @@ impl Uploads {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weighhouse_shared::compression::{Compression, Encoding};
+    use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+    use weighhouse_shared::job::RoundTask;
+
+    const JOB: JobId = JobId::from_bytes([1; 32]);
+
+    fn site(number: u8) -> SiteId {
+        SiteId::from_bytes([number; 32])
+    }
+
+    fn start(round: u32) -> RoundStart {
+        let task = RoundTask { train: true, evaluate: false };
+        RoundStart { job: JOB, round: RoundId(round), task, model: ContentHash::of(b"model") }
+    }
+
+    /// An update of two values for round 3, of which `received` bytes came.
+    fn begun(uploads: &Uploads, received: usize) -> Resumed {
+        let (base, content) = (start(3).model, ContentHash::of(&[0; 8]));
+        let piece = Piece { job: JOB, round: RoundId(3), base, content, total: 8, offset: 0, len: 8 };
+        let encoding = Encoding { compression: Compression::None, parameters: 2 };
+        let mut arriving = Arriving::begin(piece, encoding, &uploads.spool).unwrap().unwrap();
+        arriving.push(&[0; 8][..received]).unwrap();
+        Resumed(Mutex::new(Some(arriving)))
+    }
+
+    #[test]
+    fn what_came_in_part_is_kept_for_its_site_and_its_round() {
+        let uploads = Uploads::new(Spool::new("".into()));
+        uploads.park(site(1), &begun(&uploads, 4));
+        let resumed = Resumed::default();
+        assert_eq!(uploads.resume(site(2), &start(3), &resumed), None);
+        assert_eq!(uploads.resume(site(1), &start(3), &resumed).unwrap().received, 4);
+        assert!(resumed.lock().is_some());
+        assert_eq!(uploads.resume(site(1), &start(3), &resumed), None, "it is gone on with already");
+
+        uploads.park(site(1), &resumed);
+        assert_eq!(uploads.resume(site(1), &start(4), &Resumed::default()), None, "that round is over");
+        assert!(uploads.parked().is_empty());
+        uploads.park(site(1), &begun(&uploads, 0));
+        assert!(uploads.parked().is_empty(), "nothing of it came");
+    }
+
+    #[test]
+    fn no_more_than_a_few_are_kept_and_one_of_each_site() {
+        let uploads = Uploads::new(Spool::new("".into()));
+        for number in 0..MAX_PARKED as u8 + 3 {
+            uploads.park(site(number), &begun(&uploads, 4));
+            uploads.park(site(number), &begun(&uploads, 8));
+        }
+        assert_eq!(uploads.parked().len(), MAX_PARKED);
+        assert_eq!(uploads.resume(site(2), &start(3), &Resumed::default()), None, "the oldest went");
+        assert_eq!(uploads.resume(site(3), &start(3), &Resumed::default()).unwrap().received, 8);
+    }
+}

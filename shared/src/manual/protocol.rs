@@ -59,7 +59,7 @@
 //! | --- | --- |
 //! | before an address is shown | a stateless retry (RFC 9000, section 8.1.2), nothing kept |
 //! | handshakes under way | 256, of one address 64, each 10 s |
-//! | connections | 20 000, of one key 8 |
+//! | connections | 20 000, of one key 16 |
 //! | greeting | 10 s; a site waits 30 s for the coordinator's |
 //! | what was begun (a frame, a piece, the reading of either) | a block of 128 KiB in 30 s, or the connection ends |
 //! | streams at a time, of one peer | 4 each way |

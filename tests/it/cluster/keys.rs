@@ -81,19 +81,20 @@ impl Keys {
         let issued =
             authority::issue(&authority_key, &authority, Role::Operator, "x", &operator.public_key(), now_s);
         let certificate = issued.unwrap().to_vec();
+        // Fewest sites, rounds, rounds between evaluations, and what else a job may ask for.
         let shapes = [
-            (1, 2, 0, "fedavg"),
-            (2, 3, 2, "fedavg"),
-            (3, 2, 1, "fedadam"),
-            (1, 3, 2, "fedavgm"),
-            (2, 2, 0, "fedavg"),
-            (2, 4, 3, "fedadam"),
+            (1, 2, 0, "strategy = \"fedavg\""),
+            (2, 3, 2, "min_time_s = 5"),
+            (3, 2, 1, "strategy = \"fedadam\""),
+            (1, 3, 2, "strategy = \"fedavgm\"\nmax_idle_s = 20"),
+            (2, 2, 0, "max_idle_s = 5"),
+            (2, 4, 3, "strategy = \"fedadam\"\nmax_time_s = 60"),
         ];
-        let jobs = shapes.iter().enumerate().map(|(number, (min_sites, rounds, every, strategy))| {
+        let jobs = shapes.iter().enumerate().map(|(number, (min_sites, rounds, every, more))| {
             let file: JobFile = toml::from_str(&format!(
                 "name = \"test\"\nschema = \"x\"\n[privacy]\nnoise_multiplier = 8.0\ndelta = 1e-4\n\
                  [training]\nrounds = {rounds}\n[evaluation]\nevery = {every}\nbins = 2\n\
-                 [federation]\nmin_sites = {min_sites}\nmax_time_s = 60\nstrategy = \"{strategy}\""
+                 [federation]\nmin_sites = {min_sites}\n{more}"
             ))
             .unwrap();
             let contract = file.contract(schema.clone(), [number as u8; 16]).unwrap();
