@@ -4,6 +4,7 @@ mod audit;
 mod bad_input;
 mod categories;
 mod demo;
+mod deploy;
 mod doctor;
 mod durability;
 mod federation;
