@@ -5,6 +5,7 @@ mod bad_input;
 mod categories;
 mod cluster;
 mod demo;
+mod deploy;
 mod doctor;
 mod durability;
 mod federation;

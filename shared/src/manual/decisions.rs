@@ -106,3 +106,18 @@
 //! **Compression decodes at the door.** Admission turns compressed bytes into the integers that all else works with, as
 //! they arrive; range checks, strategies and the norm bound know one form only. Steps of quantisation are integers too, so there is
 //! no float on the way in that could be no number.
+//! **An issuer stands between the authority and sites, and vouches for nobody else.** Invites and renewals need a key
+//! at hand at the coordinator. Were it the authority's, whoever takes the coordinator over could make operators, and
+//! jobs. What the handshake takes from a peer is its own certificate alone; the coordinator adds its issuer's to verify a
+//! site's, and nothing to verify an operator's.
+//!
+//! **Revocation asks the roster, not a certificate list.** Every handshake passes the coordinator anyway, and every live
+//! session watches the roster. Lists and status services (CRL, OCSP) are for verifiers who cannot ask.
+//!
+//! **Metrics are OpenMetrics text from prometheus-client over a hand-written loopback responder.** The library is the
+//! project's own and small; an HTTP server for one path would be the largest part of the binary. A site exports no
+//! durations: how long a round takes grows with its customers.
+//!
+//! **Explanations are Shapley values against a public row, by permutations that are the same for every row.** Gradients
+//! and rules made for one kind of network would say nothing of the next; a baseline from the site's records would differ
+//! between sites and tell of them.
