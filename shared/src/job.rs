@@ -2,13 +2,18 @@
 //! and at what cost in privacy. A person writes a [`JobFile`]; [`JobFile::contract`] fixes every
 //! number in it; the operator signs the result. No code travels.
 
+mod federation;
 mod strategy;
 mod training;
 
+pub use federation::{
+    CompressionName, Federation, FederationAsked, FederationSchedule, ProtectionMode, ScheduleName,
+    WHOLE_WEIGHT, staleness_weight,
+};
 pub use strategy::{MAX_COMPARED_SITES, Rule, Strategy, StrategyName};
 pub use training::{OptimizerName, Training, TrainingAsked};
 
-use crate::compression::{Compression, Encoding};
+use crate::compression::Encoding;
 use crate::ids::JobId;
 use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
@@ -17,7 +22,6 @@ use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{Schema, SchemaError};
 use crate::wire::codec;
 use serde::{Deserialize, Serialize};
-use strategy::StrategyAsked;
 
 /// One unit of an update's integers, in units of the model's parameters.
 ///
@@ -96,220 +100,6 @@ impl Default for EvaluationAsked {
     fn default() -> Self {
         Self { every: 5, bins: 20 }
     }
-}
-
-/// The `[federation]` of a job file. A key that its `strategy` does not know is refused, not ignored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FederationAsked {
-    /// How a site's contribution is protected.
-    pub mode: ProtectionMode,
-    /// A round with fewer contributions is not committed.
-    pub min_sites: u32,
-    /// A job takes the first this many sites that accept it.
-    pub max_sites: u32,
-    /// Seconds a round stays open at least; a site that comes in that time takes part in it.
-    pub min_time_s: u32,
-    /// Seconds after which a round closes, whoever is missing.
-    pub max_time_s: u32,
-    /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
-    pub max_idle_s: u32,
-    /// When the coordinator steps.
-    pub schedule: ScheduleName,
-    /// For buffered: updates in a step; left out: `min_sites`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub buffer_size: Option<u32>,
-    /// How the sites' updates move the global model.
-    pub strategy: StrategyName,
-    /// For fedavgm, fedadagrad, fedadam and fedyogi; left out: 0.1 for fedavgm, 0.05 for the others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_learning_rate: Option<f64>,
-    /// For fedavgm; left out: 0.9.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_momentum: Option<f64>,
-    /// For fedadam and fedyogi; left out: 0.9.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_beta1: Option<f64>,
-    /// For fedadam and fedyogi; left out: 0.99.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_beta2: Option<f64>,
-    /// For fedadagrad, fedadam and fedyogi; left out: 1e-3.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_epsilon: Option<f64>,
-    /// For trimmed_mean: share of the updates left out at each end of each parameter; left out: 0.2.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trim_share: Option<f64>,
-    /// For krum, multi_krum and bulyan: hostile sites allowed for; left out: as many as `min_sites` allows.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hostile_sites: Option<u32>,
-    /// L2 norm to which the coordinator scales down each site's update; left out: as it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_bound: Option<f64>,
-    /// How updates travel.
-    pub compression: CompressionName,
-    /// For top_k: share of the values that are sent; left out: 0.1.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k_share: Option<f64>,
-}
-
-/// When the coordinator steps, by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleName {
-    /// [`FederationSchedule::Synchronous`].
-    #[default]
-    Synchronous,
-    /// [`FederationSchedule::Buffered`].
-    Buffered,
-}
-
-/// Ways for updates to travel, by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CompressionName {
-    /// [`Compression::None`].
-    #[default]
-    None,
-    /// [`Compression::Int8`].
-    Int8,
-    /// [`Compression::Int4`].
-    Int4,
-    /// [`Compression::TopK`].
-    TopK,
-}
-
-impl Default for FederationAsked {
-    fn default() -> Self {
-        Self {
-            mode: ProtectionMode::Site,
-            min_sites: 2,
-            max_sites: 10_000,
-            min_time_s: 0,
-            max_time_s: 600,
-            max_idle_s: 120,
-            schedule: ScheduleName::Synchronous,
-            buffer_size: None,
-            strategy: StrategyName::FedAvg,
-            server_learning_rate: None,
-            server_momentum: None,
-            server_beta1: None,
-            server_beta2: None,
-            server_epsilon: None,
-            trim_share: None,
-            hostile_sites: None,
-            norm_bound: None,
-            compression: CompressionName::None,
-            top_k_share: None,
-        }
-    }
-}
-
-impl FederationAsked {
-    fn fixed(&self) -> Result<Federation, JobError> {
-        let Self { mode, min_sites, max_sites, min_time_s, max_time_s, max_idle_s, norm_bound, .. } = *self;
-        let strategy = StrategyAsked {
-            name: self.strategy,
-            learning_rate: self.server_learning_rate,
-            momentum: self.server_momentum,
-            beta1: self.server_beta1,
-            beta2: self.server_beta2,
-            epsilon: self.server_epsilon,
-            trim_share: self.trim_share,
-            hostile_sites: self.hostile_sites,
-        }
-        .fixed(min_sites)?;
-        let schedule = match (self.schedule, self.buffer_size) {
-            (ScheduleName::Buffered, size) => {
-                FederationSchedule::Buffered { buffer_size: size.unwrap_or(min_sites) }
-            }
-            (ScheduleName::Synchronous, None) => FederationSchedule::Synchronous,
-            (ScheduleName::Synchronous, Some(_)) => {
-                let belongs_to = "schedule = \"buffered\"";
-                return Err(JobError::Stray { field: "federation.buffer_size", belongs_to });
-            }
-        };
-        let compression = match (self.compression, self.top_k_share) {
-            (CompressionName::TopK, share) => Compression::TopK { share: share.unwrap_or(0.1) },
-            (_, Some(_)) => {
-                let belongs_to = "compression = \"top_k\"";
-                return Err(JobError::Stray { field: "federation.top_k_share", belongs_to });
-            }
-            (CompressionName::None, None) => Compression::None,
-            (CompressionName::Int8, None) => Compression::Int8,
-            (CompressionName::Int4, None) => Compression::Int4,
-        };
-        Ok(Federation {
-            mode,
-            min_sites,
-            max_sites,
-            min_time_s,
-            max_time_s,
-            max_idle_s,
-            schedule,
-            strategy,
-            norm_bound,
-            compression,
-        })
-    }
-}
-
-/// Who takes part in a round, when it closes, and what is made of it: every number fixed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Federation {
-    /// How a site's contribution is protected.
-    pub mode: ProtectionMode,
-    /// A round with fewer contributions is not committed.
-    pub min_sites: u32,
-    /// A job takes the first this many sites that accept it.
-    pub max_sites: u32,
-    /// Seconds a round stays open at least; a site that comes in that time takes part in it.
-    pub min_time_s: u32,
-    /// Seconds after which a round closes, whoever is missing.
-    pub max_time_s: u32,
-    /// Seconds that a round with enough contributions waits for the others after the last sign of progress.
-    pub max_idle_s: u32,
-    /// When the coordinator steps.
-    pub schedule: FederationSchedule,
-    /// How the sites' updates move the global model.
-    pub strategy: Strategy,
-    /// L2 norm, in units of the model's parameters, to which the coordinator scales down each site's update.
-    pub norm_bound: Option<f64>,
-    /// How updates travel.
-    pub compression: Compression,
-}
-
-/// When the coordinator steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum FederationSchedule {
-    /// Once a round: all sites train from one model, and the round closes.
-    #[default]
-    Synchronous,
-    /// Buffered asynchronous aggregation (Nguyen et al. 2022, "FedBuff"): each site trains from the newest model at its
-    /// own pace, and the coordinator steps whenever so many updates have come in. A site's round is then the number of
-    /// its own update: it releases, and is charged for, at most `training.rounds` of them, as in the other schedule.
-    Buffered {
-        /// Updates in a step.
-        buffer_size: u32,
-    },
-}
-
-/// One, in units of [`staleness_weight`].
-pub const WHOLE_WEIGHT: u32 = 1 << 16;
-
-/// What an update counts that was trained from a model `staleness` versions old: 1 / sqrt(1 + staleness) as in FedBuff,
-/// rounded to units of 1 / [`WHOLE_WEIGHT`]. A public function of public numbers.
-pub fn staleness_weight(staleness: u32) -> u32 {
-    (f64::from(WHOLE_WEIGHT) / (1.0 + f64::from(staleness)).sqrt()).round() as u32
-}
-
-/// How a site's contribution is protected before it leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProtectionMode {
-    /// The site's update is differentially private on its own.
-    Site,
 }
 
 /// The contract of one job: every number fixed. Its canonical bytes are what is hashed and signed.
@@ -570,48 +360,7 @@ impl JobContract {
         let network = self.network()?;
         self.training.check()?;
         self.check_customer_rows(&network)?;
-        let Federation { min_sites, max_sites, min_time_s, max_time_s, max_idle_s, strategy, .. } =
-            self.federation;
-        range(
-            "federation.min_sites",
-            "from 1 to 100000",
-            min_sites.into(),
-            (1..=100_000).contains(&min_sites),
-        )?;
-        let max_holds = (min_sites..=100_000).contains(&max_sites);
-        range("federation.max_sites", "from min_sites to 100000", max_sites.into(), max_holds)?;
-        range(
-            "federation.max_time_s",
-            "from 1 to 1000000",
-            max_time_s.into(),
-            (1..=1_000_000).contains(&max_time_s),
-        )?;
-        let min_holds = min_time_s <= max_time_s;
-        range("federation.min_time_s", "from 0 to max_time_s", min_time_s.into(), min_holds)?;
-        let idle_holds = (1..=1_000_000).contains(&max_idle_s);
-        range("federation.max_idle_s", "from 1 to 1000000", max_idle_s.into(), idle_holds)?;
-        strategy.check(min_sites, max_sites, self.training.proximal)?;
-        if let FederationSchedule::Buffered { buffer_size } = self.federation.schedule {
-            let holds = (1..=min_sites).contains(&buffer_size);
-            range("federation.buffer_size", "from 1 to min_sites", buffer_size.into(), holds)?;
-            range(
-                "federation.min_time_s",
-                "0 with schedule = \"buffered\"",
-                min_time_s.into(),
-                min_time_s == 0,
-            )?;
-            if strategy.rule() != Rule::Mean {
-                return Err(JobError::NotBuffered { strategy: strategy.name() });
-            }
-        }
-        if let Compression::TopK { share } = self.federation.compression {
-            let holds = (1e-6..=1.0).contains(&share);
-            range("federation.top_k_share", "from 1e-6 to 1", share, holds)?;
-        }
-        if let Some(bound) = self.federation.norm_bound {
-            let holds = bound > 0.0 && bound <= 1e6;
-            range("federation.norm_bound", "above 0 and at most 1e6", bound, holds)?;
-        }
+        self.federation.check(self.training.proximal)?;
         if let Some(Evaluation { every, bins, .. }) = self.evaluation {
             range("evaluation.every", "from 1 to 100000", every.into(), (1..=100_000).contains(&every))?;
             range("evaluation.bins", "from 2 to 1000", bins.into(), (2..=1000).contains(&bins))?;
