@@ -33,7 +33,7 @@ pub use graph::{Level, MAX_INPUTS, MAX_LINEAR_TAPS, MAX_OUTPUTS, MAX_PARAMETERS,
 pub use loss::{binary_cross_entropy, loss, predict};
 pub use network::Network;
 pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
-pub(crate) use product::{Packing, View, add_product, add_rows, add_weighted_rows, dot, push_gram};
+pub(crate) use product::{Packing, add_outer_products, add_rows, add_weighted_rows, dot, push_gram};
 pub use score::score;
 pub use server_optimizer::{ServerOptimizer, ServerState};
 pub use spec::{

@@ -97,6 +97,7 @@ impl<'a, T> View<'a, T> {
 pub(crate) struct Packing<T> {
     left: Vec<T>,
     right: Vec<T>,
+    turned: Vec<T>,
 }
 
 /// Adds `left * right` to `out`, with the row independence that this file's header promises.
@@ -116,6 +117,37 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element>(
 ) {
     assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
     Arch::new().dispatch(Product { rows, depth, columns, left, right, out, packing });
+}
+
+/// Adds to `out`, `[outputs, inputs]`, the sum over rows of the outer products of `gradients`, `[rows, outputs]`, and
+/// `activations`, `[rows, inputs]`. Which side is on the left depends on the widths alone: the narrower, whose columns are
+/// the dearer to pack.
+pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element>(
+    [outputs, inputs]: [usize; 2],
+    gradients: &[X],
+    activations: &[X],
+    out: &mut [T],
+    packing: &mut Packing<T>,
+) {
+    /// Columns that are turned at a time: a line of cache.
+    const STRIPE: usize = 8;
+    let rows = gradients.len() / outputs;
+    if outputs <= inputs {
+        let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
+        return add_product([outputs, rows, inputs], left, right, out, packing);
+    }
+    let mut turned = std::mem::take(&mut packing.turned);
+    turned.clear();
+    turned.resize(out.len(), T::default());
+    let (left, right) = (View::transpose(activations, inputs), View::rows(gradients, outputs));
+    add_product([inputs, rows, outputs], left, right, &mut turned, packing);
+    for (stripe, out) in out.chunks_mut(STRIPE * inputs).enumerate() {
+        for (input, line) in turned.chunks_exact(outputs).enumerate() {
+            let slots = out[input..].iter_mut().step_by(inputs);
+            slots.zip(&line[stripe * STRIPE..]).for_each(|(slot, &entry)| *slot += entry);
+        }
+    }
+    packing.turned = turned;
 }
 
 /// A right side, `[depth, columns]`, packed once for many products.
@@ -668,6 +700,25 @@ mod tests {
                     "{shape:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn outer_products_are_exact_whichever_side_is_the_wider() {
+        let mut packing = Packing::default();
+        for [outputs, inputs, rows] in [[2, 5, 4], [19, 3, 300], [8, 8, 1], [33, 17, 7]] {
+            let entry = |i: usize| ((i * 2_654_435_761) % 65_537) as f64 - 32_768.0;
+            let gradients: Vec<f64> = (0..rows * outputs).map(entry).collect();
+            let activations: Vec<f64> = (0..rows * inputs).map(|i| entry(i + 7)).collect();
+            let mut out = vec![0.5; outputs * inputs];
+            let shape = [outputs, inputs];
+            add_outer_products(shape, &gradients, &activations, &mut out, &mut packing);
+            let expected = naive(
+                [outputs, rows, inputs],
+                |i, k| gradients[k * outputs + i],
+                |k, j| activations[k * inputs + j],
+            );
+            assert!(out.iter().zip(&expected).all(|(got, expected)| *got == expected + 0.5), "{shape:?}");
         }
     }
 

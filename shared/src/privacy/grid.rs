@@ -69,7 +69,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ClipNorm;
 use crate::model::{
-    Batch, Engine, ModelError, Network, Packing, Slot, Tap, View, Workspace, add_product, add_rows,
+    Batch, Engine, ModelError, Network, Packing, Slot, Tap, Workspace, add_outer_products, add_rows,
     add_weighted_rows, dot, push_gram,
 };
 
@@ -322,10 +322,7 @@ impl SumWorkspace {
                         if width == 1 {
                             add_weighted_rows(gradients, activations, products);
                         } else {
-                            let left = View::transpose(gradients, width);
-                            let right = View::rows(activations, inputs);
-                            let shape = [width, gradients.len() / width, inputs];
-                            add_product(shape, left, right, products, packing);
+                            add_outer_products([width, inputs], gradients, activations, products, packing);
                         }
                         add_integers(products, weight);
                         add_biases(gradients, bias, biases);

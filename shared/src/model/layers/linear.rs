@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use super::squash::{sigmoid, tanh};
 use crate::model::product::{
-    Packing, View, add_dots, add_product, add_rows, add_weighted_rows, mask, rectify,
+    Packing, View, add_dots, add_outer_products, add_product, add_rows, add_weighted_rows, mask, rectify,
 };
 
 /// What is done to each entry of a layer's output.
@@ -153,9 +153,7 @@ pub(in crate::model) fn add_linear_gradient(
     if outputs == 1 {
         add_weighted_rows(output_gradients, activations, weight);
     } else {
-        let gradients = View::transpose(output_gradients, outputs);
-        let rows = output_gradients.len() / outputs;
-        add_product([outputs, rows, inputs], gradients, View::rows(activations, inputs), weight, packing);
+        add_outer_products([outputs, inputs], output_gradients, activations, weight, packing);
     }
     if !bias.is_empty() {
         add_rows(output_gradients, bias);
