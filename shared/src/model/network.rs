@@ -325,10 +325,13 @@ impl Network {
                     let draws = &batch.draws[..rows as usize * negatives * NEGATIVE_BYTES];
                     let mut draws = draws.as_chunks::<NEGATIVE_BYTES>().0.iter();
                     for &label in batch.labels {
-                        ids.push(label as u32);
-                        // Within 2^-12 of uniform for 2^20 items.
-                        let item =
-                            |draw: &[u8; 4]| ((u64::from(u32::from_le_bytes(*draw)) * items) >> 32) as u32;
+                        let label = label as u32;
+                        ids.push(label);
+                        // Any item but the label's, within 2^-12 of uniform for 2^20 items.
+                        let item = |draw: &[u8; 4]| {
+                            let other = ((u64::from(u32::from_le_bytes(*draw)) * (items - 1)) >> 32) as u32;
+                            other + u32::from(other >= label)
+                        };
                         ids.extend(draws.by_ref().take(negatives).map(item));
                     }
                 }

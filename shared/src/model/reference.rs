@@ -195,7 +195,8 @@ fn forward(
                     candidates.push(label as usize);
                     for _ in 0..negatives {
                         let draw = u32::from_le_bytes(draws.next().unwrap().try_into().unwrap());
-                        candidates.push((u64::from(draw) * items / (1 << 32)) as usize);
+                        let other = (u64::from(draw) * (items - 1) / (1 << 32)) as usize;
+                        candidates.push(if other < label as usize { other } else { other + 1 });
                     }
                 }
                 candidates
