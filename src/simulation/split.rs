@@ -96,6 +96,9 @@ impl Split {
 
 /// `data` itself, or the CSV files in it and in its folders, in the order of their names.
 fn csv_files(data: &Path) -> Result<Vec<PathBuf>> {
+    if !data.exists() {
+        bail!("{} does not exist; --data needs a CSV file, or a folder of them", data.display());
+    }
     if !data.is_dir() {
         return Ok(vec![data.into()]);
     }

@@ -25,6 +25,7 @@ mod policy;
 mod predict;
 mod privacy;
 mod restart;
+mod simulate;
 mod strace;
 mod targets;
 mod telemetry;
