@@ -158,7 +158,8 @@ impl Dealt {
             let size = (site + 1) * total / deal.sites - site * total / deal.sites;
             let shares = dirichlet(&parameters, rng);
             for _ in 0..size.min(deal.customers) {
-                order.extend(pools[pick(&shares, &pools, rng)].pop());
+                let group = pick(&shares, &pools, rng);
+                order.extend(pools[group].pop());
             }
             starts.push(order.len());
         }
