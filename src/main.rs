@@ -15,6 +15,8 @@ mod page;
 mod plan;
 mod policy;
 mod privacy;
+mod simulate;
+mod simulation;
 mod site;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +52,8 @@ enum Verb {
     /// Training jobs (operator)
     #[command(subcommand)]
     Job(job::JobVerb),
+    /// A job at thousands of made-up sites on this machine, without a network (operator)
+    Simulate(simulate::SimulateArguments),
     /// What left a site, what it cost, and whether its ledger holds (data-protection officer, auditor)
     #[command(subcommand)]
     Audit(audit::AuditVerb),
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Verb::Client(verb) => client::run(verb),
         Verb::Policy(verb) => policy::run(verb),
         Verb::Job(verb) => job::run(verb),
+        Verb::Simulate(arguments) => simulate::run(arguments),
         Verb::Audit(verb) => audit::run(verb),
         Verb::Model(verb) => model::run(verb),
         Verb::Doctor(arguments) => doctor::run(arguments),

@@ -1,7 +1,7 @@
 //! `weighhouse job plan`: what a job would cost each site and what it would be worth, before any budget
 //! is spent.
 
-mod simulation;
+mod trial;
 
 use crate::job::read_job_file;
 use crate::operator::{Operator, block_on};
@@ -9,8 +9,8 @@ use crate::output::{Format, print_json, table};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use simulation::Customers;
 use std::path::Path;
+use trial::Ground;
 use weighhouse_shared::evaluation::Figure;
 use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
@@ -169,8 +169,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     }
     .min(MAX_SITES);
     let customers = written.training.expected_customers as usize;
-    let work: f64 =
-        choices.iter().map(|(_, contract)| simulation::operations(contract, &network, count)).sum();
+    let work: f64 = choices.iter().map(|(_, contract)| trial::operations(contract, &network, count)).sum();
     let simulated = arguments.simulate || work <= SIMULATED_OPERATIONS;
     if !simulated {
         notes.push("not simulated, the model is large: add --simulate, and a few minutes".into());
@@ -179,7 +178,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
         notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());
     }
     let mut generator = Generator::from_system()?;
-    let ground = simulated.then(|| Customers::generate(&written.schema, count, customers, &mut generator));
+    let ground = simulated.then(|| Ground::new(&written.schema, count, customers, generator.next_u64()));
     let upload_seconds = bytes_up as f64 * 8.0 / (arguments.uplink * 1e6);
     let bar = progress(choices.len());
     let mut planned = Vec::new();

@@ -8,6 +8,7 @@ use crate::budget::{Budget, BudgetError, Debit};
 use crate::feedback::Feedback;
 use crate::offer::CheckedContract;
 use crate::outbox::Outbox;
+use crate::payer::training_round;
 use crate::payment::{Action, Event, PaidBytes, Payment};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
@@ -192,8 +193,7 @@ pub fn items(contract: &JobContract, start: &RoundStart) -> Vec<Item> {
         Item { kind: ReleaseKind::Evaluation, charge, mechanism, any_model: false }
     });
     let update = start.task.train.then(|| {
-        let charge = Charge { population: Population::Training, event: contract.round_charge() };
-        let mechanism = Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier);
+        let (charge, mechanism) = training_round(contract);
         Item { kind: ReleaseKind::Update, charge, mechanism, any_model: is_buffered(contract) }
     });
     evaluation.into_iter().chain(update).collect()

@@ -38,6 +38,39 @@ impl FeatureTable {
         table
     }
 
+    /// The table of `rows` of `shape`; customer i has the rows `starts[i]..starts[i + 1]`.
+    ///
+    /// # Panics
+    /// If `starts` does not rise from 0 to the number of rows.
+    pub fn of_rows(shape: InputShape, rows: RowTable, starts: Vec<usize>) -> Self {
+        assert!(starts.first() == Some(&0) && starts.is_sorted() && starts.last() == Some(&rows.len()));
+        let mut steps = 0;
+        let of_customers = starts.windows(2).map(|of| {
+            steps += rows.steps(of[0]..of[1]);
+            steps
+        });
+        let step_starts = std::iter::once(0).chain(of_customers).collect();
+        Self { shape, rows, starts, step_starts }
+    }
+
+    /// The customers at `chosen`, with all their rows.
+    pub fn of_some(&self, chosen: &[u32]) -> Self {
+        let mut some = RowTable::default();
+        let mut starts = vec![0];
+        for &customer in chosen {
+            let customer = customer as usize;
+            let rows = self.starts[customer]..self.starts[customer + 1];
+            some.extend_from(&self.rows, &self.shape, rows, self.step_starts[customer]);
+            starts.push(some.len());
+        }
+        Self::of_rows(self.shape.clone(), some, starts)
+    }
+
+    /// The label of each customer's first row.
+    pub fn first_labels(&self) -> impl Iterator<Item = f32> {
+        self.starts.windows(2).map(|of| self.rows.labels[of[0]])
+    }
+
     /// `customers[i]` holds that customer's rows, each `width` numbers and then the label.
     #[cfg(test)]
     pub(crate) fn from_customers(width: usize, customers: &[Vec<f32>]) -> Self {

@@ -9,6 +9,7 @@ pub mod sampling;
 pub mod clip;
 pub mod witnesses;
 pub mod budget;
+pub mod payer;
 pub mod noise;
 pub mod feedback;
 pub mod update;

@@ -1,13 +1,15 @@
 //! The only file that draws privacy randomness for releases. A value goes in with the [`Debit`] that
 //! pays for it and comes out noised; there is no other way to make a [`NoisedSum`] or a
-//! [`NoisedHistogram`].
+//! [`NoisedHistogram`] that may leave. A simulated site's sum is noised here as well and bears that in its type.
 
 use crate::budget::Debit;
 use crate::clip::ClippedSum;
+use crate::payer::Payer;
 use opendp::domains::{AtomDomain, VectorDomain};
 use opendp::measurements::make_gaussian;
 use opendp::measures::ZeroConcentratedDivergence;
 use opendp::metrics::L2Distance;
+use std::marker::PhantomData;
 use weighhouse_shared::ledger::Population;
 use weighhouse_shared::privacy::grid::{COUNT, Grid};
 use weighhouse_shared::privacy::{CUSTOMER_UNITS, DiscreteGaussian, Generator, Mechanism};
@@ -29,14 +31,15 @@ pub enum NoiseError {
     },
 }
 
-/// A clipped sum with exact discrete Gaussian noise of the debit's multiplier: safe to leave.
+/// A clipped sum with exact discrete Gaussian noise of the payer's multiplier: safe to leave if that was a debit.
 #[derive(Debug)]
-pub struct NoisedSum {
+pub struct NoisedSum<P = Debit> {
     sum: Vec<i64>,
     grid: Grid,
+    payer: PhantomData<P>,
 }
 
-impl NoisedSum {
+impl<P> NoisedSum<P> {
     /// The sum of the gradients, in their units.
     pub fn values(&self) -> impl Iterator<Item = f64> {
         let gradient = &self.sum[..self.sum.len() - self.grid.clipping().counts()];
@@ -52,21 +55,40 @@ impl NoisedSum {
     }
 }
 
-/// Draws the noise of one step's sum; one step of `debit` pays.
-pub fn noise_sum(
+/// The tables of the noise that was drawn last, kept for the next steps.
+#[derive(Default)]
+pub struct Sampler(Option<DiscreteGaussian>);
+
+impl Sampler {
+    fn of(&mut self, sigma: f64) -> Result<&DiscreteGaussian, NoiseError> {
+        let kept = self.0.take().filter(|kept| kept.sigma() == sigma);
+        let found = kept.map_or_else(|| DiscreteGaussian::new(sigma), Ok)?;
+        Ok(self.0.insert(found))
+    }
+}
+
+impl std::fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sampler")
+    }
+}
+
+/// Draws the noise of one step's sum; one step of `payer` pays.
+pub fn noise_sum<P: Payer>(
     clipped: ClippedSum,
-    debit: &mut Debit,
+    payer: &mut P,
+    sampler: &mut Sampler,
     generator: &mut Generator,
-) -> Result<NoisedSum, NoiseError> {
+) -> Result<NoisedSum<P>, NoiseError> {
     let ClippedSum { mut sum, grid } = clipped;
-    let charge = debit.charge();
+    let charge = payer.charge();
     let mechanism = Mechanism::clipped_gradient_sum(&grid, charge.event.noise_multiplier);
-    let paid = charge.population == Population::Training && *debit.mechanism() == mechanism;
-    if !paid || !debit.use_step() {
+    let paid = charge.population == Population::Training && *payer.mechanism() == mechanism;
+    if !paid || !payer.use_step() {
         return Err(NoiseError::Unpaid);
     }
-    DiscreteGaussian::new(mechanism.sigma())?.add_to(&mut sum, generator);
-    Ok(NoisedSum { sum, grid })
+    sampler.of(mechanism.sigma())?.add_to(&mut sum, generator);
+    Ok(NoisedSum { sum, grid, payer: PhantomData })
 }
 
 /// Counts per bin before noise. Each customer adds at most [`CUSTOMER_UNITS`] in all.
@@ -137,23 +159,28 @@ mod tests {
 
     #[test]
     fn a_debit_pays_for_its_steps_and_its_population_only() {
-        let mut generator = Generator::from_seed(3);
+        let (mut sampler, mut generator) = (Sampler::default(), Generator::from_seed(3));
+        let mut noise =
+            |clipped: ClippedSum, debit: &mut Debit| noise_sum(clipped, debit, &mut sampler, &mut generator);
         let mut training = debit(Population::Training, 1);
-        noise_sum(zeros(), &mut training, &mut generator).unwrap();
-        assert!(matches!(noise_sum(zeros(), &mut training, &mut generator), Err(NoiseError::Unpaid)));
+        noise(zeros(), &mut training).unwrap();
+        assert!(matches!(noise(zeros(), &mut training), Err(NoiseError::Unpaid)));
         let mut holdout = debit(Population::Holdout, 1);
-        assert!(matches!(noise_sum(zeros(), &mut holdout, &mut generator), Err(NoiseError::Unpaid)));
+        assert!(matches!(noise(zeros(), &mut holdout), Err(NoiseError::Unpaid)));
         let wider = ClippedSum { sum: vec![0], grid: Grid::new(ClipNorm::new(1.0).unwrap()) };
         let mut training = debit(Population::Training, 1);
-        assert!(matches!(noise_sum(wider, &mut training, &mut generator), Err(NoiseError::Unpaid)));
+        assert!(matches!(noise(wider, &mut training), Err(NoiseError::Unpaid)));
     }
 
     /// The noise of a sum of zeros has the standard deviation that was paid for: multiplier times clip
     /// norm. 4000 samples, seed 4; bounds at 5 standard errors (alpha below 1e-6).
     #[test]
     fn the_noise_has_the_paid_standard_deviation() {
-        let mut generator = Generator::from_seed(4);
-        let noised = noise_sum(zeros(), &mut debit(Population::Training, 1), &mut generator).unwrap();
+        let (mut sampler, mut generator) = (Sampler::default(), Generator::from_seed(4));
+        // Of another noise, whose tables must not be used.
+        sampler.of(3.0).unwrap();
+        let mut debit = debit(Population::Training, 1);
+        let noised = noise_sum(zeros(), &mut debit, &mut sampler, &mut generator).unwrap();
         let variance = noised.values().map(|value| value * value).sum::<f64>() / 4000.0;
         assert!((variance.sqrt() / (2.0 * 0.5) - 1.0).abs() < 5.0 / 8000f64.sqrt(), "{}", variance.sqrt());
     }

@@ -1,10 +1,11 @@
 //! The local loop of one round: private gradient steps from the global model, each paid by one step of
-//! the round's debit.
+//! the round's debit. A simulated site goes through the same loop; what it ends with cannot be sent.
 
 use crate::budget::Debit;
 use crate::clip::{Step, Workers, clip_and_sum};
 use crate::features::FeatureTable;
-use crate::noise::{NoiseError, noise_sum};
+use crate::noise::{NoiseError, Sampler, noise_sum};
+use crate::payer::Payer;
 use crate::sampling::poisson_sample;
 use crate::update::{LocalModel, ModelUpdate};
 use weighhouse_shared::ids::RoundId;
@@ -42,39 +43,80 @@ pub struct RoundBase<'a> {
 
 /// What a round comes to.
 #[derive(Debug)]
-pub struct RoundEnd {
+pub struct RoundEnd<P = Debit> {
     /// The model's change.
-    pub update: ModelUpdate,
+    pub update: ModelUpdate<P>,
     /// The clip norm for the next round.
     pub clip_norm: ClipNorm,
+}
+
+/// What a round is worked out on.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalRound<'a> {
+    /// The job.
+    pub contract: &'a JobContract,
+    /// Its network.
+    pub network: &'a Network,
+    /// Where it starts.
+    pub base: RoundBase<'a>,
+    /// The site's customers.
+    pub table: &'a FeatureTable,
+}
+
+/// What rounds are worked out with, kept from one to the next by who has many.
+#[derive(Debug)]
+pub struct Tools {
+    workers: Workers,
+    sampler: Sampler,
+}
+
+impl Tools {
+    /// With buffers for `workers`.
+    pub fn new(workers: Workers) -> Self {
+        Self { workers, sampler: Sampler::default() }
+    }
+}
+
+/// Makes the round's steps, which `debit` pays for, and returns the model's change, written into `memory`; see
+/// [`local_steps`].
+pub fn train_round(
+    contract: &JobContract,
+    network: &Network,
+    base: RoundBase<'_>,
+    table: &FeatureTable,
+    debit: Debit,
+    generator: &mut Generator,
+    memory: Vec<u8>,
+) -> Result<RoundEnd, TrainError> {
+    let mut tools = Tools::new(Workers::new(base.engine));
+    local_steps(LocalRound { contract, network, base, table }, debit, &mut tools, generator, memory)
 }
 
 /// Makes the round's steps and returns the model's change, written into `memory`.
 ///
 /// Step: the contract's optimiser and schedule, along noised_sum / (sampling_rate * expected_customers); the
 /// denominator is the contract's, never the batch's size. The optimiser starts anew with each round.
-pub fn train_round(
-    contract: &JobContract,
-    network: &Network,
-    base: RoundBase<'_>,
-    table: &FeatureTable,
-    mut debit: Debit,
+pub fn local_steps<P: Payer>(
+    round: LocalRound<'_>,
+    mut payer: P,
+    tools: &mut Tools,
     generator: &mut Generator,
     memory: Vec<u8>,
-) -> Result<RoundEnd, TrainError> {
+) -> Result<RoundEnd<P>, TrainError> {
+    let LocalRound { contract, network, base, table } = round;
+    let Tools { workers, sampler } = tools;
     let training = &contract.training;
     let mut grid = contract.grid();
     if let (Clipping::Quantile, Some(clip_norm)) = (training.clipping, base.clip_norm) {
         grid = grid.with_clip(clip_norm);
     }
     let max_rows = training.max_rows_per_customer as usize;
-    let mut workers = Workers::new(base.engine);
     let mut model = LocalModel::start(base.parameters, training);
     for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
         let of = Step { network, parameters: model.parameters(), max_rows, grid: &grid };
-        let clipped = clip_and_sum(of, table, &chosen, &mut workers, generator)?;
-        let noised = noise_sum(clipped, &mut debit, generator)?;
+        let clipped = clip_and_sum(of, table, &chosen, workers, generator)?;
+        let noised = noise_sum(clipped, &mut payer, sampler, generator)?;
         model.step(&noised, training.rate(base.round.0, step));
         if let Some(share) = noised.share_within(training.expected_batch()) {
             grid = grid.with_clip(training.next_clip_norm(grid.clip(), share));

@@ -1,8 +1,11 @@
 //! From noised sums to what leaves: a model that moves by noised sums only, its change as integers, and
 //! both kinds of release as bytes.
 
+use crate::budget::Debit;
 use crate::feedback::Feedback;
 use crate::noise::{NoisedHistogram, NoisedSum};
+use crate::payer::Simulated;
+use std::marker::PhantomData;
 use weighhouse_shared::compression::Compression;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{Training, UPDATE_LIMIT, UPDATE_STEP};
@@ -13,18 +16,20 @@ use weighhouse_shared::wire::messages::Evaluation;
 /// A model on its way through a site's local steps. It starts at the public global model and can move
 /// only by noised sums, and the optimiser's state sees nothing else either, so it is itself safe to leave.
 #[derive(Debug)]
-pub struct LocalModel<'a> {
+pub struct LocalModel<'a, P = Debit> {
     global: &'a [f32],
     parameters: Vec<f32>,
     optimizer: LocalOptimizer,
     batch: f64,
+    payer: PhantomData<P>,
 }
 
-impl<'a> LocalModel<'a> {
+impl<'a, P> LocalModel<'a, P> {
     /// Starts a round at `global`, with the optimiser of `training` at its start as well.
     pub fn start(global: &'a [f32], training: &Training) -> Self {
         let optimizer = LocalOptimizer::start(training.optimizer, training.proximal, global.len());
-        Self { global, parameters: global.to_vec(), optimizer, batch: training.expected_batch() }
+        let batch = training.expected_batch();
+        Self { global, parameters: global.to_vec(), optimizer, batch, payer: PhantomData }
     }
 
     /// Where it stands.
@@ -34,7 +39,7 @@ impl<'a> LocalModel<'a> {
 
     /// One step of size `rate` along the mean gradient: `sum` over the contract's expected batch, never over the
     /// batch's own size.
-    pub fn step(&mut self, sum: &NoisedSum, rate: f64) {
+    pub fn step(&mut self, sum: &NoisedSum<P>, rate: f64) {
         let gradient = sum.values().map(|value| value / self.batch);
         self.optimizer.step(&mut self.parameters, self.global, gradient, rate);
     }
@@ -45,7 +50,7 @@ impl<'a> LocalModel<'a> {
     }
 
     /// The change since the start, on the public update grid, saturated at its limit; written into `memory`.
-    pub fn into_update(self, memory: Vec<u8>) -> ModelUpdate {
+    pub fn into_update(self, memory: Vec<u8>) -> ModelUpdate<P> {
         let change = |(local, global): (&f32, &f32)| {
             let steps = (f64::from(*local) - f64::from(*global)) / UPDATE_STEP;
             // A cast from float to integer saturates, and the clamp makes the limit public.
@@ -66,28 +71,23 @@ pub enum CompressError {
     Generator(#[from] GeneratorError),
 }
 
-/// The change of a model in units of the public update step: made of noised sums only.
+/// The change of a model in units of the public update step: made of noised sums only. What may leave is one that a
+/// debit paid for.
 #[derive(Debug)]
-pub struct ModelUpdate {
+pub struct ModelUpdate<P = Debit> {
     bytes: Vec<u8>,
+    payer: PhantomData<P>,
 }
 
-impl ModelUpdate {
+impl<P> ModelUpdate<P> {
     fn of(values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
         memory.resize(4 * values.len(), 0);
         let (cells, _) = memory.as_chunks_mut::<4>();
         cells.iter_mut().zip(values).for_each(|(cell, value)| *cell = value.to_le_bytes());
-        Self { bytes: memory }
+        Self { bytes: memory, payer: PhantomData }
     }
 
-    /// As it travels uncompressed: 32-bit little-endian integers.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
-    /// As it travels in a job with this compression. What that leaves out goes into `feedback`, from where what earlier
-    /// updates of the job left out is added.
-    pub fn compressed(
+    fn encoded(
         self,
         job: JobId,
         compression: Compression,
@@ -108,11 +108,63 @@ impl ModelUpdate {
         }
         Ok(bytes)
     }
+}
+
+impl ModelUpdate {
+    /// As it travels uncompressed: 32-bit little-endian integers.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// As it travels in a job with this compression. What that leaves out goes into `feedback`, from where what earlier
+    /// updates of the job left out is added.
+    pub fn compressed(
+        self,
+        job: JobId,
+        compression: Compression,
+        feedback: &Feedback,
+    ) -> Result<Vec<u8>, CompressError> {
+        self.encoded(job, compression, feedback)
+    }
 
     /// Adds a constant to the public model, without any record: what a no-training round sends.
     #[cfg(feature = "constant-update")]
     pub fn constant(parameters: usize, value: i32, memory: Vec<u8>) -> Self {
         Self::of(std::iter::repeat_n(value, parameters), memory)
+    }
+}
+
+impl ModelUpdate<Simulated> {
+    /// A constant, without any record: of a site that does nothing.
+    pub fn of_nothing(parameters: usize, memory: Vec<u8>) -> Self {
+        Self::of(std::iter::repeat_n(1, parameters), memory)
+    }
+
+    /// As [`compressed`](ModelUpdate::compressed), for this process alone.
+    pub fn simulated(
+        self,
+        job: JobId,
+        compression: Compression,
+        feedback: &Feedback,
+    ) -> Result<SimulatedUpdate, CompressError> {
+        Ok(SimulatedUpdate(self.encoded(job, compression, feedback)?))
+    }
+}
+
+/// A simulated site's update as it would travel. Nothing paid for it, so no message is made of it.
+#[derive(Debug)]
+pub struct SimulatedUpdate(Vec<u8>);
+
+impl SimulatedUpdate {
+    /// To be read where it was made.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The memory alone, for another update.
+    pub fn into_memory(mut self) -> Vec<u8> {
+        self.0.clear();
+        self.0
     }
 }
 
@@ -138,7 +190,8 @@ mod tests {
         let optimizer = Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 };
         let optimizer = LocalOptimizer::start(optimizer, 0.0, 4);
         let parameters = vec![1e30, -1e30, 0.5, 1.0];
-        let model = LocalModel { global: &global, parameters, optimizer, batch: 1.0 };
+        let payer = PhantomData::<Debit>;
+        let model = LocalModel { global: &global, parameters, optimizer, batch: 1.0, payer };
         let limit = UPDATE_LIMIT;
         let bytes = model.into_update(vec![7; 30]).into_bytes();
         let (values, rest) = bytes.as_chunks::<4>();
@@ -155,7 +208,7 @@ mod tests {
         let mut sum = [0i32; 8];
         for round in 0..5 {
             let values = updates.get(round).copied().unwrap_or_default();
-            let update = ModelUpdate::of(values.into_iter(), Vec::new());
+            let update = <ModelUpdate>::of(values.into_iter(), Vec::new());
             let feedback = Feedback::open(folder.path()).unwrap();
             let bytes = update.compressed(job, compression, &feedback).unwrap();
             assert_eq!(bytes.len(), 16);

@@ -57,6 +57,12 @@ pub struct Arriving {
     first: Piece,
     received: u64,
     hasher: Hashing,
+    values: Values,
+}
+
+/// The integers of an update as its bytes come: decoded, checked, kept.
+#[derive(Debug)]
+struct Values {
     fault: Option<Outcome>,
     /// For updates that are compressed.
     decoder: Option<Decoder>,
@@ -110,16 +116,8 @@ impl Arriving {
         if first.offset != 0 {
             return Ok(Err(Outcome::Corrupt));
         }
-        let Encoding { compression, parameters } = encoding;
-        let decoder = (compression != Compression::None).then(|| Decoder::new(compression, parameters));
-        let len = 4 * parameters;
-        let body = if len <= MEMORY_LEN {
-            Body::Memory(Vec::with_capacity(len as usize))
-        } else {
-            Body::File(spool.file()?)
-        };
         let hasher = Hashing(ContentHasher::default());
-        Ok(Ok(Self { first, received: 0, hasher, fault: None, decoder, body, carry: Vec::new() }))
+        Ok(Ok(Self { first, received: 0, hasher, values: Values::new(encoding, spool)? }))
     }
 
     /// Whether `piece` is the next one.
@@ -140,6 +138,45 @@ impl Arriving {
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hasher.0.update(bytes);
         self.received += bytes.len() as u64;
+        self.values.push(bytes)
+    }
+
+    /// Whether all bytes are there.
+    pub fn is_complete(&self) -> bool {
+        self.received >= self.first.total
+    }
+
+    /// The update, or why it is none.
+    pub fn finish(self) -> io::Result<Result<ParsedUpdate, Outcome>> {
+        let Self { first, received, hasher, mut values } = self;
+        values.end()?;
+        if received != first.total || !values.carry.is_empty() || hasher.0.finish() != first.content {
+            return Ok(Err(Outcome::Corrupt));
+        }
+        if let Some(fault) = values.fault {
+            return Ok(Err(fault));
+        }
+        let Piece { job, round, base, content, total: len, .. } = first;
+        Ok(Ok(ParsedUpdate { job, round, base, content, len, body: values.body }))
+    }
+}
+
+impl Values {
+    /// None yet, of an update in this `encoding`.
+    fn new(encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Self> {
+        let Encoding { compression, parameters } = encoding;
+        let decoder = (compression != Compression::None).then(|| Decoder::new(compression, parameters));
+        let len = 4 * parameters;
+        let body = if len <= MEMORY_LEN {
+            Body::Memory(Vec::with_capacity(len as usize))
+        } else {
+            Body::File(spool.file()?)
+        };
+        Ok(Self { fault: None, decoder, body, carry: Vec::new() })
+    }
+
+    /// Takes the next bytes.
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(mut decoder) = self.decoder.take() else { return self.keep(bytes) };
         // Bytes that stand for nothing are hashed to their end, so that damage on the way shows as such.
         if self.fault != Some(Outcome::WrongShape) {
@@ -194,26 +231,13 @@ impl Arriving {
         }
     }
 
-    /// Whether all bytes are there.
-    pub fn is_complete(&self) -> bool {
-        self.received >= self.first.total
-    }
-
-    /// The update, or why it is none.
-    pub fn finish(mut self) -> io::Result<Result<ParsedUpdate, Outcome>> {
+    /// There are no more bytes.
+    fn end(&mut self) -> io::Result<()> {
         if let (Some(decoder), None) = (self.decoder.take(), self.fault) {
             let decoded = decoder.finish(|values| Ok(self.keep(values)?));
             self.judge(decoded)?;
         }
-        let Self { first, received, hasher, fault, body, carry, .. } = self;
-        if received != first.total || !carry.is_empty() || hasher.0.finish() != first.content {
-            return Ok(Err(Outcome::Corrupt));
-        }
-        if let Some(fault) = fault {
-            return Ok(Err(fault));
-        }
-        let Piece { job, round, base, content, total: len, .. } = first;
-        Ok(Ok(ParsedUpdate { job, round, base, content, len, body }))
+        Ok(())
     }
 }
 
@@ -251,6 +275,29 @@ impl ParsedUpdate {
 }
 
 impl AdmittedUpdate {
+    /// The update of simulated site `number`: `bytes` that were made in this process and did not travel. Their shape and
+    /// range are checked as of those that did; there is no sender's hash to hold them to, and the site's number orders a
+    /// round's updates in its place.
+    pub fn simulated(
+        number: u64,
+        bytes: &[u8],
+        encoding: Encoding,
+        spool: &Arc<Spool>,
+    ) -> io::Result<Result<Self, Outcome>> {
+        if let Err(outcome) = check_len(bytes.len() as u64, encoding.len()) {
+            return Ok(Err(outcome));
+        }
+        let mut values = Values::new(encoding, spool)?;
+        values.push(bytes)?;
+        values.end()?;
+        if let Some(fault) = values.fault {
+            return Ok(Err(fault));
+        }
+        let mut content = [0; 32];
+        content[..8].copy_from_slice(&number.to_be_bytes());
+        Ok(Ok(Self { content: ContentHash::from_bytes(content), body: values.body }))
+    }
+
     /// Hands the body over from its beginning, in parts of whole values.
     pub fn read(&mut self, mut part: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match &mut self.body {
@@ -264,6 +311,22 @@ impl AdmittedUpdate {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_simulated_update_is_checked_as_one_that_travelled_and_ordered_by_its_site() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::new(folder.path().into());
+        let encoding = Encoding { compression: Compression::None, parameters: 3 };
+        let simulated = |number, values: &[i32]| {
+            AdmittedUpdate::simulated(number, &bytes(values), encoding, &spool).unwrap()
+        };
+        let mut first = simulated(1, &[1, -2, 3]).unwrap();
+        assert_eq!(read(&mut first), bytes(&[1, -2, 3]));
+        assert!(first.content < simulated(256, &[0; 3]).unwrap().content);
+        assert_eq!(simulated(1, &[1, 2]).unwrap_err(), Outcome::WrongShape);
+        assert_eq!(simulated(1, &[1; 4]).unwrap_err(), Outcome::TooLong);
+        assert_eq!(simulated(1, &[0, UPDATE_LIMIT + 1, 0]).unwrap_err(), Outcome::OutOfRange);
+    }
 
     fn piece(body: &[u8]) -> Piece {
         Piece {

@@ -26,6 +26,7 @@ mod policy;
 mod predict;
 mod privacy;
 mod restart;
+mod simulate;
 mod strace;
 mod targets;
 mod telemetry;

@@ -28,6 +28,10 @@
 //! **Operators speak the same protocol.** An operator has a certificate of the authority with another role, and
 //! signs jobs with its key: a coordinator that is taken over can neither make jobs nor speak as an operator.
 //!
+//! **A simulation runs the sites' own code, and its updates are of another type.** Clipping, noise and local steps take who
+//! pays as a type parameter: a debit, which stands for an entry on disk, or a simulated site's round, which costs nobody
+//! anything. Only a debit's updates give their bytes away; a simulated one can be read and not sent.
+//!
 //! **The enforced accountant is the Renyi filter.** It is valid for charges chosen along the way, which is what
 //! a site's life is. The certified figures for a fixed plan are tighter by a few per cent and stand ready in
 //! [`accountant`](crate::privacy::accountant).
