@@ -1,7 +1,7 @@
 //! A small model of every kind, never trained, and rows for it: for other tests.
 
 use std::path::Path;
-use weighhouse_shared::model::{ModelArtifact, ModelSpec, Network, Workspace};
+use weighhouse_shared::model::{ActivationName, ModelArtifact, ModelSpec, Network, Workspace};
 use weighhouse_shared::schema::{RowReader, RowTable, Schema};
 
 /// A model, its parameters drawn from a fixed seed.
@@ -45,7 +45,7 @@ pub const BUCKET: &str = "kind = \"item\"\nhash_buckets = 6";
 pub fn all() -> Vec<Sample> {
     let everything = [AGE, TIER, PAID, PRODUCT];
     let hidden = || vec![5, 3];
-    let mlp = ModelSpec::Mlp { hidden: hidden(), dropout: 0.25 };
+    let mlp = |activation| ModelSpec::Mlp { hidden: hidden(), dropout: 0.25, activation };
     let wide_and_deep = ModelSpec::WideAndDeep { hidden: hidden(), embedding_dim: 3 };
     let lstm = || ModelSpec::Lstm { hidden: vec![4, 3], dropout: 0.25, embedding_dim: 2, negatives: 3 };
     let transformer = || ModelSpec::Transformer {
@@ -63,7 +63,10 @@ pub fn all() -> Vec<Sample> {
     vec![
         sample("logistic_binary", ModelSpec::Logistic {}, BINARY, &everything),
         sample("logistic_classes", ModelSpec::Logistic {}, CLASSES, &everything),
-        sample("mlp_classes", mlp, CLASSES, &everything),
+        sample("mlp_classes", mlp(ActivationName::Relu), CLASSES, &everything),
+        sample("mlp_leaky_relu", mlp(ActivationName::LeakyRelu), BINARY, &everything),
+        sample("mlp_tanh", mlp(ActivationName::Tanh), COUNT, &everything),
+        sample("mlp_sigmoid", mlp(ActivationName::Sigmoid), NUMBER, &everything),
         sample("wide_and_deep_count", wide_and_deep, COUNT, &everything),
         sample("lstm_number", lstm(), NUMBER, &everything),
         sample("lstm_item", lstm(), ITEM, &[PRODUCT, AGE]),

@@ -149,20 +149,31 @@ def linear_layers(sizes):
     return nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in zip(sizes, sizes[1:]))
 
 
-def run_layers(layers, vector):
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "leaky_relu": lambda z: nn.functional.leaky_relu(z, 0.01),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def run_layers(layers, vector, activation=torch.relu):
     for layer in layers[:-1]:
-        vector = torch.relu(layer(vector))
+        vector = activation(layer(vector))
     return layers[-1](vector)
 
 
 class Mlp(Model):
-    def __init__(self, inputs, target, hidden, dropout=0.0, embedding_dim=DEFAULT_EMBEDDING_DIM):
+    def __init__(
+        self, inputs, target, hidden, dropout=0.0, activation="relu", embedding_dim=DEFAULT_EMBEDDING_DIM
+    ):
         super().__init__(inputs, target)
+        self.activation = ACTIVATIONS[activation]
         self.add_embeddings(embedding_dim)
         self.layers = linear_layers([self.row_vector_width(embedding_dim), *hidden, self.count])
 
     def forward(self, row):
-        return run_layers(self.layers, self.row_vector(row))
+        return run_layers(self.layers, self.row_vector(row), self.activation)
 
 
 class WideAndDeep(Mlp, Wide):
