@@ -4,10 +4,8 @@
 //! The weights of one head of one row are computed anew in the backward (as in Dao et al. 2022, "FlashAttention"), so
 //! memory is that of one sequence's weights, whatever the batch.
 
-use pulp::Arch;
-
 use super::elementwise::{exp, largest};
-use crate::model::product::{Packing, View, add_product, dot, sum};
+use crate::model::product::{Packing, View, add_product, dot, sum, vectorised};
 
 /// `softmax(q k^T / sqrt(width / heads)) v` for each head of each row, from a slot that holds `q`, `k` and `v` of
 /// `width` columns each side by side; head `h` has the columns from `h * width / heads` on of each.
@@ -105,7 +103,7 @@ impl Attention {
         let across = View { transposed: true, ..key };
         product([steps, self.head_width(), steps], query, across, weights, packing);
         let scale = self.scale();
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 let seen = |step: usize| if self.causal { step + 1 } else { steps };
@@ -128,7 +126,7 @@ impl Attention {
     /// From the derivative by the weights, in place, to that by the products of queries and keys.
     fn differentiate_softmax(&self, steps: usize, weights: &[f32], slopes: &mut [f32]) {
         let scale = self.scale();
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 for (weights, slopes) in weights.chunks_exact(steps).zip(slopes.chunks_exact_mut(steps)) {

@@ -1,8 +1,6 @@
 //! Layer normalisation (Ba et al. 2016): each row to mean 0 and variance 1, then a gain and a bias for each column.
 
-use pulp::Arch;
-
-use crate::model::product::{dot, sum};
+use crate::model::product::{dot, sum, vectorised};
 
 /// What is added to the variance, as in PyTorch.
 pub(in crate::model) const EPSILON: f32 = 1e-5;
@@ -24,7 +22,7 @@ impl LayerNorm {
     /// `[rows, width]` to `normal` and `output`, both `[rows, width]`.
     pub fn forward(&self, parameters: &[f32], input: &[f32], normal: &mut [f32], output: &mut [f32]) {
         let (gain, bias) = self.parameters(parameters);
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 let rows = normal.chunks_exact_mut(self.width).zip(output.chunks_exact_mut(self.width));
@@ -51,7 +49,7 @@ impl LayerNorm {
         let share = 1.0 / self.width as f32;
         line.resize(2 * self.width, 0.0);
         let (centered, line) = line.split_at_mut(self.width);
-        Arch::new().dispatch(
+        vectorised(
             #[inline(always)]
             || {
                 let rows = input.chunks_exact(self.width).zip(normal.chunks_exact(self.width));
