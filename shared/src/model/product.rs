@@ -17,6 +17,8 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// Terms of a dot product that are summed before they are added to the output.
 pub(crate) const DEPTH_BLOCK: usize = 256;
+/// Rows that go through one panel of `right` while it is in the first cache.
+const ROW_BLOCK: usize = 96;
 /// Columns of `right` that are packed at a time.
 const COLUMN_BLOCK: usize = 512;
 /// Rows of the register tile.
@@ -71,6 +73,24 @@ macro_rules! element {
 }
 element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s);
 element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s);
+
+/// Runs a closure that changes what it captures compiled for the processor's instruction set; it wants `#[inline(always)]`.
+///
+/// [`Arch::dispatch`] would take it by `FnOnce::call_once`, which nothing inlines where the closure is large: what it
+/// calls then runs in plain code.
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnMut() -> R) -> R {
+    struct Work<F>(F);
+    impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    Arch::new().dispatch(Work(work))
+}
 
 /// A matrix in a row-major slice of `stride` elements a row, or the transpose of it.
 #[derive(Clone, Copy)]
@@ -250,16 +270,19 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
         for [first_column, block_columns, first_term, terms] in blocks([right.depth, right.columns]) {
             let (panels, later) = rest.split_at(block_columns.div_ceil(tile_columns) * tile_columns * terms);
             rest = later;
-            for first_row in (0..rows).step_by(TILE_ROWS) {
-                let tile_rows = TILE_ROWS.min(rows - first_row);
-                let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
+            for block_start in (0..rows).step_by(ROW_BLOCK) {
+                let block_end = rows.min(block_start + ROW_BLOCK);
                 for (p, panel) in panels.chunks_exact(terms * tile_columns).enumerate() {
-                    let sums = strided_tile::<X, T, S>(simd, lines, panel);
                     let column = p * tile_columns;
                     let width = tile_columns.min(block_columns - column);
-                    for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                        let at = (first_row + i) * right.columns + first_column + column;
-                        add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                    for first_row in (block_start..block_end).step_by(TILE_ROWS) {
+                        let tile_rows = TILE_ROWS.min(block_end - first_row);
+                        let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
+                        let sums = strided_tile::<X, T, S>(simd, lines, panel);
+                        for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
+                            let at = (first_row + i) * right.columns + first_column + column;
+                            add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                        }
                     }
                 }
             }
@@ -300,24 +323,33 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for Product<'_, X, T> {
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
             pack_block::<X, T, S>(right, block, &mut packing.right);
-            for first_row in (0..rows).step_by(TILE_ROWS) {
-                let tile_rows = TILE_ROWS.min(rows - first_row);
+            for block_start in (0..rows).step_by(ROW_BLOCK) {
+                let block_end = rows.min(block_start + ROW_BLOCK);
+                let tiles = || {
+                    let first_rows = (block_start..block_end).step_by(TILE_ROWS);
+                    first_rows.map(|first_row| [first_row, TILE_ROWS.min(block_end - first_row)])
+                };
                 if left.transposed {
-                    packing.left.resize(terms * TILE_ROWS, T::default());
-                    pack_left(left, first_term, [first_row, tile_rows], &mut packing.left);
+                    packing.left.resize(tiles().count() * terms * TILE_ROWS, T::default());
+                    for (tile, packed) in tiles().zip(packing.left.chunks_exact_mut(terms * TILE_ROWS)) {
+                        pack_left(left, first_term, tile, packed);
+                    }
                 }
                 for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
-                    let sums = if left.transposed {
-                        packed_tile::<T, S>(simd, &packing.left, panel)
-                    } else {
-                        let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
-                        strided_tile::<X, T, S>(simd, lines, panel)
-                    };
                     let column = p * tile_columns;
                     let width = tile_columns.min(block_columns - column);
-                    for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                        let at = (first_row + i) * columns + first_column + column;
-                        add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                    for (t, tile @ [first_row, tile_rows]) in tiles().enumerate() {
+                        let sums = if left.transposed {
+                            let packed = &packing.left[t * terms * TILE_ROWS..][..terms * TILE_ROWS];
+                            packed_tile::<T, S>(simd, packed, panel)
+                        } else {
+                            let lines = tile_lines(left, tile, [first_term, terms]);
+                            strided_tile::<X, T, S>(simd, lines, panel)
+                        };
+                        for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
+                            let at = (first_row + i) * columns + first_column + column;
+                            add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                        }
                     }
                 }
             }

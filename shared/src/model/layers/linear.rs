@@ -1,10 +1,9 @@
 //! One linear layer with the activation behind it: forward, and the gradient handed to the layer before.
 
-use pulp::Arch;
-
 use super::squash::{sigmoid, tanh};
 use crate::model::product::{
     Packing, View, add_dots, add_outer_products, add_product, add_rows, add_weighted_rows, mask, rectify,
+    vectorised,
 };
 
 /// What is done to each entry of a layer's output.
@@ -52,7 +51,7 @@ impl Activation {
 /// `values[i] = of(values[i])`.
 #[inline(always)]
 fn each(values: &mut [f32], of: impl Fn(f32) -> f32) {
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || values.iter_mut().for_each(|value| *value = of(*value)),
     );
@@ -61,7 +60,7 @@ fn each(values: &mut [f32], of: impl Fn(f32) -> f32) {
 /// `gradients[i] *= slope(values[i])`.
 #[inline(always)]
 fn scale(values: &[f32], gradients: &mut [f32], slope: impl Fn(f32) -> f32) {
-    Arch::new().dispatch(
+    vectorised(
         #[inline(always)]
         || gradients.iter_mut().zip(values).for_each(|(gradient, &value)| *gradient *= slope(value)),
     );

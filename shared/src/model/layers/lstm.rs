@@ -3,10 +3,8 @@
 
 use std::cmp::Reverse;
 
-use pulp::Arch;
-
 use super::squash::{sigmoid, tanh};
-use crate::model::product::{PackedRight, View, add_packed_product};
+use crate::model::product::{PackedRight, View, add_packed_product, vectorised};
 
 /// `gates += h' U^T` for the hidden state `h'` of the step before; `i, f, o = sigmoid`, `g = tanh` of their quarters;
 /// `c = f c' + i g`; `h = o tanh(c)`. States before the first step are zero.
@@ -96,19 +94,15 @@ impl Lstm {
                 let hidden = View::rows(&hidden[..active * width], width);
                 add_packed_product(active, hidden, weight, sums);
             }
-            Arch::new().dispatch(
+            vectorised(
                 #[inline(always)]
                 || {
                     let of_rows = sums.chunks_exact(4 * width).zip(hidden.chunks_exact_mut(width));
                     for ((at, row), (sums, hidden)) in places().zip(of_rows) {
                         let (before, cells) = cells.split_at_mut(at * width);
                         let before = if step > 0 { &before[(at - 1) * width..] } else { &zeros[..] };
-                        advance(
-                            sums,
-                            before,
-                            &mut gates[at * 4 * width..][..4 * width],
-                            [&mut cells[..width], &mut squashed[at * width..][..width], &mut *hidden],
-                        );
+                        let gates = &mut gates[at * 4 * width..][..4 * width];
+                        advance(sums, before, gates, cells, &mut squashed[at * width..], hidden);
                         output[at * width..][..width].copy_from_slice(hidden);
                         if at + 1 < starts[row as usize + 1] as usize {
                             previous[(at + 1) * width..][..width].copy_from_slice(hidden);
@@ -138,7 +132,7 @@ impl Lstm {
             let active = buffers.active(starts, step);
             let Recurrence { order, gates: sums, hidden, cells: of_cells, zeros, weight } = &mut *buffers;
             sums.resize(active * 4 * width, 0.0);
-            Arch::new().dispatch(
+            vectorised(
                 #[inline(always)]
                 || {
                     let of_rows = hidden.chunks_exact_mut(width).zip(of_cells.chunks_exact_mut(width));
@@ -151,7 +145,7 @@ impl Lstm {
                         }
                         let gates = &gates[at * 4 * width..][..4 * width];
                         let squashed = &squashed[at * width..][..width];
-                        retreat(gates, [before, squashed, of_hidden], of_cell, sums);
+                        retreat(gates, before, squashed, of_hidden, of_cell, sums);
                         let to = &mut gate_gradients[at * 4 * width..][..4 * width];
                         to.iter_mut().zip(&*sums).for_each(|(to, from)| *to += from);
                     }
@@ -167,45 +161,77 @@ impl Lstm {
 }
 
 /// One row's step: its gates' values, and its cell, the cell's tangent and its hidden state, from the gates' sums and the
-/// cell before.
+/// cell before. Slices by themselves and loops with few of them, so that each vectorises.
 #[inline(always)]
-fn advance(sums: &[f32], before: &[f32], gates: &mut [f32], [cell, squashed, hidden]: [&mut [f32]; 3]) {
-    let width = cell.len();
-    let (before, squashed, hidden) = (&before[..width], &mut squashed[..width], &mut hidden[..width]);
-    let quarter = |at: usize| at * width..(at + 1) * width;
+fn advance(
+    sums: &[f32],
+    before: &[f32],
+    gates: &mut [f32],
+    cell: &mut [f32],
+    squashed: &mut [f32],
+    hidden: &mut [f32],
+) {
+    let width = hidden.len();
+    let (before, cell, squashed) = (&before[..width], &mut cell[..width], &mut squashed[..width]);
     for (to, &sum) in gates[..2 * width].iter_mut().zip(&sums[..2 * width]) {
         *to = sigmoid(sum);
     }
-    for (to, &sum) in gates[quarter(2)].iter_mut().zip(&sums[quarter(2)]) {
+    for (to, &sum) in gates[2 * width..3 * width].iter_mut().zip(&sums[2 * width..3 * width]) {
         *to = tanh(sum);
     }
-    for (to, &sum) in gates[quarter(3)].iter_mut().zip(&sums[quarter(3)]) {
+    for (to, &sum) in gates[3 * width..4 * width].iter_mut().zip(&sums[3 * width..4 * width]) {
         *to = sigmoid(sum);
     }
-    let [i, f, g, o] = [0, 1, 2, 3].map(|at| &gates[quarter(at)]);
+    let [i, f, g, o] = quarters(gates, width);
     for at in 0..width {
         cell[at] = f[at] * before[at] + i[at] * g[at];
-        squashed[at] = tanh(cell[at]);
+    }
+    for (to, &cell) in squashed.iter_mut().zip(&*cell) {
+        *to = tanh(cell);
+    }
+    for at in 0..width {
         hidden[at] = o[at] * squashed[at];
     }
 }
 
 /// One row's step back: the gradient by the gates' sums, and by the cell before in place of that by the cell.
 #[inline(always)]
-fn retreat(gates: &[f32], [before, squashed, of_hidden]: [&[f32]; 3], of_cell: &mut [f32], sums: &mut [f32]) {
+fn retreat(
+    gates: &[f32],
+    before: &[f32],
+    squashed: &[f32],
+    of_hidden: &[f32],
+    of_cell: &mut [f32],
+    sums: &mut [f32],
+) {
     let width = of_cell.len();
     let (before, squashed, of_hidden) = (&before[..width], &squashed[..width], &of_hidden[..width]);
-    let [i, f, g, o] = [0, 1, 2, 3].map(|at| &gates[at * width..(at + 1) * width]);
+    let [i, f, g, o] = quarters(gates, width);
     let (of_i, rest) = sums.split_at_mut(width);
     let (of_f, rest) = rest.split_at_mut(width);
     let (of_g, of_o) = rest.split_at_mut(width);
     let of_o = &mut of_o[..width];
     for at in 0..width {
-        let cell = of_cell[at] + of_hidden[at] * o[at] * (1.0 - squashed[at] * squashed[at]);
-        of_i[at] = cell * g[at] * i[at] * (1.0 - i[at]);
-        of_f[at] = cell * before[at] * f[at] * (1.0 - f[at]);
-        of_g[at] = cell * i[at] * (1.0 - g[at] * g[at]);
+        of_cell[at] += of_hidden[at] * o[at] * (1.0 - squashed[at] * squashed[at]);
         of_o[at] = of_hidden[at] * squashed[at] * o[at] * (1.0 - o[at]);
-        of_cell[at] = cell * f[at];
     }
+    for at in 0..width {
+        of_i[at] = of_cell[at] * g[at] * i[at] * (1.0 - i[at]);
+        of_g[at] = of_cell[at] * i[at] * (1.0 - g[at] * g[at]);
+    }
+    for at in 0..width {
+        of_f[at] = of_cell[at] * before[at] * f[at] * (1.0 - f[at]);
+    }
+    for at in 0..width {
+        of_cell[at] *= f[at];
+    }
+}
+
+/// The gates of one row's step: input, forget, cell, output.
+#[inline(always)]
+fn quarters(gates: &[f32], width: usize) -> [&[f32]; 4] {
+    let (i, rest) = gates.split_at(width);
+    let (f, rest) = rest.split_at(width);
+    let (g, o) = rest.split_at(width);
+    [i, f, g, &o[..width]]
 }
