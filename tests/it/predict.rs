@@ -155,7 +155,8 @@ fn models_of_every_kind_are_served_with_the_columns_of_their_label_and_reasons_t
             let expected = expected.into_iter().chain(["base".to_owned()]).chain(contributions);
             let mut expected: Vec<String> = expected.collect();
             let mut got: Vec<String> = row.as_object().unwrap().keys().cloned().collect();
-            (expected.sort(), got.sort());
+            expected.sort();
+            got.sort();
             assert_eq!(got, expected, "{}", sample.name);
         }
     }
