@@ -156,7 +156,9 @@ impl Dealt {
         let (mut order, mut starts) = (Vec::new(), vec![0]);
         for site in 0..deal.sites {
             let size = (site + 1) * total / deal.sites - site * total / deal.sites;
-            let shares = dirichlet(&parameters, rng);
+            let left = |(parameter, pool): (&f64, &Vec<u32>)| if pool.is_empty() { 0.0 } else { *parameter };
+            let of_left: Vec<f64> = parameters.iter().zip(&pools).map(left).collect();
+            let shares = dirichlet(&of_left, rng);
             for _ in 0..size.min(deal.customers) {
                 let group = pick(&shares, &pools, rng);
                 order.extend(pools[group].pop());
@@ -183,10 +185,22 @@ impl Dealt {
     }
 }
 
-/// A draw of the Dirichlet distribution with `parameters`, all above 0, up to a factor.
+/// A draw of the Dirichlet distribution with `parameters`, up to a factor; where a parameter is 0 the share is. If all
+/// shares are too small to be told from 0, it is the limit for small parameters: one of them is all.
 fn dirichlet(parameters: &[f64], rng: &mut ChaCha8Rng) -> Vec<f64> {
+    // No distribution has the shape 0, which leaves a share of 0.
     let gamma = |&shape: &f64| Gamma::new(shape, 1.0).map_or(0.0, |gamma| gamma.sample(rng));
-    parameters.iter().map(gamma).collect()
+    let mut shares: Vec<f64> = parameters.iter().map(gamma).collect();
+    if shares.iter().all(|&share| share == 0.0) {
+        let mut point = rng.random::<f64>() * parameters.iter().sum::<f64>();
+        let chosen = parameters.iter().position(|parameter| {
+            point -= parameter;
+            point < 0.0
+        });
+        let chosen = chosen.or_else(|| parameters.iter().rposition(|&parameter| parameter > 0.0));
+        shares[chosen.unwrap_or(0)] = 1.0;
+    }
+    shares
 }
 
 /// One of the `pools` that are not empty by their `shares`; by what is left in them if these have none.
