@@ -90,7 +90,13 @@ impl GoBetween {
         let (sender, seen) = mpsc::channel();
         let desk = Desk { book: Mutex::default(), seen: sender, pass: AtomicU8::new(Pass::Everything as u8) };
         let (desk, client) = (Arc::new(desk), Arc::new(client));
-        let tls = tls::server_config(&server, &authority, Vec::new(), Arc::new(AnyPeer)).unwrap();
+        let tls = tls::server_config(
+            &server,
+            &authority,
+            vec![hq.issuer().unwrap().certificate],
+            Arc::new(AnyPeer),
+        )
+        .unwrap();
         let endpoint = {
             let _inside = runtime.enter();
             transport::listen(([127, 0, 0, 1], 0).into(), tls, &[7; 32]).unwrap()
