@@ -417,7 +417,8 @@ impl Driver {
         let finished = job.machine.status().is_final();
         if let (true, Event::SiteOnline(site)) = (finished, &event) {
             let (site, status) = (*site, job.machine.status().clone());
-            if job.machine.answers().get(&site).is_some_and(awaits_the_end) {
+            // A site whose answer got lost may have set budget aside for it.
+            if job.machine.answers().get(&site).is_none_or(awaits_the_end) {
                 self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
             }
             return Ok(());
