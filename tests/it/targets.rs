@@ -26,7 +26,7 @@ fn records(customers: usize, label: impl Fn(usize) -> &'static str) -> String {
 
 fn join(federation: &Federation, label: &str, value: impl Fn(usize) -> &'static str) -> [PathBuf; 2] {
     std::fs::write(federation.path("schema.toml"), schema(label)).unwrap();
-    ["berlin", "bonn"].map(|name| federation.join(name, &records(150, &value), &[]))
+    ["berlin", "bonn"].map(|name| federation.join(name, &records(150, &value), &["--cap-epsilon", "50"]))
 }
 
 /// Trains `model` to the end: what was said of it, and the quality of the final model.
