@@ -19,7 +19,7 @@ use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
 use crate::privacy::grid::{Clipping, Grid, MAX_CUSTOMER_ROWS};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
-use crate::schema::{Schema, SchemaError};
+use crate::schema::{LabelKind, Schema, SchemaError};
 use crate::wire::codec;
 use serde::{Deserialize, Serialize};
 
@@ -280,10 +280,13 @@ impl JobFile {
     /// submission a job of its own; draw it at random.
     pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
+        // Counts and numbers have no link that flattens: longer steps overshoot.
+        let rate =
+            if matches!(schema.label.kind, LabelKind::Count | LabelKind::Number { .. }) { 0.3 } else { 1.5 };
         // Who does not choose a norm needs a clipping that does not depend on it.
         let clipping = if clip_norm.is_some() { Clipping::Fixed } else { Clipping::Automatic };
         let clip_norm = clip_norm.unwrap_or(ClipNorm::new(DEFAULT_CLIP_NORM).expect("0.5 is a norm"));
-        let (training, federation) = (self.training.fixed(clipping)?, self.federation.fixed()?);
+        let (training, federation) = (self.training.fixed(clipping, rate)?, self.federation.fixed()?);
         training.check()?;
         let training_steps = self.training.rounds * self.training.local_steps;
         let sampling_rate = self.training.sampling_rate;

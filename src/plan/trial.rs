@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn the_simulation_follows_the_contracts_rules() {
         let ground = Ground::new(&numbers(), 3, 100, 6);
-        let (plain, network) = contract(8.0);
+        let (plain, network) = contract_of(numbers(), 8.0, "clipping = \"fixed\"");
         let run = |change: &dyn Fn(&mut JobContract)| {
             let mut changed = plain.clone();
             change(&mut changed);
@@ -196,13 +196,14 @@ mod tests {
         assert_eq!(run(&|job| job.training.average_weights = 1e-300), same);
         // Rules that do not.
         let (beta1, beta2, epsilon, weight_decay) = (0.9, 0.999, 1e-8, 0.0);
-        let changes: [&dyn Fn(&mut JobContract); 10] = [
+        let changes: [&dyn Fn(&mut JobContract); 11] = [
             &|job| job.federation.strategy = server(0.9),
             &|job| job.training.average_weights = 0.9,
             &|job| job.training.optimizer = Optimizer::Adam { beta1, beta2, epsilon, weight_decay },
             &|job| job.training.schedule = Schedule::Linear,
             &|job| job.training.proximal = 0.5,
             &|job| job.training.clipping = Clipping::Automatic,
+            &|job| job.training.clipping = Clipping::Quantile,
             &|job| job.federation.strategy = Strategy::FedMedian,
             &|job| job.federation.norm_bound = Some(0.1),
             &|job| job.federation.compression = Compression::Int4,
@@ -237,7 +238,7 @@ mod tests {
             ("kind = \"binary\"", "", false, 0.05),
             ("kind = \"classes\", categories = [\"u\", \"v\", \"w\"]", "", false, 0.08),
             ("kind = \"item\", hash_buckets = 40", tower, false, 0.25),
-            ("kind = \"count\"", "learning_rate = 0.3", true, 0.15),
+            ("kind = \"count\"", "", true, 0.15),
             ("kind = \"number\", min = 0.0, max = 10.0", "", true, 0.3),
         ] {
             let schema = schema(label, features);

@@ -14,7 +14,7 @@ pub struct TrainingAsked {
     pub rounds: u32,
     /// Private gradient steps a site makes in one round.
     pub local_steps: u32,
-    /// Step size at the sites; left out: 1.5 for sgd, 0.1 for adam and adamw.
+    /// Step size at the sites; left out: 1.5 for sgd, 0.3 if the label is a count or a number, 0.1 for adam and adamw.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
     /// Probability with which a customer is in a step's batch.
@@ -150,8 +150,8 @@ fn chosen(
 
 impl TrainingAsked {
     /// Every number fixed, none checked but for keys that do not go with the optimizer or the clipping, which is
-    /// `clipping` if not said.
-    pub(super) fn fixed(&self, clipping: Clipping) -> Result<Training, JobError> {
+    /// `clipping` if not said, as sgd's step size is `rate`.
+    pub(super) fn fixed(&self, clipping: Clipping, rate: f64) -> Result<Training, JobError> {
         let clipping = self.clipping.unwrap_or(clipping);
         let quantile = |field, value, default| {
             let belongs = clipping == Clipping::Quantile;
@@ -178,7 +178,7 @@ impl TrainingAsked {
         Ok(Training {
             rounds: self.rounds,
             local_steps: self.local_steps,
-            learning_rate: self.learning_rate.unwrap_or(if adaptive { 0.1 } else { 1.5 }),
+            learning_rate: self.learning_rate.unwrap_or(if adaptive { 0.1 } else { rate }),
             sampling_rate: self.sampling_rate,
             expected_customers: self.expected_customers,
             max_rows_per_customer: self.max_rows_per_customer,
