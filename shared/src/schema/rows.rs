@@ -17,12 +17,12 @@ pub struct RowTable {
     pub step_numbers: Vec<f32>,
     /// `[steps of all rows, categorical columns of a step]`.
     pub step_ids: Vec<u32>,
-    /// `[rows]`, as [`Target`](super::Target) says.
+    /// `[rows]`, as [`Target`](super::Target) says; empty if the rows were read without.
     pub labels: Vec<f32>,
 }
 
 impl RowTable {
-    /// How many rows there are.
+    /// How many rows with labels there are.
     pub fn len(&self) -> usize {
         self.labels.len()
     }
@@ -167,6 +167,22 @@ impl<'a> RowReader<'a> {
         cell: impl Fn(usize) -> &'c [u8],
         table: &mut RowTable,
     ) -> Result<f32, CellFault> {
+        self.read_features(cell, table)?;
+        let read = self.label.read(label).ok_or_else(|| CellFault::Label {
+            column: self.schema.label.column.clone(),
+            text: beginning(label),
+            expected: self.label.expected(),
+        })?;
+        table.labels.push(read);
+        Ok(read)
+    }
+
+    /// Reads one record behind the rows of `table`, whose rows have no labels; see [`read`](Self::read).
+    pub fn read_features<'c>(
+        &self,
+        cell: impl Fn(usize) -> &'c [u8],
+        table: &mut RowTable,
+    ) -> Result<(), CellFault> {
         let mut steps = None;
         let (mut number_at, mut id_at) = (0, 0);
         for (at, (feature, reader)) in self.schema.features.iter().zip(&self.features).enumerate() {
@@ -209,13 +225,16 @@ impl<'a> RowReader<'a> {
                 Some(_) => id_at += 1,
             }
         }
-        let read = self.label.read(label).ok_or_else(|| CellFault::Label {
-            column: self.schema.label.column.clone(),
-            text: beginning(label),
-            expected: self.label.expected(),
-        })?;
-        table.labels.push(read);
-        Ok(read)
+        Ok(())
+    }
+
+    /// The ids of all entries that `cell` lists of the schema's feature `feature`, a sequence of categories: those before
+    /// its last steps too.
+    pub fn listed(&self, feature: usize, cell: &[u8]) -> impl Iterator<Item = u32> {
+        entries(cell).filter_map(move |entry| match self.features[feature].read(entry) {
+            Some(Cell::Id(id)) => Some(id),
+            Some(Cell::Number(_)) | None => None,
+        })
     }
 }
 
@@ -275,6 +294,21 @@ mod tests {
         assert_eq!(part.extend_from(&table, &shape, 1..3, 2), 3);
         assert_eq!((&part.step_counts[..], &part.step_ids[..]), (&[0, 3][..], &[0, 1, 0][..]));
         assert_eq!(part.step_numbers, table.step_numbers[4..]);
+    }
+
+    #[test]
+    fn features_are_read_without_a_label_as_with_one_and_all_entries_of_a_cell_can_be_listed() {
+        let schema = schema("kind = \"binary\"");
+        let reader = RowReader::new(&schema);
+        let cells = ["100", "9 9 0 5 10", "mars a a b a", "0 0 2 1 0"];
+        let (mut without, mut with) = (RowTable::default(), RowTable::default());
+        reader.read_features(|at| cells[at].as_bytes(), &mut without).unwrap();
+        reader.read(b"1", |at| cells[at].as_bytes(), &mut with).unwrap();
+        assert!(without.labels.is_empty() && with.labels == [1.0]);
+        assert_eq!((&without.numbers, &without.ids), (&with.numbers, &with.ids));
+        assert_eq!((&without.step_numbers, &without.step_ids), (&with.step_numbers, &with.step_ids));
+        assert_eq!(without.step_starts(), [0, 3]);
+        assert_eq!(reader.listed(2, cells[2].as_bytes()).collect::<Vec<_>>(), [2, 0, 0, 1, 0]);
     }
 
     #[test]
