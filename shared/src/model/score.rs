@@ -8,8 +8,10 @@ use candle_core::Device;
 use super::{ModelError, Network, Rows, Workspace, error::expect_length, loss::predict, tensors};
 use crate::schema::SequenceShape;
 
-/// Rows that are on the device at a time, with one output each.
+/// The most rows that are on the device at a time.
 const CHUNK_ROWS: usize = 4096;
+/// The most outputs, unless one row has more.
+const CHUNK_OUTPUTS: usize = 1 << 20;
 
 /// The prediction for each row: `[rows, outputs of the target]`, row-major: a probability of label 1, of each class, a
 /// rate, a number on -1 to 1, or a score of each item.
@@ -26,7 +28,7 @@ pub fn score(
     let count = network.check_rows(rows)?;
     let outputs = network.target().outputs();
     let tensors = tensors::load(network, parameters, device)?;
-    let chunk = (CHUNK_ROWS / outputs).max(1);
+    let chunk = (CHUNK_OUTPUTS / outputs).clamp(1, CHUNK_ROWS);
     let mut workspace = Workspace::new();
     let mut scores = Vec::with_capacity(count * outputs);
     for first in (0..count).step_by(chunk) {
