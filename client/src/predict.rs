@@ -9,18 +9,23 @@ mod rows;
 mod scorer;
 mod table;
 
-pub use explain::{Explainer, PERMUTATION_PAIRS};
-pub use rows::{RowReader, Rows, RowsError};
-pub use scorer::Scorer;
+pub use explain::{Explainer, Explanation, PERMUTATION_PAIRS};
+pub use rows::{Rows, RowsError, TableReader};
+pub use scorer::{Listing, Scorer};
 pub use table::{TableFormat, Value};
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use table::TableWriter;
 use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::model::{ArtifactError, MAX_HEADER_BYTES, MAX_PARAMETERS, ModelArtifact, ModelError};
-use weighhouse_shared::schema::{Schema, SchemaError};
+use weighhouse_shared::schema::{Items, Schema, SchemaError, Values};
 
+/// Items that are listed of each row where nobody says how many.
+pub const DEFAULT_TOP: usize = 10;
+/// The most items that are listed of each row.
+pub const MAX_TOP: usize = 100;
 /// The longest model file that is read, in bytes.
 const MAX_MODEL_LEN: u64 = 8 + MAX_HEADER_BYTES as u64 + 4 * MAX_PARAMETERS as u64;
 
@@ -103,7 +108,7 @@ impl Model {
         if schema.shape() != artifact.shape {
             return Err(malformed());
         }
-        let scorer = Scorer::new(artifact).map_err(|source| no_model(source.into()))?;
+        let scorer = Scorer::new(artifact, &schema.label.kind).map_err(|source| no_model(source.into()))?;
         Ok(Self { schema, scorer, hash: ContentHash::of(bytes) })
     }
 }
@@ -128,6 +133,10 @@ pub struct Options {
     pub reasons: Option<Reasons>,
     /// How rows are written.
     pub format: TableFormat,
+    /// Of a model that ranks items, how many are listed: 1 to [`MAX_TOP`], [`DEFAULT_TOP`] if None.
+    pub top: Option<usize>,
+    /// Leave out the items of the row's own history, which is its sequences of the items that are ranked.
+    pub new_items_only: bool,
 }
 
 /// What was done.
@@ -153,6 +162,18 @@ pub enum PredictError {
         /// The name.
         column: String,
     },
+    /// Something that only a ranking of items has.
+    #[error("`{option}` goes with a model whose label is of kind item, and this one's is not; leave it out")]
+    NoItems {
+        /// What was asked for.
+        option: &'static str,
+    },
+    /// New items are wanted, and nothing says which are old.
+    #[error(
+        "--new-items-only needs a feature with a `length` and the same `categories` or `hash_buckets` as the label, and the \
+         model's schema has none; leave it out"
+    )]
+    NoHistory,
     /// The model fails.
     #[error("the model cannot score these rows")]
     Model(#[from] ModelError),
@@ -180,29 +201,47 @@ pub fn predict(
     mut note: impl FnMut(u64, u64),
 ) -> Result<Summary, PredictError> {
     let Model { schema, scorer, hash } = model;
-    let mut reader = RowReader::new(input, name, schema, &options.keep)?;
+    let listing = scorer::check_listing(scorer, options.top, options.new_items_only)?;
+    let histories = match options.new_items_only {
+        true => histories(schema, scorer).ok_or(PredictError::NoHistory)?,
+        false => Vec::new(),
+    };
+    let mut reader = TableReader::new(input, name, schema, scorer, &options.keep, &histories)?;
     let explainer = options.reasons.map(|reasons| (reasons, Explainer::new(schema, scorer, *hash)));
     let kept = std::iter::once(&schema.customer).chain(&options.keep).cloned();
-    let mut columns: Vec<String> = kept.chain(scorer.columns()).collect();
-    if let Some((reasons, _)) = &explainer {
-        columns.extend(reason_columns(schema, scorer, *reasons));
+    let mut columns: Vec<String> = kept.chain(scorer.columns(listing)).collect();
+    if let Some((reasons, explainer)) = &explainer {
+        columns.extend(reason_columns(scorer, explainer, *reasons));
     }
-    if let Some(at) = (1..columns.len()).find(|&at| columns[..at].contains(&columns[at])) {
+    let mut seen = HashSet::new();
+    if let Some(at) = columns.iter().position(|column| !seen.insert(column.as_str())) {
         return Err(PredictError::Repeated { column: columns.swap_remove(at) });
     }
     let mut table = TableWriter::new(output, columns, options.format).map_err(PredictError::Write)?;
     let (mut scored, mut values) = (0, Vec::new());
     while let Some(rows) = reader.next_chunk(options.skip_bad_rows)? {
-        let scores = scorer.score(&rows)?;
-        let contributions = explainer.as_ref().map(|(_, explainer)| explainer.contributions(scorer, &rows));
-        for (at, scores) in scores.into_iter().enumerate() {
+        let predictions = scorer.predictions(&rows.table.as_rows(&rows.table.step_starts()))?;
+        let predictions: Vec<&[f32]> = predictions.chunks_exact(scorer.outputs()).collect();
+        let not_finite = |at: usize| PredictError::NotFinite { line: rows.line(at) };
+        let finite = |prediction: &&[f32]| prediction.iter().all(|output| output.is_finite());
+        if let Some(at) = predictions.iter().position(|prediction| !finite(prediction)) {
+            return Err(not_finite(at));
+        }
+        let chosen = predictions.iter().enumerate();
+        let chosen: Vec<Vec<u32>> =
+            chosen.map(|(at, prediction)| scorer.choose(prediction, listing, rows.history(at))).collect();
+        let explanations = explainer.as_ref().map(|(_, explainer)| {
+            let subjects = chosen.iter().map(|chosen| chosen.first().map(|&subject| subject as usize));
+            explainer.explanations(scorer, &rows, &subjects.collect::<Vec<_>>())
+        });
+        for (at, (prediction, chosen)) in predictions.iter().zip(&chosen).enumerate() {
             values.clear();
-            values.extend(scores);
-            if let (Some((reasons, explainer)), Some(contributions)) = (&explainer, &contributions) {
-                add_reasons(schema, *reasons, explainer.base(), &contributions[at], &mut values);
+            scorer.values(prediction, chosen, listing, &mut values);
+            if let (Some((reasons, explainer)), Some(explanations)) = (&explainer, &explanations) {
+                add_reasons(explainer.features(), *reasons, explanations[at].as_ref(), &mut values);
             }
             if !values.iter().all(Value::is_finite) {
-                return Err(PredictError::NotFinite { line: rows.line(at) });
+                return Err(not_finite(at));
             }
             table.write(rows.kept(at), &values).map_err(PredictError::Write)?;
         }
@@ -213,15 +252,29 @@ pub fn predict(
     Ok(Summary { scored, skipped: reader.skipped(), first_skipped: reader.first_skipped() })
 }
 
+/// The features whose sequences are of the items that are ranked, so that both have the same ids; None if there is
+/// none.
+fn histories(schema: &Schema, scorer: &Scorer) -> Option<Vec<usize>> {
+    let items = scorer.items()?;
+    let of_items = |values: &Values| match (values, items) {
+        (Values::Categories(categories), Items::Categories(items)) => categories == items,
+        (Values::HashBuckets(buckets), Items::HashBuckets(items)) => buckets == items,
+        _ => false,
+    };
+    let features = schema.features.iter().enumerate();
+    let listed = features.filter(|(_, feature)| feature.length.is_some() && of_items(&feature.values));
+    let listed: Vec<usize> = listed.map(|(at, _)| at).collect();
+    if listed.is_empty() { None } else { Some(listed) }
+}
+
 /// Names of the columns that [`add_reasons`] fills.
-fn reason_columns(schema: &Schema, scorer: &Scorer, reasons: Reasons) -> Vec<String> {
-    let mut columns = vec![scorer.explained().to_owned(), "base".to_owned()];
+fn reason_columns(scorer: &Scorer, explainer: &Explainer, reasons: Reasons) -> Vec<String> {
+    let (mut columns, features) =
+        (vec![scorer.explained().to_owned(), "base".to_owned()], explainer.features());
     match reasons {
-        Reasons::All => {
-            columns.extend(schema.features.iter().map(|feature| format!("contribution_{}", feature.column)));
-        }
+        Reasons::All => columns.extend(features.iter().map(|feature| format!("contribution_{feature}"))),
         Reasons::Top(count) => {
-            for rank in 1..=count.min(schema.features.len()) {
+            for rank in 1..=count.min(features.len()) {
                 columns.extend([format!("reason_{rank}"), format!("reason_{rank}_contribution")]);
             }
         }
@@ -229,11 +282,24 @@ fn reason_columns(schema: &Schema, scorer: &Scorer, reasons: Reasons) -> Vec<Str
     columns
 }
 
-/// Adds what is explained, the base, and the contributions, which are `[features]`: all in the schema's order, or
-/// the largest by size, those of 0 as empty cells.
-fn add_reasons(schema: &Schema, reasons: Reasons, base: f64, contributions: &[f64], values: &mut Vec<Value>) {
+/// Adds what is explained, the base, and the contributions of `features`: all in their order, or the largest by size,
+/// those of 0 as empty cells. Empty cells alone if nothing is explained.
+fn add_reasons(
+    features: &[String],
+    reasons: Reasons,
+    explanation: Option<&Explanation>,
+    values: &mut Vec<Value>,
+) {
+    let Some(Explanation { base, contributions }) = explanation else {
+        let cells = match reasons {
+            Reasons::All => features.len(),
+            Reasons::Top(count) => 2 * count.min(features.len()),
+        };
+        values.extend(std::iter::repeat_n(Value::Empty, 2 + cells));
+        return;
+    };
     let explained = base + contributions.iter().sum::<f64>();
-    values.extend([Value::Double(explained), Value::Double(base)]);
+    values.extend([Value::Double(explained), Value::Double(*base)]);
     match reasons {
         Reasons::All => values.extend(contributions.iter().copied().map(Value::Double)),
         Reasons::Top(count) => {
@@ -242,7 +308,7 @@ fn add_reasons(schema: &Schema, reasons: Reasons, base: f64, contributions: &[f6
             for feature in order.into_iter().take(count) {
                 values.extend(match contributions[feature] {
                     0.0 => [Value::Empty, Value::Empty],
-                    by => [Value::Text(schema.features[feature].column.clone()), Value::Double(by)],
+                    by => [Value::Text(features[feature].clone()), Value::Double(by)],
                 });
             }
         }

@@ -9,7 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
-use weighhouse_client::predict::{Model, Options, Reasons, Summary, TableFormat, predict};
+use weighhouse_client::predict::{
+    DEFAULT_TOP, MAX_TOP, Model, Options, Reasons, Summary, TableFormat, predict,
+};
 use weighhouse_shared::config::Draft;
 
 pub const HELP: &str = "\
@@ -17,17 +19,24 @@ Examples:
   weighhouse client predict --model campaign.safetensors --input rows.csv --output scores.csv
   weighhouse client predict --model campaign.safetensors --input rows.csv --keep city --explain | head
   weighhouse client predict --model campaign.safetensors --input - --explain all --format json < rows.csv
+  weighhouse client predict --model products.safetensors --input rows.csv --top 5 --new-items-only
 
 The input needs the model's customer and feature columns, and no label. One row comes out for each row in, in their \
 order. Files may be larger than memory. --output is written whole or not at all. Nothing leaves this machine, and \
 scoring costs no privacy budget.
 
---explain adds: the logit (whose logistic function is the probability), the base, which is the logit of a neutral row \
-(numbers at the middle of their bounds, categories \"other\"), and what each feature contributed. Base and \
-contributions add up to the logit. Method: Shapley values by sampled permutations (Strumbelj and Kononenko 2014), 32 \
-antithetic pairs; exact for logistic models and for interactions of two features. The permutations come from the \
-model's hash, so the same input gives the same reasons. A contribution says what moved the model, not what would change \
-the customer.";
+Columns, by the label's kind: binary `probability`; classes `prediction` (the likeliest) and `probability_` with each \
+class; count `expected`, the rate; number `prediction`, in the label's units; item `item_1`, `item_1_score`, … with the \
+best --top items (`bucket N` where they are hashed, `other` for those the model does not know).
+
+--explain adds a quantity, the base, which is that quantity for a neutral row (numbers at the middle of their bounds, \
+categories \"other\", no steps), and what each feature contributed. Base and contributions add up to the quantity: \
+binary `logit`, whose logistic function is the probability; classes `log_odds`, that of the predicted class against all \
+others; count `log_rate`, the logarithm of the rate; number `explained_prediction`; item `explained_score`, that of \
+item_1. All sequences of a row count as one feature, their names joined by +. Method: Shapley values by sampled \
+permutations (Strumbelj and Kononenko 2014), 32 antithetic pairs; exact for interactions of two features, and for \
+logistic models with less than three classes. The permutations come from the model's hash, so the same input gives the \
+same reasons. A contribution says what moved the model, not what would change the customer.";
 
 #[derive(Debug, clap::Args)]
 pub struct PredictArguments {
@@ -49,6 +58,12 @@ pub struct PredictArguments {
     /// Say why: the so many features that moved the score most, or `all`
     #[arg(long, num_args = 0..=1, default_missing_value = "3", value_name = "COUNT")]
     explain: Option<ReasonsArgument>,
+    /// Items to list of each row, if the model ranks items: 1 to 100 [default: 10]
+    #[arg(long, value_name = "COUNT", value_parser = top)]
+    top: Option<usize>,
+    /// List no items that are in the row's own history, which is its sequences of the label's items
+    #[arg(long)]
+    new_items_only: bool,
     /// How to write
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: RowFormat,
@@ -79,13 +94,21 @@ impl FromStr for ReasonsArgument {
     }
 }
 
+/// Reads how many items to list.
+fn top(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MAX_TOP).contains(count));
+    count.ok_or_else(|| format!("give how many items, 1 to {MAX_TOP}; without --top it is {DEFAULT_TOP}"))
+}
+
 pub fn run(arguments: PredictArguments) -> Result<()> {
-    let PredictArguments { model, input, output, keep, skip_bad_rows, explain, format } = arguments;
+    let PredictArguments { model, input, output, keep, skip_bad_rows, explain, top, new_items_only, format } =
+        arguments;
     let format = match format {
         RowFormat::Csv => TableFormat::Csv,
         RowFormat::Json => TableFormat::JsonLines,
     };
-    let options = Options { keep, skip_bad_rows, reasons: explain.map(|explain| explain.0), format };
+    let reasons = explain.map(|explain| explain.0);
+    let options = Options { keep, skip_bad_rows, reasons, format, top, new_items_only };
     let model = Model::load(&model)?;
     let input = Input::open(&input)?;
     let to_file = output.as_os_str() != "-";

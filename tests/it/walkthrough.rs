@@ -26,8 +26,10 @@ fn commands() -> Vec<String> {
 #[test]
 fn the_readmes_three_terminal_walk_through_works() {
     let folder = tempfile::tempdir().unwrap();
-    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
-    std::os::unix::fs::symlink(configs, folder.path().join("configs")).unwrap();
+    for part in ["configs", "tests"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(part);
+        std::os::unix::fs::symlink(source, folder.path().join(part)).unwrap();
+    }
     let bin = Path::new(PROGRAM).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let commands = commands();

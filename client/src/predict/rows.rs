@@ -1,15 +1,16 @@
 //! The table that is scored: CSV of any length in, chunks of rows as a model takes them out. Hostile tables cost no
 //! more memory than honest ones.
 
-use std::cell::Cell as Shared;
+use super::scorer::Scorer;
+use std::cell::Cell;
 use std::io::{self, Read};
 use std::rc::Rc;
-use weighhouse_shared::schema::{Cell, CellReader, Feature, Schema};
+use weighhouse_shared::schema::{CellFault, RowReader, RowTable, Schema};
 
 /// The most rows of a chunk.
 const CHUNK_ROWS: usize = 4096;
-/// The most inputs of a chunk.
-const CHUNK_INPUTS: usize = 1 << 20;
+/// A chunk ends once its rows take so many bytes to score.
+const CHUNK_BYTES: usize = 256 << 20;
 /// A chunk ends after so many bytes of cells that are kept.
 const CHUNK_KEPT_BYTES: usize = 8 << 20;
 /// The longest row, in bytes.
@@ -53,20 +54,15 @@ pub enum RowsError {
         /// Cells of the header.
         expected: usize,
     },
-    /// A cell that should be a number.
-    #[error(
-        "{name}, line {line}: column `{column}` holds `{text}`, which is not a finite number; correct the cell or \
-         give --skip-bad-rows"
-    )]
-    NotANumber {
+    /// A cell that is not what the schema says.
+    #[error("{name}, line {line}: {fault}; correct the cell or give --skip-bad-rows")]
+    Cell {
         /// What people know the table as.
         name: String,
         /// Counted from 1, the header being line 1.
         line: u64,
-        /// The column.
-        column: String,
-        /// The cell's beginning.
-        text: String,
+        /// What is wrong with it.
+        fault: CellFault,
     },
     /// A row without a customer.
     #[error(
@@ -85,10 +81,12 @@ pub enum RowsError {
 /// Rows of one chunk.
 #[derive(Default)]
 pub struct Rows {
-    pub(super) numbers: Vec<f32>,
-    pub(super) ids: Vec<u32>,
+    /// Without labels.
+    pub(super) table: RowTable,
     kept: Vec<csv::ByteRecord>,
     lines: Vec<u64>,
+    /// If it was asked for, the ids of the items that each row lists.
+    histories: Vec<Vec<u32>>,
 }
 
 impl Rows {
@@ -111,6 +109,11 @@ impl Rows {
     pub fn line(&self, row: usize) -> u64 {
         self.lines[row]
     }
+
+    /// The ids of the items that a row lists, if that was asked for.
+    pub fn history(&self, row: usize) -> &[u32] {
+        self.histories.get(row).map_or(&[], Vec::as_slice)
+    }
 }
 
 impl std::fmt::Debug for Rows {
@@ -120,12 +123,13 @@ impl std::fmt::Debug for Rows {
 }
 
 /// Reads a table chunk by chunk. No label column is needed.
-pub struct RowReader<'a, R> {
+pub struct TableReader<'a, R> {
     reader: csv::Reader<Metered<R>>,
     record: csv::ByteRecord,
     layout: RowLayout<'a>,
     meter: Rc<Meter>,
-    chunk_rows: usize,
+    /// Bytes that it takes to score a row and a step.
+    bytes: [usize; 2],
     skipped: u64,
     first_skipped: Option<String>,
 }
@@ -134,16 +138,28 @@ pub struct RowReader<'a, R> {
 struct RowLayout<'a> {
     name: String,
     schema: &'a Schema,
-    readers: Vec<CellReader<'a>>,
+    reads: RowReader<'a>,
     features_at: Vec<usize>,
     /// The customer first.
     kept_at: Vec<usize>,
+    /// Features whose cells list the items of a row's history.
+    histories: &'a [usize],
     cells: usize,
+    /// One row on its way, so that a bad one leaves nothing behind.
+    row: RowTable,
 }
 
-impl<'a, R: Read> RowReader<'a, R> {
-    /// Reads the header of `source`, which people know as `name`; `keep` are columns whose cells are kept.
-    pub fn new(source: R, name: &str, schema: &'a Schema, keep: &[String]) -> Result<Self, RowsError> {
+impl<'a, R: Read> TableReader<'a, R> {
+    /// Reads the header of `source`, which people know as `name`; `keep` are columns whose cells are kept, `histories`
+    /// features whose items are listed; chunks are as long as `scorer` can take.
+    pub fn new(
+        source: R,
+        name: &str,
+        schema: &'a Schema,
+        scorer: &Scorer,
+        keep: &[String],
+        histories: &'a [usize],
+    ) -> Result<Self, RowsError> {
         let meter = Rc::new(Meter::default());
         let source = Metered { source, meter: meter.clone() };
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(source);
@@ -161,21 +177,22 @@ impl<'a, R: Read> RowReader<'a, R> {
         let layout = RowLayout {
             name: name.into(),
             schema,
-            readers: schema.features.iter().map(Feature::reader).collect(),
+            reads: RowReader::new(schema),
             features_at: columns.map(position).collect::<Result<_, _>>()?,
             kept_at: std::iter::once(&schema.customer).chain(keep).map(position).collect::<Result<_, _>>()?,
+            histories,
             cells: header.len(),
+            row: RowTable::default(),
         };
-        let chunk_rows = (CHUNK_INPUTS / schema.features.len()).clamp(1, CHUNK_ROWS);
-        let record = csv::ByteRecord::new();
-        Ok(Self { reader, record, layout, meter, chunk_rows, skipped: 0, first_skipped: None })
+        let (record, bytes) = (csv::ByteRecord::new(), scorer.bytes());
+        Ok(Self { reader, record, layout, meter, bytes, skipped: 0, first_skipped: None })
     }
 
     /// The next rows, at least one; None at the end. A row that cannot be read is an error, or with
     /// `skip_bad_rows` left out and counted.
     pub fn next_chunk(&mut self, skip_bad_rows: bool) -> Result<Option<Rows>, RowsError> {
-        let (mut rows, mut kept_bytes) = (Rows::default(), 0);
-        while rows.len() < self.chunk_rows && kept_bytes < CHUNK_KEPT_BYTES {
+        let (mut rows, mut size) = (Rows::default(), Size::default());
+        while rows.len() < CHUNK_ROWS && !size.is_full(self.bytes) {
             self.meter.begin_row();
             let more = self.reader.read_byte_record(&mut self.record).map_err(|source| {
                 let line = self.reader.position().line();
@@ -184,8 +201,8 @@ impl<'a, R: Read> RowReader<'a, R> {
             if !more {
                 break;
             }
-            match self.layout.add(&self.record, &mut rows) {
-                Ok(bytes) => kept_bytes += bytes,
+            match self.layout.add(&self.record, &mut rows, &mut size) {
+                Ok(()) => {}
                 Err(error) if skip_bad_rows => {
                     self.skipped += 1;
                     self.first_skipped.get_or_insert_with(|| error.to_string());
@@ -212,9 +229,26 @@ impl<'a, R: Read> RowReader<'a, R> {
     }
 }
 
+/// How much a chunk holds.
+#[derive(Default)]
+struct Size {
+    rows: usize,
+    steps: usize,
+    kept_bytes: usize,
+}
+
+impl Size {
+    /// Whether a chunk ends here; `bytes` are those of a row and of a step.
+    fn is_full(&self, bytes: [usize; 2]) -> bool {
+        let of = |count: usize, bytes: usize| count.saturating_mul(bytes);
+        let scored = of(self.rows, bytes[0]).saturating_add(of(self.steps, bytes[1]));
+        scored >= CHUNK_BYTES || self.kept_bytes >= CHUNK_KEPT_BYTES
+    }
+}
+
 impl RowLayout<'_> {
-    /// Adds a record to `rows`, all of it or nothing; how many bytes are kept of it.
-    fn add(&self, record: &csv::ByteRecord, rows: &mut Rows) -> Result<usize, RowsError> {
+    /// Adds a record to `rows`, all of it or nothing.
+    fn add(&mut self, record: &csv::ByteRecord, rows: &mut Rows, size: &mut Size) -> Result<(), RowsError> {
         let name = || self.name.clone();
         let line = record.position().map_or(0, csv::Position::line);
         let cell = |at: usize| record.get(at).unwrap_or_default().trim_ascii();
@@ -224,24 +258,25 @@ impl RowLayout<'_> {
         if cell(self.kept_at[0]).is_empty() {
             return Err(RowsError::NoCustomer { name: name(), line, column: self.schema.customer.clone() });
         }
-        let before = [rows.numbers.len(), rows.ids.len()];
-        for ((feature, reader), at) in self.schema.features.iter().zip(&self.readers).zip(&self.features_at) {
-            match reader.read(cell(*at)) {
-                Some(Cell::Number(number)) => rows.numbers.push(number),
-                Some(Cell::Id(id)) => rows.ids.push(id),
-                None => {
-                    rows.numbers.truncate(before[0]);
-                    rows.ids.truncate(before[1]);
-                    let (column, text) = (feature.column.clone(), beginning(cell(*at)));
-                    return Err(RowsError::NotANumber { name: name(), line, column, text });
-                }
-            }
+        let of_feature = |feature: usize| cell(self.features_at[feature]);
+        if let Err(fault) = self.reads.read_features(of_feature, &mut self.row) {
+            self.row = RowTable::default();
+            return Err(RowsError::Cell { name: name(), line, fault });
+        }
+        size.rows += 1;
+        size.steps += self.row.steps(0..1);
+        rows.table.append(&mut self.row);
+        if !self.histories.is_empty() {
+            let listed = |&feature: &usize| self.reads.listed(feature, of_feature(feature));
+            let history: Vec<u32> = self.histories.iter().flat_map(listed).collect();
+            size.kept_bytes += size_of_val(history.as_slice());
+            rows.histories.push(history);
         }
         let kept: csv::ByteRecord = self.kept_at.iter().map(|at| &record[*at]).collect();
-        let bytes = kept.as_slice().len();
+        size.kept_bytes += kept.as_slice().len();
         rows.kept.push(kept);
         rows.lines.push(line);
-        Ok(bytes)
+        Ok(())
     }
 }
 
@@ -253,8 +288,8 @@ fn beginning(cell: &[u8]) -> String {
 /// Counts what is read, in all and for one row.
 #[derive(Default)]
 struct Meter {
-    total: Shared<u64>,
-    row: Shared<u64>,
+    total: Cell<u64>,
+    row: Cell<u64>,
 }
 
 impl Meter {

@@ -1,6 +1,6 @@
 use super::*;
-use weighhouse_shared::model::ModelSpec;
-use weighhouse_shared::schema::{Feature, Label, LabelKind, Values};
+use weighhouse_shared::model::{ModelSpec, Rows as Inputs};
+use weighhouse_shared::schema::{Feature, Items, Label, LabelKind, Values};
 
 /// A number from 0 to 4, a category, a hashed one.
 fn schema() -> Schema {
@@ -18,11 +18,15 @@ fn schema() -> Schema {
 }
 
 fn model(spec: ModelSpec, parameters: impl Fn(usize) -> f32) -> Model {
-    let inputs = schema().input_shape();
-    let network = weighhouse_shared::model::Network::new(&spec, inputs.clone()).unwrap();
+    model_of(&schema(), spec, parameters)
+}
+
+fn model_of(schema: &Schema, spec: ModelSpec, parameters: impl Fn(usize) -> f32) -> Model {
+    let shape = schema.shape();
+    let network = weighhouse_shared::model::Network::new(&spec, shape.clone()).unwrap();
     let parameters = (0..network.parameter_count()).map(parameters).collect();
-    let schema_json = serde_json::to_string(&schema()).unwrap();
-    let artifact = ModelArtifact { spec, shape: inputs.into(), schema_json, parameters };
+    let schema_json = serde_json::to_string(schema).unwrap();
+    let artifact = ModelArtifact { spec, shape, schema_json, parameters };
     Model::from_bytes(&artifact.to_safetensors().unwrap(), Path::new("m.safetensors")).unwrap()
 }
 
@@ -34,7 +38,7 @@ fn logistic() -> Model {
 }
 
 fn options(reasons: Option<Reasons>, format: TableFormat) -> Options {
-    Options { keep: Vec::new(), skip_bad_rows: false, reasons, format }
+    Options { keep: Vec::new(), skip_bad_rows: false, reasons, format, top: None, new_items_only: false }
 }
 
 fn predicted(model: &Model, input: &str, options: &Options) -> Result<(String, Summary), PredictError> {
@@ -200,4 +204,104 @@ fn a_model_whose_schema_is_not_its_own_is_refused() {
     assert!(refusal(artifact(serde_json::to_string(&other).unwrap())).contains("is not valid"));
     let none = Model::from_bytes(b"not a model", Path::new("m")).unwrap_err().to_string();
     assert!(none.contains("not a model that this program can use"), "{none}");
+}
+
+fn labelled(kind: LabelKind) -> Schema {
+    Schema { label: Label { column: "y".into(), kind }, ..schema() }
+}
+
+const EVERY: Listing = Listing { top: MAX_TOP, new_items_only: false };
+
+/// Scores with a dozen items are explained by a network of two, the one explained being both.
+#[test]
+fn one_items_score_is_explained_without_the_other_items_and_to_the_same_bit() {
+    let spec = ModelSpec::TwoTower { hidden: vec![5], dim: 4, negatives: 3 };
+    for items in [1, 11] {
+        let schema = labelled(LabelKind::Item(Items::HashBuckets(items)));
+        let model = model_of(&schema, spec.clone(), |at| (at as f32 * 0.7).sin());
+        let rows = Inputs { numbers: &[0.5, -1.0, 1.0, 0.25], ids: &[2, 0], ..Inputs::default() };
+        let outputs = model.scorer.raw_outputs(&rows);
+        let (count, mut probe) = (items as usize + 1, model.scorer.probe());
+        for item in (0..count).rev() {
+            probe.aim(item);
+            let expected = [outputs[item], outputs[count + item]].map(f64::from);
+            assert_eq!(probe.explain(&rows), expected, "item {item} of {count}");
+        }
+    }
+}
+
+#[test]
+fn items_are_listed_from_the_best_on_and_of_equal_ones_and_classes_the_first() {
+    let spec = ModelSpec::TwoTower { hidden: vec![2], dim: 2, negatives: 1 };
+    let ranks = model_of(&labelled(LabelKind::Item(Items::HashBuckets(4))), spec, |_| 0.0).scorer;
+    let scores = [0.5, 2.0, -1.0, 2.0, 0.5];
+    let list = |top, new_items_only, history: &[u32]| {
+        ranks.choose(&scores, Listing { top, new_items_only }, history)
+    };
+    assert_eq!(list(100, false, &[]), [1, 3, 0, 4, 2]);
+    assert_eq!(list(3, false, &[1]), [1, 3, 0]);
+    assert_eq!(list(3, true, &[1, 1, 9]), [3, 0, 4]);
+    assert_eq!(list(3, true, &[0, 1, 2, 3, 4]), [0; 0]);
+    assert_eq!(ranks.columns(Listing { top: 1, new_items_only: true }), ["item_1", "item_1_score"]);
+    assert_eq!(ranks.columns(EVERY).len(), 10);
+    let mut values = Vec::new();
+    ranks.values(&scores, &[3, 4], Listing { top: 3, new_items_only: true }, &mut values);
+    let text = |text: &str| Value::Text(text.into());
+    let [third, last] = [2.0, 0.5].map(Value::Single);
+    assert_eq!(values, [text("bucket 3"), third, text("other"), last, Value::Empty, Value::Empty]);
+
+    let classes = LabelKind::Classes(vec!["a".into(), "b".into(), "c".into()]);
+    let classes = model_of(&labelled(classes), ModelSpec::Logistic {}, |_| 0.0).scorer;
+    assert_eq!(classes.choose(&[0.2, 0.4, 0.4], EVERY, &[]), [1]);
+}
+
+/// With three classes a logistic model's log-odds interact; with two they are the difference of two logits.
+#[test]
+fn log_odds_are_those_of_the_predicted_class_against_all_others() {
+    let classes = |names: &[&str]| LabelKind::Classes(names.iter().map(|&name| name.into()).collect());
+    let scorer = |names| model_of(&labelled(classes(names)), ModelSpec::Logistic {}, |_| 0.0).scorer;
+    let (two, three) = (scorer(&["a", "b"]), scorer(&["a", "b", "c"]));
+    assert!(two.is_additive() && !three.is_additive());
+    assert_eq!(two.quantity(&[1.5, 0.25], 0), 1.25);
+    let odds: f64 = 1.0 / (2.0 + 4.0);
+    let logits = [2f32.ln(), 0.0, 4f32.ln()];
+    assert!((three.quantity(&logits, 1) - odds.ln()).abs() < 1e-6);
+    // Far past where exponentials overflow.
+    assert_eq!(three.quantity(&[0.0, 4000.0, 1000.0], 1), 3000.0);
+}
+
+/// A number's unit is the label's, in the prediction, the base and the contributions: the weight of `spend` moves it by
+/// 0.5 x 1 of half of 200.
+#[test]
+fn numbers_and_their_reasons_are_in_the_labels_own_units() {
+    let number = labelled(LabelKind::Number { min: 100.0, max: 300.0 });
+    let model = model_of(&number, ModelSpec::Logistic {}, |at| LOGISTIC[at]);
+    let all = options(Some(Reasons::All), TableFormat::Csv);
+    let (output, _) = predicted(&model, "id,tier,spend,visits\nu,gold,4,1\n", &all).unwrap();
+    let columns =
+        "prediction,explained_prediction,base,contribution_tier,contribution_spend,contribution_visits";
+    assert_eq!(output, format!("id,{columns}\nu,62.5,62.5,287.5,-275,50,0\n"));
+}
+
+/// Long sequences and many items make short chunks, so that memory does not grow with them.
+#[test]
+fn a_chunk_holds_as_many_rows_as_can_be_scored_at_once() {
+    let mut schema = schema();
+    schema.features[1].length = Some(1024);
+    let spec = ModelSpec::Lstm { hidden: vec![64], dropout: 0.0, embedding_dim: 2, negatives: 1 };
+    let model = model_of(&schema, spec, |_| 0.0);
+    let visits = vec!["1"; 1000].join(" ");
+    let input: String = std::iter::once("id,tier,spend,visits\n".into())
+        .chain((0..300).map(|row| format!("c{row},gold,{},1\n", if row < 100 { "" } else { &visits })))
+        .collect();
+    let mut reader = TableReader::new(input.as_bytes(), "rows", &schema, &model.scorer, &[], &[]).unwrap();
+    let mut chunks = Vec::new();
+    while let Some(rows) = reader.next_chunk(false).unwrap() {
+        chunks.push((rows.len(), rows.table.step_starts()[rows.len()]));
+    }
+    assert_eq!(chunks.iter().map(|(rows, _)| rows).sum::<usize>(), 300);
+    assert!(chunks[0].0 > 100, "rows without steps are short: {chunks:?}");
+    let [_, step] = model.scorer.bytes();
+    assert!(chunks.iter().all(|(_, steps)| (*steps as usize).saturating_sub(1000) * step < 256 << 20));
+    assert!(chunks.len() > 2, "{chunks:?}");
 }
