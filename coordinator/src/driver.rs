@@ -415,10 +415,18 @@ impl Driver {
         };
         let _span = telemetry::round_span(id, job.machine.round()).entered();
         let finished = job.machine.status().is_final();
-        if let (true, Event::SiteOnline(site)) = (finished, &event) {
-            let (site, status) = (*site, job.machine.status().clone());
+        let asks = match &event {
             // A site whose answer got lost may have set budget aside for it.
-            if job.machine.answers().get(&site).is_none_or(awaits_the_end) {
+            Event::SiteOnline(site) => {
+                job.machine.answers().get(site).is_none_or(awaits_the_end).then_some(*site)
+            }
+            // Its answer crossed the end of the job.
+            Event::Answered(site, decision) => awaits_the_end(decision).then_some(*site),
+            _ => None,
+        };
+        if let (true, Event::SiteOnline(_) | Event::Answered(..)) = (finished, &event) {
+            let status = job.machine.status().clone();
+            if let Some(site) = asks {
                 self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
             }
             return Ok(());
@@ -559,6 +567,7 @@ impl Driver {
         let keeps_state = state.is_some();
         job.state = state;
         self.save_with_witnesses(id)?;
+        tracing::info!(sites, "a round is committed");
         // Only now: until the sync, a restart begins from the old model and state.
         // Jobs of one kind start from one model.
         let shared = self.jobs.values().any(|job| job.machine.model() == old);
