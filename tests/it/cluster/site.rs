@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
-use weighhouse_client::budget::Budget;
+use weighhouse_client::budget::{Budget, BudgetError};
 use weighhouse_client::contribute::{Contribution, Item, items};
 use weighhouse_client::global_model::ArrivingModel;
 use weighhouse_client::outbox::Outbox;
@@ -79,8 +79,14 @@ impl Site {
         if self.daemon.is_some() {
             return;
         }
-        let identity = keys().site_key(self.number);
-        let budget = Budget::open(&self.ledger(), identity, &keys().policy_text, 100).unwrap();
+        // Other tests start processes: between fork and exec a child holds a copy of the lock that was just let go.
+        let budget = loop {
+            let identity = keys().site_key(self.number);
+            match Budget::open(&self.ledger(), identity, &keys().policy_text, 100) {
+                Err(BudgetError::Locked { .. }) => std::thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
         let outbox = Outbox::open(&self.folder.join("outbox")).unwrap();
         let (works, link, expected) = (Vec::new(), None, BTreeMap::new());
         let machine = SessionMachine::new(now);
