@@ -20,8 +20,8 @@ use weighhouse_shared::ids::{RoundId, SiteId};
 use weighhouse_shared::job::{JobContract, JobFile};
 use weighhouse_shared::ledger::{Charge, Population};
 use weighhouse_shared::model::Engine;
-use weighhouse_shared::policy::PolicyText;
-use weighhouse_shared::privacy::{Generator, Mechanism};
+use weighhouse_shared::policy::{PolicyText, first_policy};
+use weighhouse_shared::privacy::{Delta, Epsilon, Generator, Mechanism};
 use weighhouse_shared::schema::Schema;
 
 /// One model, its rows and its batch.
@@ -167,7 +167,7 @@ impl Shape {
 fn measure(shape: &Shape) {
     let folder = tempfile::tempdir().unwrap();
     let records = shape.records(folder.path());
-    let policy = PolicyText::unsigned("[privacy]\nepsilon = 1000.0\ndelta = 1e-3\n".into());
+    let policy = PolicyText::unsigned(first_policy(Epsilon::new(1000.0).unwrap(), Delta::new(1e-3).unwrap()));
     let identity = Identity::generate().unwrap();
     let mut budget = Budget::open(&folder.path().join("ledger"), identity, &policy, 0).unwrap();
     let mut nonce = 0;

@@ -333,7 +333,8 @@ pub fn first_policy(cap_epsilon: Epsilon, cap_delta: Delta) -> String {
          approval = \"auto\"\n\
          # What may be learned, and with which models.\n\
          tasks = [\"binary\", \"classes\", \"count\", \"number\", \"item\"]\n\
-         models = [\"logistic\", \"mlp\", \"wide_and_deep\", \"two_tower\"]\n\
+         models = [\"logistic\", \"mlp\", \"wide_and_deep\", \"two_tower\", \"matrix_factorisation\", \"lstm\", \"cnn\",\n\
+         \x20   \"transformer\"]\n\
          \n\
          [customers]\n\
          # The daemon does not run with fewer customers than this.\n\
