@@ -12,7 +12,7 @@
 //! skipped before, such a round is given up and the job goes on from the model it had. Sites that a round closes without
 //! are told so; it costs them nothing, and they are in the next.
 //!
-//! With the buffered schedule there are no rounds that all sites go through together: see [`buffered`].
+//! With the buffered schedule there are no rounds that all sites go through together: see `buffered`.
 
 mod buffered;
 

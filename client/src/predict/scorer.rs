@@ -93,7 +93,7 @@ impl Scorer {
         [self.network.buffer_bytes(1, 0) + 4 * size_of::<f32>() * outputs, self.network.buffer_bytes(0, 1)]
     }
 
-    /// Names of the columns of [`values`](Self::values).
+    /// Names of the columns of a record.
     pub fn columns(&self, listing: Listing) -> Vec<String> {
         match &self.kind {
             Kind::Probability => vec!["probability".into()],
