@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc;
 
 /// The binary under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_weighhouse");
@@ -220,4 +221,18 @@ impl Federation {
         let text = output(&["client", "status", "--home", home.to_str().unwrap(), "--format", "json"]);
         serde_json::from_str(&text).unwrap()
     }
+}
+
+/// A site's daemon and what it says.
+pub fn talking(home: &Path) -> (Daemon, mpsc::Receiver<String>) {
+    let mut command = Command::new(PROGRAM);
+    command.args(["client", "serve", "--home"]).arg(home);
+    let (daemon, stdout) = Daemon::spawn(command);
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    (daemon, lines)
 }

@@ -1,16 +1,12 @@
 //! Strangers in great numbers, and peers that connect and then do nothing: a running round does not feel them.
 
-use crate::federation::{Daemon, Federation, PROGRAM, records};
+use crate::federation::{Federation, records, talking};
 use crate::watch::Watch;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rcgen::CertificateParams;
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 use weighhouse_client::session::connect;
 use weighhouse_shared::identity::Identity;
@@ -43,17 +39,6 @@ fn stranger() -> Credentials {
     let params = CertificateParams::new(vec!["site".to_owned()]).unwrap();
     let certificate = params.self_signed(identity.certificate_key()).unwrap().der().clone();
     Credentials { chain: vec![certificate], identity }
-}
-
-fn talking(home: &Path) -> (Daemon, mpsc::Receiver<String>) {
-    let mut command = Command::new(PROGRAM);
-    command.args(["client", "serve", "--home"]).arg(home);
-    let (daemon, stdout) = Daemon::spawn(command);
-    let (sender, lines) = mpsc::channel();
-    std::thread::spawn(move || {
-        BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-    });
-    (daemon, lines)
 }
 
 /// The first datagram of a real handshake.

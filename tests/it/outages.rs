@@ -1,31 +1,14 @@
 //! Links that are cut, and sites that move, with real daemons: an outage costs its own length and not the round;
 //! contents go on where they stopped; another address is no new connection.
 
-use crate::federation::{Daemon, Federation, PROGRAM, records};
+use crate::federation::{Federation, records, talking};
 use crate::link::{Link, Way};
 use crate::watch::Watch;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// What something that must happen is given before a test fails; nothing waits for it otherwise.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A site's daemon and what it says.
-fn talking(home: &Path) -> (Daemon, mpsc::Receiver<String>) {
-    let mut command = Command::new(PROGRAM);
-    command.args(["client", "serve", "--home"]).arg(home);
-    let (daemon, stdout) = Daemon::spawn(command);
-    let (sender, lines) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    (daemon, lines)
-}
 
 fn connected(lines: &mpsc::Receiver<String>) {
     while !lines.recv_timeout(PATIENCE).expect("the site connects").contains("is connected") {}

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::norm::gram_is_cheaper;
 use super::*;
 use crate::model::{
     ModelSpec,
