@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use weighhouse_shared::compression::Compression;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{Training, UPDATE_LIMIT, UPDATE_STEP};
-use weighhouse_shared::model::LocalOptimizer;
+use weighhouse_shared::model::{LocalOptimizer, all_finite};
 use weighhouse_shared::privacy::{Generator, GeneratorError};
 use weighhouse_shared::wire::messages::Evaluation;
 
@@ -40,13 +40,13 @@ impl<'a, P> LocalModel<'a, P> {
     /// One step of size `rate` along the mean gradient: `sum` over the contract's expected batch, never over the
     /// batch's own size.
     pub fn step(&mut self, sum: &NoisedSum<P>, rate: f64) {
-        let gradient = sum.values().map(|value| value / self.batch);
+        let gradient = (sum.gradient(), sum.unit() / self.batch);
         self.optimizer.step(&mut self.parameters, self.global, gradient, rate);
     }
 
     /// Whether every parameter is a number; a step size that is too large ends in infinity.
     pub fn is_finite(&self) -> bool {
-        self.parameters.iter().all(|parameter| parameter.is_finite()) && self.optimizer.is_finite()
+        all_finite(&self.parameters) && self.optimizer.is_finite()
     }
 
     /// The change since the start, on the public update grid, saturated at its limit; written into `memory`.

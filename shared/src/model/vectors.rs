@@ -134,6 +134,11 @@ pub(crate) fn mask(gradients: &mut [f32], rectified: &[f32]) {
     );
 }
 
+/// Whether no entry is NaN or infinite.
+pub fn all_finite(values: &[f32]) -> bool {
+    first_not_finite(values).is_none()
+}
+
 /// Position of the first entry that is NaN or infinite.
 pub(crate) fn first_not_finite(values: &[f32]) -> Option<usize> {
     let largest = Arch::new().dispatch(
