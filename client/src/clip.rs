@@ -11,8 +11,8 @@ use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::privacy::grid::{Grid, SumWorkspace, clipped_sum};
 
 /// Most bytes of buffers for the customers whose gradients a thread works on at a time: bounds memory whatever
-/// the batch. One customer alone may need more.
-const MICRO_BATCH_BYTES: usize = 12 << 20;
+/// the batch, and most of it stays in its second cache. One customer alone may need more.
+const MICRO_BATCH_BYTES: usize = 4 << 20;
 /// Most customers whose gradients a thread works on at a time: more fall out of its cache.
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.

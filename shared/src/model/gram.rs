@@ -4,9 +4,6 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::product::Element;
 
-/// Rows of the register tile.
-const TILE_ROWS: usize = 3;
-
 /// f32, whose Gram matrices are near, or f64, whose are exact for integers.
 pub(crate) trait GramElement: Element + From<f32> + Into<f64> {
     /// The sum of a vector's lanes.
@@ -103,15 +100,36 @@ impl<T: GramElement> WithSimd for PushGram<'_, T> {
         let first = gram.len();
         gram.resize(first + rows * (rows + 1) / 2, constant);
         let gram = &mut gram[first..];
-        let lines = |first: usize| -> [&[T::Vector<S>]; TILE_ROWS] {
+        let rows = Rows { matrix: lines, stride, rows };
+        if S::REGISTER_COUNT >= 32 {
+            rows.multiply::<S, 4>(simd, gram);
+        } else {
+            rows.multiply::<S, 3>(simd, gram);
+        }
+    }
+}
+
+/// Rows of whole vectors.
+struct Rows<'a, T> {
+    matrix: &'a [T],
+    stride: usize,
+    rows: usize,
+}
+
+impl<T: GramElement> Rows<'_, T> {
+    /// Adds the products of all pairs, in tiles of `TILE` rows by as many.
+    #[inline(always)]
+    fn multiply<S: Simd, const TILE: usize>(&self, simd: S, gram: &mut [f64]) {
+        let Self { matrix, stride, rows } = *self;
+        let lines = |first: usize| -> [&[T::Vector<S>]; TILE] {
             std::array::from_fn(|i| {
                 let row = (first + i).min(rows - 1);
-                T::vectors::<S>(&lines[row * stride..][..stride])
+                T::vectors::<S>(&matrix[row * stride..][..stride])
             })
         };
-        for first_row in (0..rows).step_by(TILE_ROWS) {
-            for first_column in (first_row..rows).step_by(TILE_ROWS) {
-                let sums = tile::<T, S>(simd, lines(first_row), lines(first_column));
+        for first_row in (0..rows).step_by(TILE) {
+            for first_column in (first_row..rows).step_by(TILE) {
+                let sums = tile::<T, S, TILE>(simd, lines(first_row), lines(first_column));
                 for (i, sums) in sums.iter().enumerate().take(rows - first_row) {
                     let row = first_row + i;
                     // The pairs of all rows before.
@@ -128,17 +146,19 @@ impl<T: GramElement> WithSimd for PushGram<'_, T> {
 }
 
 #[inline(always)]
-fn tile<T: GramElement, S: Simd>(
+fn tile<T: GramElement, S: Simd, const TILE: usize>(
     simd: S,
-    [a0, a1, a2]: [&[T::Vector<S>]; TILE_ROWS],
-    [b0, b1, b2]: [&[T::Vector<S>]; TILE_ROWS],
-) -> [[T::Vector<S>; TILE_ROWS]; TILE_ROWS] {
-    let mut sums = [[T::splat(simd, T::default()); TILE_ROWS]; TILE_ROWS];
-    // One zip, so that no line's length is looked at inside the loop.
-    for ((((&a0, &a1), &a2), (&b0, &b1)), &b2) in a0.iter().zip(a1).zip(a2).zip(b0.iter().zip(b1)).zip(b2) {
-        for (sums, a) in sums.iter_mut().zip([a0, a1, a2]) {
-            for (sum, b) in sums.iter_mut().zip([b0, b1, b2]) {
-                *sum = T::multiply_add(simd, a, b, *sum);
+    left: [&[T::Vector<S>]; TILE],
+    right: [&[T::Vector<S>]; TILE],
+) -> [[T::Vector<S>; TILE]; TILE] {
+    let mut sums = [[T::splat(simd, T::default()); TILE]; TILE];
+    let vectors = left[0].len();
+    // All of one length, so that none is looked at inside the loop.
+    let (left, right) = (left.map(|line| &line[..vectors]), right.map(|line| &line[..vectors]));
+    for at in 0..vectors {
+        for (sums, left) in sums.iter_mut().zip(&left) {
+            for (sum, right) in sums.iter_mut().zip(&right) {
+                *sum = T::multiply_add(simd, left[at], right[at], *sum);
             }
         }
     }

@@ -345,12 +345,13 @@ impl Network {
         let counts = [Level::Row, Level::Step, Level::Candidate].map(|level| workspace.count(level));
         let rows = counts[Level::Row as usize];
         let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
-        let Workspace { slots, ids, packing, recurrence, attention, .. } = workspace;
+        let Workspace { slots, ids, weights, recurrence, attention, .. } = workspace;
         slots.resize_with(self.slots.len(), Buffers::default);
+        weights.resize_with(self.graph.nodes.len(), Default::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
             buffers.values.resize(counts[shape.level as usize] * shape.width, 0.0);
         }
-        for node in &self.graph.nodes {
+        for (node, [weight, _]) in self.graph.nodes.iter().zip(weights) {
             let output = node.output();
             let mut values = std::mem::take(&mut slots[output.0].values);
             if !node.overwrites() {
@@ -375,7 +376,7 @@ impl Network {
                 }
                 Node::Sum { inputs, .. } => inputs.iter().for_each(|input| add(of(input), &mut values)),
                 Node::Linear { input, layer, .. } => {
-                    layer.forward(parameters, of(input), &mut values, packing)
+                    layer.forward(parameters, of(input), &mut values, weight)
                 }
                 Node::Pool { input, pooling, .. } => pooling.forward(
                     batch.rows.step_starts,
@@ -414,7 +415,8 @@ impl Network {
                 Node::Lstm { layer, states, .. } => {
                     let (states, _) = lstm_states(slots, states);
                     states.previous.fill(0.0);
-                    layer.forward(parameters, batch.rows.step_starts, states, &mut values, recurrence);
+                    layer.pack_forward(parameters, weight);
+                    layer.forward(weight, batch.rows.step_starts, states, &mut values, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => {
                     layer.forward(batch.rows.step_starts, self.slots[input.0].width, of(input), &mut values)
@@ -436,9 +438,9 @@ impl Network {
     /// Fills the gradients of all learned slots, given those of the output and zeros elsewhere.
     fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         let rows = workspace.count(Level::Row);
-        let Workspace { slots, packing, recurrence, attention, line, .. } = workspace;
+        let Workspace { slots, weights, recurrence, attention, line, .. } = workspace;
         let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
-        for node in self.graph.nodes.iter().rev() {
+        for (node, [_, weight]) in self.graph.nodes.iter().zip(weights).rev() {
             let output = node.output();
             let shape = self.slots[output.0];
             if !shape.learned {
@@ -469,7 +471,7 @@ impl Network {
                 Node::Linear { input, layer, .. } => {
                     layer.activation.backward(&slots[output.0].values, &mut from);
                     if learned(&input) {
-                        layer.backward(parameters, &from, &mut slots[input.0].gradients, packing);
+                        layer.backward(parameters, &from, &mut slots[input.0].gradients, weight);
                     }
                 }
                 Node::Pool { input, pooling, .. } => {
@@ -500,7 +502,8 @@ impl Network {
                 Node::Lstm { layer, states, .. } => {
                     let (states, gradients) = lstm_states(slots, states);
                     let starts = batch.rows.step_starts;
-                    layer.backward(parameters, starts, states, &from, gradients, recurrence);
+                    layer.pack_backward(parameters, weight);
+                    layer.backward(weight, starts, states, &from, gradients, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => layer.backward(
                     batch.rows.step_starts,

@@ -157,14 +157,24 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element>(
 pub(crate) struct PackedRight<T> {
     depth: usize,
     columns: usize,
+    /// What is packed, as it was.
+    source: Vec<T>,
+    transposed: bool,
     /// Panel after panel of each block of terms of each block of columns.
     panels: Vec<T>,
 }
 
-impl<T: Element> PackedRight<T> {
-    /// Packs `right`, `[depth, columns]`, in place of what was packed before.
-    pub(crate) fn pack<X: Copy + Into<T>>(&mut self, [depth, columns]: [usize; 2], right: View<'_, X>) {
-        (self.depth, self.columns) = (depth, columns);
+impl<T: Element + PartialEq> PackedRight<T> {
+    /// Packs `right`, all of its matrix, `[depth, columns]`, in place of what was packed before; nothing is done if that was
+    /// the same.
+    pub(crate) fn pack(&mut self, [depth, columns]: [usize; 2], right: View<'_, T>) {
+        let shape = (depth, columns, right.transposed);
+        if shape == (self.depth, self.columns, self.transposed) && self.source == right.data {
+            return;
+        }
+        (self.depth, self.columns, self.transposed) = shape;
+        self.source.clear();
+        self.source.extend_from_slice(right.data);
         self.panels.clear();
         Arch::new().dispatch(PackAll { right, packed: self });
     }
@@ -198,23 +208,23 @@ fn blocks([depth, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 4]> {
     })
 }
 
-struct PackAll<'a, X, T> {
-    right: View<'a, X>,
+struct PackAll<'a, T> {
+    right: View<'a, T>,
     packed: &'a mut PackedRight<T>,
 }
 
-impl<X: Copy + Into<T>, T: Element> WithSimd for PackAll<'_, X, T> {
+impl<T: Element> WithSimd for PackAll<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { right, packed: PackedRight { depth, columns, panels } } = self;
+        let Self { right, packed: PackedRight { depth, columns, panels, .. } } = self;
         for block @ [_, block_columns, _, terms] in blocks([*depth, *columns]) {
             let first = panels.len();
             let tile_columns = tile_columns::<T, S>();
             let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
             panels.resize(first + added, T::default());
-            pack_block::<X, T, S>(right, block, &mut panels[first..]);
+            pack_block::<T, T, S>(right, block, &mut panels[first..]);
         }
     }
 }

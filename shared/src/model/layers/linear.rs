@@ -1,7 +1,7 @@
 //! One linear layer with the activation behind it: forward, and the gradient handed to the layer before.
 
 use super::squash::{sigmoid, tanh};
-use crate::model::product::{Packing, View, add_outer_products, add_product};
+use crate::model::product::{PackedRight, Packing, View, add_outer_products, add_packed_product};
 use crate::model::vectors::{add_dots, add_rows, add_weighted_rows, mask, rectify, vectorised};
 
 /// What is done to each entry of a layer's output.
@@ -91,8 +91,14 @@ impl Linear {
         &parameters[self.offset..][..self.parameter_count()][self.outputs * self.inputs..]
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`, whatever it held.
-    pub fn forward(&self, parameters: &[f32], input: &[f32], output: &mut [f32], packing: &mut Packing<f32>) {
+    /// `[rows, inputs]` to `[rows, outputs]`, whatever it held. `packed` is the weight's, from one call to the next.
+    pub fn forward(
+        &self,
+        parameters: &[f32],
+        input: &[f32],
+        output: &mut [f32],
+        packed: &mut PackedRight<f32>,
+    ) {
         let (weight, bias) = (self.weight(parameters), self.bias(parameters));
         if self.biased {
             output.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias));
@@ -102,26 +108,21 @@ impl Linear {
         if self.outputs == 1 {
             add_dots(input, weight, output);
         } else {
-            let weight = View::transpose(weight, self.inputs);
-            add_product(
-                [output.len() / self.outputs, self.inputs, self.outputs],
-                View::rows(input, self.inputs),
-                weight,
-                output,
-                packing,
-            );
+            packed.pack([self.inputs, self.outputs], View::transpose(weight, self.inputs));
+            let rows = output.len() / self.outputs;
+            add_packed_product(rows, View::rows(input, self.inputs), packed, output);
         }
         self.activation.forward(output);
     }
 
     /// Adds the gradient by the inputs, `[rows, inputs]`, from that by the outputs before the activation,
-    /// `[rows, outputs]`.
+    /// `[rows, outputs]`. `packed` is the weight's, from one call to the next.
     pub fn backward(
         &self,
         parameters: &[f32],
         output_gradients: &[f32],
         input_gradients: &mut [f32],
-        packing: &mut Packing<f32>,
+        packed: &mut PackedRight<f32>,
     ) {
         let weight = self.weight(parameters);
         if self.outputs == 1 {
@@ -129,10 +130,9 @@ impl Linear {
                 row.iter_mut().zip(weight).for_each(|(slot, &weight)| *slot += gradient * weight);
             }
         } else {
-            let gradients = View::rows(output_gradients, self.outputs);
-            let weight = View::rows(weight, self.inputs);
-            let shape = [output_gradients.len() / self.outputs, self.outputs, self.inputs];
-            add_product(shape, gradients, weight, input_gradients, packing);
+            packed.pack([self.outputs, self.inputs], View::rows(weight, self.inputs));
+            let rows = output_gradients.len() / self.outputs;
+            add_packed_product(rows, View::rows(output_gradients, self.outputs), packed, input_gradients);
         }
     }
 }

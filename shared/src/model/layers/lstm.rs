@@ -36,7 +36,6 @@ pub(in crate::model) struct Recurrence {
     cells: Vec<f32>,
     /// The state before the first step.
     zeros: Vec<f32>,
-    weight: PackedRight<f32>,
 }
 
 impl Recurrence {
@@ -71,11 +70,24 @@ impl Lstm {
         &parameters[self.offset..][..4 * self.hidden * self.hidden]
     }
 
+    /// Packs the weight for [`forward`](Self::forward).
+    pub fn pack_forward(&self, parameters: &[f32], weight: &mut PackedRight<f32>) {
+        let width = self.hidden;
+        weight.pack([width, 4 * width], View::transpose(self.weight(parameters), width));
+    }
+
+    /// Packs the weight for [`backward`](Self::backward).
+    pub fn pack_backward(&self, parameters: &[f32], weight: &mut PackedRight<f32>) {
+        let width = self.hidden;
+        weight.pack([4 * width, width], View::rows(self.weight(parameters), width));
+    }
+
     /// Fills the hidden states, `[steps, hidden]`, and all other states from the gates' inputs; row `r` has the steps
-    /// `starts[r] .. starts[r + 1]`. `states.previous` and `output` are zeros before.
+    /// `starts[r] .. starts[r + 1]`. `states.previous` and `output` are zeros before. `weight` is
+    /// packed for the way forward.
     pub fn forward(
         &self,
-        parameters: &[f32],
+        weight: &PackedRight<f32>,
         starts: &[u32],
         states: LstmStates<'_>,
         output: &mut [f32],
@@ -84,10 +96,9 @@ impl Lstm {
         let width = self.hidden;
         let LstmStates { gates, previous, cells, squashed } = states;
         let longest = buffers.schedule(starts, width);
-        buffers.weight.pack([width, 4 * width], View::transpose(self.weight(parameters), width));
         for step in 0..longest {
             let active = buffers.active(starts, step);
-            let Recurrence { order, gates: sums, hidden, zeros, weight, .. } = &mut *buffers;
+            let Recurrence { order, gates: sums, hidden, zeros, .. } = &mut *buffers;
             let places = || order[..active].iter().map(|&row| (starts[row as usize] as usize + step, row));
             sums.clear();
             places().for_each(|(at, _)| sums.extend_from_slice(&gates[at * 4 * width..][..4 * width]));
@@ -115,10 +126,10 @@ impl Lstm {
     }
 
     /// Adds to `[steps, 4 x hidden]` the gradient by the gates before their activation, from that by the hidden states,
-    /// `[steps, hidden]`, and the states that the forward left.
+    /// `[steps, hidden]`, and the states that the forward left. `weight` is packed for the way back.
     pub fn backward(
         &self,
-        parameters: &[f32],
+        weight: &PackedRight<f32>,
         starts: &[u32],
         states: LstmStates<'_>,
         output_gradients: &[f32],
@@ -128,10 +139,9 @@ impl Lstm {
         let width = self.hidden;
         let LstmStates { gates, cells, squashed, .. } = states;
         let longest = buffers.schedule(starts, width);
-        buffers.weight.pack([4 * width, width], View::rows(self.weight(parameters), width));
         for step in (0..longest).rev() {
             let active = buffers.active(starts, step);
-            let Recurrence { order, gates: sums, hidden, cells: of_cells, zeros, weight } = &mut *buffers;
+            let Recurrence { order, gates: sums, hidden, cells: of_cells, zeros } = &mut *buffers;
             sums.resize(active * 4 * width, 0.0);
             vectorised(
                 #[inline(always)]
