@@ -232,9 +232,10 @@ impl NewConfig {
              name = {name}\n\
              # Host and UDP port of the coordinator.\n\
              coordinator = {coordinator}\n\
-             # What models learn on: \"auto\" takes an accelerator if this program was built for one and the machine\n\
-             # has it, \"cpu\" never does; \"cuda:0\" or \"metal\" name one.\n\
-             device = \"auto\"\n\
+             # What models learn on: \"cpu\", or an accelerator if this program was built for one, \"cuda:0\" or\n\
+             # \"metal\"; \"auto\" takes one if the machine has it. There a customer's gradient may depend in its last\n\
+             # bits on who else is in the batch, which on the processor it provably does not.\n\
+             device = \"cpu\"\n\
              # Serve metrics for a local Prometheus agent; loopback only. Off unless set.\n\
              # metrics = \"127.0.0.1:9464\"\n\
              \n\

@@ -27,9 +27,9 @@ use super::{
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
     /// The first accelerator that this build knows and the machine has, else the processor.
-    #[default]
     Auto,
-    /// The processor.
+    /// The processor: what is taken by those who say nothing, since all promises are proved for it.
+    #[default]
     Cpu,
     /// A CUDA device by its number.
     Cuda(usize),
