@@ -52,7 +52,7 @@ pub struct Workers {
 
 struct Worker {
     workspace: SumWorkspace,
-    /// Of the threads other than the first: their part of the sum.
+    /// The thread's part of the sum; of the first thread memory for all of it.
     sum: Vec<i64>,
 }
 
@@ -77,6 +77,11 @@ impl Workers {
         let worker = |_| Worker { workspace: SumWorkspace::on(engine.clone()), sum: Vec::new() };
         Self { workers: (0..threads.max(1)).map(worker).collect() }
     }
+
+    /// Takes back a sum's memory, for the next one.
+    pub(crate) fn keep(&mut self, memory: Vec<i64>) {
+        self.workers[0].sum = memory;
+    }
 }
 
 /// Sums the clipped gradients of the customers of `table` at `chosen`. `generator` draws what the model does at random
@@ -92,7 +97,9 @@ pub fn clip_and_sum(
 ) -> Result<ClippedSum, ModelError> {
     let count = step.network.parameter_count();
     let entries = count + step.grid.clipping().counts();
-    let mut sum = vec![0; entries];
+    let mut sum = std::mem::take(&mut workers.workers[0].sum);
+    sum.clear();
+    sum.resize(entries, 0);
     let threads = workers.workers.len().min(1 + chosen.len().saturating_mul(count) / THREAD_WORK);
     let mut parts = chosen.chunks(chosen.len().div_ceil(threads).max(1));
     let (first, others) = workers.workers[..threads].split_first_mut().expect("at least one worker");

@@ -53,6 +53,11 @@ impl<P> NoisedSum<P> {
         let count = (self.grid.clipping().counts() > 0).then(|| self.sum.last()).flatten()?;
         Some(0.5 + *count as f64 / (2.0 * COUNT as f64 * expected))
     }
+
+    /// The memory, for the next sum.
+    pub(crate) fn into_memory(self) -> Vec<i64> {
+        self.sum
+    }
 }
 
 /// The tables of the noise that was drawn last, kept for the next steps.
