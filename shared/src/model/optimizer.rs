@@ -101,6 +101,7 @@ impl LocalOptimizer {
 
     /// One step of size `rate` from `parameters`, on the way from `global`, along `gradient`: all of one length.
     /// Computed in f64.
+    #[inline(always)]
     pub fn step(
         &mut self,
         parameters: &mut [f32],

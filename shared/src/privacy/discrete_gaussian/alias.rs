@@ -42,7 +42,7 @@ impl AliasTable {
     }
 
     /// The block that 32 uniform bits choose: a number below 1024.
-    #[inline]
+    #[inline(always)]
     pub(super) fn choose(&self, choice: u32) -> usize {
         let slot = (choice >> PLACE_BITS) as usize;
         let entry = self.0[slot];
