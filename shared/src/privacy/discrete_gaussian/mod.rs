@@ -34,7 +34,7 @@
 //!
 //! Exactly, in three ways that never disagree, since each answers only when it is sure:
 //!
-//! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (98.3 % of
+//! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (99.1 % of
 //!   draws or more),
 //! - the first 64 digits of `U` lie on one side of an `f64` estimate by more than its proved error (all but
 //!   one in 10^9 of the rest),
@@ -83,7 +83,7 @@ pub struct SigmaOutOfRange {
     got: f64,
 }
 
-/// The discrete Gaussian `N_Z(0, sigma^2)`: tables of 12 KiB, made in a tenth of a millisecond.
+/// The discrete Gaussian `N_Z(0, sigma^2)`: tables of 24 KiB, made in a fifth of a millisecond.
 pub struct DiscreteGaussian {
     sigma: Sigma,
     table: AliasTable,
@@ -160,7 +160,7 @@ impl DiscreteGaussian {
         samples
     }
 
-    /// One sample, from `word` alone but for about one draw in sixty (and the offset in wide blocks).
+    /// One sample, from `word` alone but for about one draw in 120 (and the offset in wide blocks).
     #[inline]
     fn sample_from(&self, word: u64, generator: &mut Generator) -> i64 {
         let candidate = self.candidate(word, generator);
