@@ -5,7 +5,7 @@ use crate::budget::Debit;
 use crate::feedback::Feedback;
 use crate::noise::{NoisedHistogram, NoisedSum};
 use crate::payer::Simulated;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use std::marker::PhantomData;
 use weighhouse_shared::compression::Compression;
 use weighhouse_shared::ids::JobId;
@@ -45,10 +45,8 @@ impl<'a, P> LocalModel<'a, P> {
     /// batch's own size.
     pub fn step(&mut self, sum: &NoisedSum<P>, rate: f64) {
         let Self { global, parameters, optimizer, batch, .. } = self;
-        Arch::new().dispatch(
-            #[inline(always)]
-            || optimizer.step(parameters, global, sum.values().map(|value| value / *batch), rate),
-        );
+        let gradient = sum.values().map(|value| value / *batch);
+        Arch::new().dispatch(OneStep { optimizer, parameters, global, gradient, rate });
     }
 
     /// Whether every parameter is a number; a step size that is too large ends in infinity.
@@ -70,6 +68,24 @@ impl<'a, P> LocalModel<'a, P> {
             || ModelUpdate::of(parameters.iter().zip(global).map(change), memory),
         );
         (update, parameters)
+    }
+}
+
+/// The work of [`LocalModel::step`], compiled for each instruction set.
+struct OneStep<'a, G> {
+    optimizer: &'a mut LocalOptimizer,
+    parameters: &'a mut [f32],
+    global: &'a [f32],
+    gradient: G,
+    rate: f64,
+}
+
+impl<G: Iterator<Item = f64>> WithSimd for OneStep<'_, G> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        self.optimizer.step(self.parameters, self.global, self.gradient, self.rate);
     }
 }
 
