@@ -16,10 +16,12 @@ use bare::Bare;
 use bytes::Bytes;
 use federation::{Federation, PROGRAM};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use weighhouse_coordinator::home::Home;
 use weighhouse_coordinator::store::{InviteRecord, SiteRecord, Store};
 use weighhouse_shared::clock;
@@ -75,8 +77,13 @@ struct Light {
 }
 
 impl Light {
-    async fn connect(endpoint: &Endpoint, to: SocketAddr, home: &Home, credentials: Credentials) -> Self {
-        let trust = Trust::Authority(home.authority().unwrap());
+    async fn connect(
+        endpoint: Endpoint,
+        to: SocketAddr,
+        authority: CertificateDer<'static>,
+        credentials: Credentials,
+    ) -> Self {
+        let trust = Trust::Authority(authority);
         let config = transport::client_config(tls::client_config(&credentials, trust).unwrap());
         let connection = endpoint.connect_with(config, to, COORDINATOR_NAME).unwrap().await.unwrap();
         let (send, receive) = connection.open_bi().await.unwrap();
@@ -106,15 +113,20 @@ impl Light {
         self.say(SiteToCoordinator::LedgerHead(LedgerHead { contribution, head, signature })).await;
     }
 
-    /// Takes part in one job until it ends; the reading of models goes on beside.
-    async fn take_part(mut self, update: Bytes) {
-        let connection = self.connection.clone();
-        let models = tokio::spawn(async move {
-            while let Ok(mut stream) = connection.accept_uni().await {
-                stream::receive_piece(&mut stream).await.unwrap();
-                while stream.read_chunk(usize::MAX, true).await.unwrap().is_some() {}
+    /// Reads a model to its end.
+    async fn take_model(&self, len: usize) {
+        let mut received = 0;
+        while received < len {
+            let mut stream = self.connection.accept_uni().await.unwrap();
+            stream::receive_piece(&mut stream).await.unwrap();
+            while let Some(chunk) = stream.read_chunk(usize::MAX, true).await.unwrap() {
+                received += chunk.bytes.len();
             }
-        });
+        }
+    }
+
+    /// Takes part in one job until it ends: each round takes the model, then sends the update.
+    async fn take_part(mut self, update: Bytes) {
         let (mut charge, hash) = (None, ContentHash::of(&update));
         loop {
             match self.hear().await {
@@ -127,6 +139,7 @@ impl Light {
                 }
                 CoordinatorToSite::RoundStart(RoundStart { job, round, model, .. }) => {
                     let charge = charge.expect("the offer came first");
+                    self.take_model(update.len()).await;
                     self.say(SiteToCoordinator::Debited(Debited { job, round, charge })).await;
                     self.entries += 2;
                     self.tell_head(Some((job, round))).await;
@@ -137,32 +150,28 @@ impl Light {
                 _ => {}
             }
         }
-        models.abort();
     }
 }
 
-/// Idle sites hold their connections and answer no offer.
+/// Connects a site for each of `credentials`, [`AT_ONCE`] at a time.
 async fn connect_all(
     to: SocketAddr,
-    home: &Home,
+    authority: &CertificateDer<'static>,
     endpoints: &[Endpoint],
     credentials: Vec<Credentials>,
 ) -> Vec<Light> {
     let mut sites = Vec::new();
     let mut left = credentials.into_iter().enumerate();
     loop {
-        let some: Vec<_> = left.by_ref().take(AT_ONCE).collect();
-        if some.is_empty() {
+        let mut connecting = JoinSet::new();
+        for (number, credentials) in left.by_ref().take(AT_ONCE) {
+            let endpoint = endpoints[number % endpoints.len()].clone();
+            connecting.spawn(Light::connect(endpoint, to, authority.clone(), credentials));
+        }
+        if connecting.is_empty() {
             return sites;
         }
-        let connecting = some.into_iter().map(|(number, credentials)| {
-            Light::connect(&endpoints[number % endpoints.len()], to, home, credentials)
-        });
-        let mut tasks: Vec<_> = connecting.map(Box::pin).collect();
-        // One after the other is polled, all are under way.
-        for task in &mut tasks {
-            sites.push(task.await);
-        }
+        sites.extend(connecting.join_all().await);
     }
 }
 
@@ -184,12 +193,13 @@ fn main() {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let inside = runtime.enter();
-    let trust = || Trust::Authority(home.authority().unwrap());
+    let authority = home.authority().unwrap();
+    let trust = || Trust::Authority(authority.clone());
     let dial = |_| transport::dial(to, tls::client_config(&credentials[0], trust()).unwrap()).unwrap();
     let endpoints: Vec<Endpoint> = (0..16).map(dial).collect();
     drop(inside);
     let cohort = credentials.split_off(IDLE);
-    let idle = runtime.block_on(connect_all(to, &home, &endpoints, credentials));
+    let idle = runtime.block_on(connect_all(to, &authority, &endpoints, credentials));
     memory(&format!("{} idle sites", idle.len()));
     // They answer offers with a refusal, as a site does that has no such data.
     for mut site in idle {
@@ -203,7 +213,7 @@ fn main() {
             }
         });
     }
-    let cohort = runtime.block_on(connect_all(to, &home, &endpoints, cohort));
+    let cohort = runtime.block_on(connect_all(to, &authority, &endpoints, cohort));
     let update = Bytes::from(1i32.to_le_bytes().repeat(PARAMETERS as usize));
     let size = cohort.len();
     for site in cohort {

@@ -7,7 +7,7 @@
 //! Noise, sampling and compression always come from the system's generator. The seed is for customers, splits and cohorts.
 //!
 //! **Memory** does not grow with the number of sites: each core has one site's customers and update at a time, made when
-//! its turn comes and forgotten after it. What a rule needs of all sites is the sum of their updates, or a file of
+//! its turn comes and forgotten after it. What a rule needs of all sites is the sum of their updates, one a core, or a file of
 //! them; what a site must keep for its next round is its clip norm (clipping by quantile) or a file (`top_k`).
 
 mod generated;
@@ -134,6 +134,7 @@ pub struct Simulation<'a> {
     encoding: Encoding,
     model: GlobalModel,
     state: Option<ServerState>,
+    /// Of a rule that keeps updates: all of them.
     aggregate: Mutex<Aggregate>,
     /// What sites whose norm follows a quantile ended their last round with.
     clip_norms: Mutex<HashMap<usize, ClipNorm>>,
@@ -149,6 +150,8 @@ pub struct Simulation<'a> {
 struct Desk {
     tools: Tools,
     memory: Vec<u8>,
+    /// Of a rule that keeps no updates: the sum of those made here.
+    aggregate: Option<Aggregate>,
 }
 
 impl<'a> Simulation<'a> {
@@ -163,10 +166,14 @@ impl<'a> Simulation<'a> {
         let folder = tempfile::tempdir()?;
         let spool = Spool::new(folder.path().into());
         let parameters = network.parameter_count();
-        let desk = |_| {
+        let aggregate = || Aggregate::new(parameters, &contract.federation, &spool);
+        let whole = aggregate()?;
+        let desk = |_| -> Result<Desk> {
             let workers = Workers::with_threads(&Engine::Processor, 1);
-            Desk { tools: Tools::new(workers), memory: Vec::new() }
+            let aggregate = if whole.compares() { None } else { Some(aggregate()?) };
+            Ok(Desk { tools: Tools::new(workers), memory: Vec::new(), aggregate })
         };
+        let desks = (0..cores()).map(desk).collect::<Result<_>>()?;
         Ok(Self {
             contract,
             network,
@@ -175,11 +182,11 @@ impl<'a> Simulation<'a> {
             encoding: contract.update_encoding()?,
             model: GlobalModel::initial(start, contract)?,
             state: contract.server_state(parameters),
-            aggregate: Mutex::new(Aggregate::new(parameters, &contract.federation, &spool)?),
+            aggregate: Mutex::new(whole),
             clip_norms: Mutex::default(),
             feedback: Feedback::open(&folder.path().join("feedback"))?,
             spool,
-            desks: (0..cores()).map(desk).collect(),
+            desks,
             round: 0,
             _folder: folder,
         })
@@ -248,6 +255,9 @@ impl<'a> Simulation<'a> {
             ends.into_iter().sum::<Result<Duration>>()
         })?;
         let mut aggregate = lock(&self.aggregate);
+        for part in self.desks.iter_mut().filter_map(|desk| desk.aggregate.as_mut()) {
+            aggregate.take(part)?;
+        }
         self.model = self.model.clone().moved_by(aggregate.combine()?, self.state.as_mut());
         aggregate.clear()?;
         self.round += 1;
@@ -281,10 +291,13 @@ impl SiteRounds<'_> {
         let compression = self.contract.federation.compression;
         let update = update.simulated(leftovers_of(number), compression, self.feedback)?;
         let admitted =
-            AdmittedUpdate::simulated(number as u64, update.as_bytes(), self.encoding, self.spool)?
+            AdmittedUpdate::simulated(number as u64, update.into_bytes(), self.encoding, self.spool)?
                 .map_err(|outcome| anyhow!("the update was refused: {outcome}"))?;
-        desk.memory = update.into_memory();
-        Ok(lock(self.aggregate).add(admitted, 0)?)
+        desk.memory = match &mut desk.aggregate {
+            Some(aggregate) => aggregate.add(admitted, 0)?,
+            None => lock(self.aggregate).add(admitted, 0)?,
+        };
+        Ok(())
     }
 
     fn train(

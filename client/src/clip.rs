@@ -59,7 +59,7 @@ pub struct Workers {
 
 struct Worker {
     workspace: SumWorkspace,
-    /// Of the threads other than the first: their part of the sum.
+    /// The thread's part of the sum; of the first thread memory for all of it.
     sum: Vec<i64>,
 }
 

@@ -68,12 +68,13 @@ pub struct LocalRound<'a> {
 pub struct Tools {
     workers: Workers,
     sampler: Sampler,
+    parameters: Vec<f32>,
 }
 
 impl Tools {
     /// With buffers for `workers`.
     pub fn new(workers: Workers) -> Self {
-        Self { workers, sampler: Sampler::default() }
+        Self { workers, sampler: Sampler::default(), parameters: Vec::new() }
     }
 }
 
@@ -104,14 +105,14 @@ pub fn local_steps<P: Payer>(
     memory: Vec<u8>,
 ) -> Result<RoundEnd<P>, TrainError> {
     let LocalRound { contract, network, base, table } = round;
-    let Tools { workers, sampler } = tools;
+    let Tools { workers, sampler, parameters } = tools;
     let training = &contract.training;
     let mut grid = contract.grid();
     if let (Clipping::Quantile, Some(clip_norm)) = (training.clipping, base.clip_norm) {
         grid = grid.with_clip(clip_norm);
     }
     let max_rows = training.max_rows_per_customer as usize;
-    let mut model = LocalModel::start(base.parameters, training);
+    let mut model = LocalModel::start(base.parameters, training, std::mem::take(parameters));
     for step in 0..training.local_steps {
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
         let of = Step { network, parameters: model.parameters(), max_rows, grid: &grid };
@@ -126,7 +127,9 @@ pub fn local_steps<P: Payer>(
             return Err(TrainError::Diverged);
         }
     }
-    Ok(RoundEnd { update: model.into_update(memory), clip_norm: grid.clip() })
+    let (update, memory) = model.into_update(memory);
+    *parameters = memory;
+    Ok(RoundEnd { update, clip_norm: grid.clip() })
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::budget::Debit;
 use crate::feedback::Feedback;
 use crate::noise::{NoisedHistogram, NoisedSum};
 use crate::payer::Simulated;
+use pulp::Arch;
 use std::marker::PhantomData;
 use weighhouse_shared::compression::Compression;
 use weighhouse_shared::ids::JobId;
@@ -25,11 +26,14 @@ pub struct LocalModel<'a, P = Debit> {
 }
 
 impl<'a, P> LocalModel<'a, P> {
-    /// Starts a round at `global`, with the optimiser of `training` at its start as well.
-    pub fn start(global: &'a [f32], training: &Training) -> Self {
+    /// Starts a round at `global`, with the optimiser of `training` at its start as well. The parameters are kept in
+    /// `memory`.
+    pub fn start(global: &'a [f32], training: &Training, mut memory: Vec<f32>) -> Self {
         let optimizer = LocalOptimizer::start(training.optimizer, training.proximal, global.len());
         let batch = training.expected_batch();
-        Self { global, parameters: global.to_vec(), optimizer, batch, payer: PhantomData }
+        memory.clear();
+        memory.extend_from_slice(global);
+        Self { global, parameters: memory, optimizer, batch, payer: PhantomData }
     }
 
     /// Where it stands.
@@ -49,16 +53,33 @@ impl<'a, P> LocalModel<'a, P> {
         all_finite(&self.parameters) && self.optimizer.is_finite()
     }
 
-    /// The change since the start, on the public update grid, saturated at its limit; written into `memory`.
-    pub fn into_update(self, memory: Vec<u8>) -> ModelUpdate<P> {
+    /// The change since the start, on the public update grid, saturated at its limit; written into `memory`. Beside it
+    /// the memory that the parameters were in.
+    pub fn into_update(self, memory: Vec<u8>) -> (ModelUpdate<P>, Vec<f32>) {
+        let Self { global, parameters, .. } = self;
         let change = |(local, global): (&f32, &f32)| {
-            let steps = (f64::from(*local) - f64::from(*global)) / UPDATE_STEP;
-            // A cast from float to integer saturates, and the clamp makes the limit public.
-            steps.round().clamp(-f64::from(UPDATE_LIMIT), f64::from(UPDATE_LIMIT)) as i32
+            whole_steps((f64::from(*local) - f64::from(*global)) * UPDATE_STEP.recip())
         };
-        ModelUpdate::of(self.parameters.iter().zip(self.global).map(change), memory)
+        let update = Arch::new().dispatch(
+            #[inline(always)]
+            || ModelUpdate::of(parameters.iter().zip(global).map(change), memory),
+        );
+        (update, parameters)
     }
 }
+
+/// The integer nearest to `steps`, the even one of two; saturated at [`UPDATE_LIMIT`], and a limit for what is no
+/// number.
+#[inline(always)]
+fn whole_steps(steps: f64) -> i32 {
+    // With 1.5 * 2^52 added, the last bits of the f64 are the integer: vectorises where `round` and a cast do not.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    let limit = f64::from(UPDATE_LIMIT);
+    let within = steps.max(-limit).min(limit);
+    (within + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i32
+}
+
+const _: () = assert!(UPDATE_STEP * UPDATE_STEP.recip() == 1.0);
 
 /// Why an update could not be compressed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +101,7 @@ pub struct ModelUpdate<P = Debit> {
 }
 
 impl<P> ModelUpdate<P> {
+    #[inline(always)]
     fn of(values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
         memory.resize(4 * values.len(), 0);
         let (cells, _) = memory.as_chunks_mut::<4>();
@@ -157,13 +179,7 @@ pub struct SimulatedUpdate(Vec<u8>);
 
 impl SimulatedUpdate {
     /// To be read where it was made.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// The memory alone, for another update.
-    pub fn into_memory(mut self) -> Vec<u8> {
-        self.0.clear();
+    pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 }
@@ -193,7 +209,7 @@ mod tests {
         let payer = PhantomData::<Debit>;
         let model = LocalModel { global: &global, parameters, optimizer, batch: 1.0, payer };
         let limit = UPDATE_LIMIT;
-        let bytes = model.into_update(vec![7; 30]).into_bytes();
+        let bytes = model.into_update(vec![7; 30]).0.into_bytes();
         let (values, rest) = bytes.as_chunks::<4>();
         assert!(rest.is_empty());
         assert!(values.iter().map(|value| i32::from_le_bytes(*value)).eq([limit, -limit, 1 << 19, 0]));

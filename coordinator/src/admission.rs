@@ -212,23 +212,12 @@ impl Values {
             self.carry.extend_from_slice(&bytes[..missing]);
             bytes = &bytes[missing..];
             let Ok(value) = <[u8; 4]>::try_from(self.carry.as_slice()) else { return };
-            self.check_values(&[value]);
+            self.fault = self.fault.max(fault_of(&[value]));
             self.carry.clear();
         }
         let (values, rest) = bytes.as_chunks::<4>();
-        self.check_values(values);
+        self.fault = self.fault.max(fault_of(values));
         self.carry.extend_from_slice(rest);
-    }
-
-    fn check_values(&mut self, values: &[[u8; 4]]) {
-        let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= UPDATE_LIMIT as u32;
-        // Without an early end, so that the loop is one pass of wide comparisons.
-        if !values.iter().fold(true, |all, value| all & in_range(value)) {
-            let mut out = values.iter().filter(|value| !in_range(value));
-            let finite = out.all(|value| f32::from_le_bytes(*value).is_finite());
-            let fault = if finite { Outcome::OutOfRange } else { Outcome::NotFinite };
-            self.fault = self.fault.max(Some(fault));
-        }
     }
 
     /// There are no more bytes.
@@ -239,6 +228,18 @@ impl Values {
         }
         Ok(())
     }
+}
+
+/// What is wrong with `values`, 32-bit little-endian integers, if one of them is out of range.
+fn fault_of(values: &[[u8; 4]]) -> Option<Outcome> {
+    let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= UPDATE_LIMIT as u32;
+    // Without an early end, so that the loop is one pass of wide comparisons.
+    if values.iter().fold(true, |all, value| all & in_range(value)) {
+        return None;
+    }
+    let mut out = values.iter().filter(|value| !in_range(value));
+    let finite = out.all(|value| f32::from_le_bytes(*value).is_finite());
+    Some(if finite { Outcome::OutOfRange } else { Outcome::NotFinite })
 }
 
 /// Why compressed bytes did not become integers that are kept.
@@ -277,25 +278,39 @@ impl ParsedUpdate {
 impl AdmittedUpdate {
     /// The update of simulated site `number`: `bytes` that were made in this process and did not travel. Their shape and
     /// range are checked as of those that did; there is no sender's hash to hold them to, and the site's number orders a
-    /// round's updates in its place.
+    /// round's updates in its place. Bytes that are not compressed stay where they are.
     pub fn simulated(
         number: u64,
-        bytes: &[u8],
+        bytes: Vec<u8>,
         encoding: Encoding,
         spool: &Arc<Spool>,
     ) -> io::Result<Result<Self, Outcome>> {
         if let Err(outcome) = check_len(bytes.len() as u64, encoding.len()) {
             return Ok(Err(outcome));
         }
-        let mut values = Values::new(encoding, spool)?;
-        values.push(bytes)?;
-        values.end()?;
-        if let Some(fault) = values.fault {
+        let (fault, body) = match encoding.compression {
+            Compression::None => (fault_of(bytes.as_chunks::<4>().0), Body::Memory(bytes)),
+            _ => {
+                let mut values = Values::new(encoding, spool)?;
+                values.push(&bytes)?;
+                values.end()?;
+                (values.fault, values.body)
+            }
+        };
+        if let Some(fault) = fault {
             return Ok(Err(fault));
         }
         let mut content = [0; 32];
         content[..8].copy_from_slice(&number.to_be_bytes());
-        Ok(Ok(Self { content: ContentHash::from_bytes(content), body: values.body }))
+        Ok(Ok(Self { content: ContentHash::from_bytes(content), body }))
+    }
+
+    /// The memory of the body, if it is there.
+    pub fn into_memory(self) -> Vec<u8> {
+        match self.body {
+            Body::Memory(body) => body,
+            Body::File(_) => Vec::new(),
+        }
     }
 
     /// Hands the body over from its beginning, in parts of whole values.
@@ -318,7 +333,7 @@ pub(crate) mod tests {
         let spool = Spool::new(folder.path().into());
         let encoding = Encoding { compression: Compression::None, parameters: 3 };
         let simulated = |number, values: &[i32]| {
-            AdmittedUpdate::simulated(number, &bytes(values), encoding, &spool).unwrap()
+            AdmittedUpdate::simulated(number, bytes(values), encoding, &spool).unwrap()
         };
         let mut first = simulated(1, &[1, -2, 3]).unwrap();
         assert_eq!(read(&mut first), bytes(&[1, -2, 3]));

@@ -62,10 +62,10 @@ impl Aggregate {
         Ok(Self { rule, norm_bound, sum: vec![0; parameters], updates: 0, unit, rows })
     }
 
-    /// Adds an update that was made `staleness` versions ago, which counts with the buffered schedule only. It was parsed
-    /// before, so nothing in it can fail half-way but the disk; on an error
-    /// the aggregate must be given up.
-    pub fn add(&mut self, mut update: AdmittedUpdate, staleness: u32) -> io::Result<()> {
+    /// Adds an update that was made `staleness` versions ago, which counts with the buffered schedule only; returns the
+    /// memory that it was in, if it was in memory. It was parsed before, so nothing in it can fail half-way but the
+    /// disk; on an error the aggregate must be given up.
+    pub fn add(&mut self, mut update: AdmittedUpdate, staleness: u32) -> io::Result<Vec<u8>> {
         let weight = if self.unit == 1 { 1 } else { i64::from(staleness_weight(staleness)) };
         let factor = match self.norm_bound {
             None => None,
@@ -78,35 +78,30 @@ impl Aggregate {
                 norm.factor_to(bound)
             }
         };
-        // Towards zero, so that rounding cannot lift it over the bound again.
-        let scaled = |value: [u8; 4]| {
-            let value = i32::from_le_bytes(value);
-            factor.map_or(value, |factor| (f64::from(value) * factor) as i32)
-        };
         self.updates += 1;
-        let Self { sum, rows, .. } = self;
-        let Some(rows) = rows else {
-            let mut at = 0;
-            return update.read(|part| {
-                let (values, _) = part.as_chunks::<4>();
-                for (sum, value) in sum[at..].iter_mut().zip(values) {
-                    // Each value is at most 2^29, a weight at most 2^16, and there are at most 2^17 sites: 2^62.
-                    *sum += i64::from(scaled(*value)) * weight;
-                }
-                at += values.len();
-                Ok(())
-            });
-        };
-        rows.contents.push(update.content);
-        let mut block = Vec::new();
-        update.read(|part| {
-            if factor.is_none() {
-                return rows.file.write(part);
+        match &mut self.rows {
+            None => {
+                let mut rest = self.sum.as_mut_slice();
+                update.read(|part| {
+                    let (values, _) = part.as_chunks::<4>();
+                    let sums = rest.split_off_mut(..values.len()).ok_or(io::ErrorKind::InvalidData)?;
+                    add_to_sums(sums, values, weight, factor);
+                    Ok(())
+                })?;
             }
-            block.clear();
-            block.extend(part.as_chunks::<4>().0.iter().flat_map(|value| scaled(*value).to_le_bytes()));
-            rows.file.write(&block)
-        })
+            Some(rows) => {
+                rows.contents.push(update.content);
+                let mut block = Vec::new();
+                update.read(|part| {
+                    let Some(factor) = factor else { return rows.file.write(part) };
+                    let values = part.as_chunks::<4>().0.iter();
+                    block.clear();
+                    block.extend(values.flat_map(|value| scaled(*value, factor).to_le_bytes()));
+                    rows.file.write(&block)
+                })?;
+            }
+        }
+        Ok(update.into_memory())
     }
 
     /// What the updates come to; None if there are none. Takes the time of comparing all of them if the rule does.
@@ -119,6 +114,13 @@ impl Aggregate {
             Some(rows) => rules::combine(self.rule, rows, &mut self.sum)?.into(),
         };
         Ok(Some(Combined { sums: &self.sum, divisor }))
+    }
+
+    /// Takes over the updates of `other`, which is empty afterwards. Both are of one job, by a rule that keeps no updates.
+    pub fn take(&mut self, other: &mut Self) -> io::Result<()> {
+        self.sum.iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum += other);
+        self.updates += other.updates;
+        other.clear()
     }
 
     /// Forgets all updates and keeps the memory and the file.
@@ -134,9 +136,31 @@ impl Aggregate {
         Ok(())
     }
 
+    /// Whether the rule compares updates, which takes long if they are many.
+    pub fn compares(&self) -> bool {
+        self.rows.is_some()
+    }
+
     /// How many updates are in it.
     pub fn updates(&self) -> u32 {
         self.updates
+    }
+}
+
+/// Towards zero, so that rounding cannot lift an update over the bound again.
+fn scaled(value: [u8; 4], factor: f64) -> i32 {
+    (f64::from(i32::from_le_bytes(value)) * factor) as i32
+}
+
+/// Adds `weight` times each value to its sum. Each value is at most 2^29, a weight at most 2^16, and there are at most
+/// 2^17 sites: 2^62.
+fn add_to_sums(sums: &mut [i64], values: &[[u8; 4]], weight: i64, factor: Option<f64>) {
+    let pairs = sums.iter_mut().zip(values);
+    // A loop for each case: one for all would multiply by a factor that is not there, whatever bits are in its place.
+    match factor {
+        Some(factor) => pairs.for_each(|(sum, value)| *sum += i64::from(scaled(*value, factor)) * weight),
+        None if weight == 1 => pairs.for_each(|(sum, value)| *sum += i64::from(i32::from_le_bytes(*value))),
+        None => pairs.for_each(|(sum, value)| *sum += i64::from(i32::from_le_bytes(*value)) * weight),
     }
 }
 

@@ -1,12 +1,14 @@
 //! The coordinator's one decider: takes what sessions and operators say, asks the state machines, saves,
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
+mod committing;
 mod outbox;
 mod refusals;
 mod requests;
 mod server_state;
 mod witnessing;
 
+pub use committing::Closed;
 pub use outbox::{Outbox, Outgoing, ToSite, outbox};
 
 use crate::admission::{FaultRate, ParsedUpdate, check_len};
@@ -19,26 +21,25 @@ use crate::spool::Spool;
 use crate::store::{Alarm, JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use weighhouse_shared::clock;
 use weighhouse_shared::compression::Encoding;
-use weighhouse_shared::evaluation::Quality;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Population, Standing};
 use weighhouse_shared::model::ServerState;
-use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
 use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
     JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
-    RoundStart, RoundSummary, SignedContract,
+    RoundStart, SignedContract,
 };
 use weighhouse_shared::wire::stream::Piece;
 
@@ -220,6 +221,8 @@ pub struct Driver {
     heard: BTreeSet<SiteId>,
     alarms: BTreeMap<SiteId, Alarm>,
     faults: BTreeMap<SiteId, FaultRate>,
+    /// Rounds whose updates are to be combined elsewhere.
+    closed: VecDeque<Closed>,
     inbox: mpsc::Receiver<Input>,
 }
 
@@ -264,22 +267,30 @@ impl Driver {
         }
         let alarms = parts.store.alarms()?;
         let (online, ledgers, heard) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        let faults = BTreeMap::new();
-        Ok((Self { parts, now: 0, jobs, online, ledgers, heard, alarms, faults, inbox }, sender))
+        let (faults, closed) = (BTreeMap::new(), VecDeque::new());
+        Ok((Self { parts, now: 0, jobs, online, ledgers, heard, alarms, faults, closed, inbox }, sender))
     }
 
     /// Runs until the state can no longer be saved, or nobody can reach it any more.
     pub async fn run(mut self) -> Result<(), DriverError> {
         let started = Instant::now();
         let now = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut combining = JoinSet::new();
         loop {
             self.measure();
+            while let Some(closed) = self.next_closed() {
+                combining.spawn_blocking(|| closed.combine());
+            }
             let pause = self.next_timeout().map(|due| Duration::from_millis(due.saturating_sub(now())));
             tokio::select! {
                 input = self.inbox.recv() => match input {
                     Some(input) => self.handle(input, now())?,
                     None => return Ok(()),
                 },
+                Some(combined) = combining.join_next() => {
+                    let combined = combined.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+                    self.combined(combined, now())?;
+                }
                 () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {
                     self.tick(now())?;
                 }
@@ -433,9 +444,10 @@ impl Driver {
         }
         let actions = job.machine.handle(event, now);
         let must_save = actions.iter().any(|action| matches!(action, Action::Save | Action::End(_)));
+        // The commit saves as well, if it comes now.
+        let compares = job.aggregate.as_ref().is_some_and(Aggregate::compares);
         let closes = |action: &Action| matches!(action, Action::Commit(_) | Action::GiveUp(_));
-        let only_save = !actions.iter().any(closes);
-        if must_save && only_save {
+        if must_save && (compares || !actions.iter().any(closes)) {
             self.save_with_witnesses(id)?;
         }
         for action in actions {
@@ -515,85 +527,6 @@ impl Driver {
         let witnessed = self.stage_witnesses()?;
         self.parts.store.sync()?;
         self.tell_witnessed(witnessed)
-    }
-
-    /// Stores what the closed round came to, then goes on; nothing of the round counts if it is given up.
-    fn commit(&mut self, id: JobId, round: RoundId, counts: bool) -> Result<(), DriverError> {
-        let old = self.model(id)?.hash;
-        let now = self.now;
-        let Some(job) = self.jobs.get(&id) else { return Ok(()) };
-        let contract = job.machine.contract().clone();
-        let trains = contract.task(round).is_some_and(|task| task.train);
-        let concludes = trains && round.0 + 1 == contract.training.rounds;
-        let mut state = if trains { self.take_server_state(id)? } else { None };
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-        if !counts && let Some(aggregate) = &mut job.aggregate {
-            aggregate.clear().map_err(spool_failed)?;
-        }
-        let histogram = job.histogram.take().filter(|_| counts);
-        let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
-        let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
-        let Some(mut new) = job.model.take() else { return Ok(()) };
-        if let Some(aggregate) = &mut job.aggregate {
-            new = tokio::task::block_in_place(|| -> std::io::Result<_> {
-                let moved = new.moved_by(aggregate.combine()?, state.as_mut());
-                aggregate.clear()?;
-                Ok(moved)
-            })
-            .map_err(spool_failed)?;
-        }
-        // From here on the model is what is measured and exported.
-        if concludes {
-            new = new.concluded(state.take().as_ref());
-        }
-        let quality = histogram.map(|(counts, _)| Quality::of_counts(&contract.schema.label.kind, &counts));
-        // With the buffered schedule a quick site has released more updates than there were steps.
-        let most = job.machine.released().map(|released| released.values().max().copied().unwrap_or(0));
-        let trained = most.unwrap_or(round.0 + 1).min(contract.training.rounds);
-        let steps = trained * contract.training.local_steps;
-        let charge = GaussianEvent { steps, ..contract.training_charge() };
-        let epsilon = accountant::renyi_epsilon(&[charge], contract.privacy.delta);
-        let summary = RoundSummary { round, sites, model: new.hash, quality, epsilon };
-        let changed = new.hash != old;
-        if changed {
-            self.parts.store.put_model(new.hash, &new.bytes)?;
-        }
-        if let Some(state) = &state {
-            self.parts.store.put_server_state(id, round.next(), state)?;
-        }
-        self.parts.store.put_round(id, &summary)?;
-        let actions = job.machine.handle(Event::Committed(new.hash), now);
-        job.model = Some(new);
-        let keeps_state = state.is_some();
-        job.state = state;
-        self.save_with_witnesses(id)?;
-        tracing::info!(sites, "a round is committed");
-        // Only now: until the sync, a restart begins from the old model and state.
-        // Jobs of one kind start from one model.
-        let shared = self.jobs.values().any(|job| job.machine.model() == old);
-        if changed && !shared {
-            self.parts.store.forget_model(old)?;
-        }
-        if keeps_state || concludes {
-            self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;
-        }
-        if let Some(job) = self.jobs.get_mut(&id) {
-            tell(&mut job.watchers, JobEvent::Committed(summary));
-        }
-        self.parts.metrics.rounds_committed.inc();
-        for action in actions {
-            match action {
-                Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
-                Action::End(status) => self.end(id, status)?,
-                Action::Save
-                | Action::Offer(_)
-                | Action::Commit(_)
-                | Action::GiveUp(_)
-                | Action::Late(..)
-                | Action::Dismiss(_) => {}
-            }
-        }
-        Ok(())
     }
 
     fn end(&mut self, id: JobId, status: JobStatus) -> Result<(), DriverError> {

@@ -214,6 +214,11 @@ impl JobMachine {
         self.members.iter().filter_map(|(site, member)| Some((*site, member.answer?))).collect()
     }
 
+    /// Whether `round` is closed and not stored yet.
+    pub fn is_committing(&self, round: RoundId) -> bool {
+        matches!(self.phase, Phase::Committing) && round == self.round
+    }
+
     /// Contributions in the open round, and sites in it.
     pub fn contributions(&self) -> (u32, u32) {
         match &self.phase {

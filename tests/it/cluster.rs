@@ -200,6 +200,14 @@ impl Cluster {
         false
     }
 
+    fn combine(&mut self) -> bool {
+        let combined = self.hq.combine(&mut self.world);
+        if combined {
+            self.say(|| "the updates of a round were compared".into());
+        }
+        combined
+    }
+
     fn work(&mut self) -> bool {
         let busy: Vec<usize> = (0..SITES).filter(|site| self.sites[*site].has_work()).collect();
         if busy.is_empty() {
@@ -261,7 +269,8 @@ impl Cluster {
     fn act(&mut self) {
         match self.world.random.random_range(0..1000) {
             0..250 => _ = self.deliver_up(),
-            250..420 => _ = self.send_down(),
+            250..400 => _ = self.send_down(),
+            400..420 => _ = self.combine(),
             420..570 => _ = self.deliver_down(),
             570..640 => _ = self.deliver_update(),
             640..710 => _ = self.deliver_model(),
@@ -317,6 +326,7 @@ impl Cluster {
             || self.deliver_down()
             || self.deliver_update()
             || self.deliver_model()
+            || self.combine()
             || self.work()
             || self.notice()
     }

@@ -214,7 +214,7 @@ fn learned(keys: &str, attack: Attack) -> Option<f64> {
             .collect();
         for body in sent(&mut changes, attack, &mut random) {
             match admit(&body, &spool) {
-                Ok(update) => aggregate.add(update, 0).unwrap(),
+                Ok(update) => drop(aggregate.add(update, 0).unwrap()),
                 Err(outcome) => assert_eq!((attack, outcome), (Attack::Nan, Outcome::NotFinite)),
             }
         }

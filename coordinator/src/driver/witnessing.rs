@@ -276,6 +276,7 @@ pub(super) mod tests {
         let roster = Arc::new(Roster::default().into());
         let (certificate, public_address) = (authority.clone(), "localhost:1".to_owned());
         let store = store.unwrap();
+        std::fs::create_dir_all(state.join("spool")).unwrap();
         let spool = Spool::new(state.join("spool"));
         let parts = Parts {
             store,

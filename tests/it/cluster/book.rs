@@ -6,7 +6,7 @@ use std::path::Path;
 use weighhouse_client::budget::read_ledger;
 use weighhouse_coordinator::store::{MemoryDisk, Store};
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
-use weighhouse_shared::job::UPDATE_STEP;
+use weighhouse_shared::job::{FederationSchedule, Rule, UPDATE_STEP, WHOLE_WEIGHT, staleness_weight};
 use weighhouse_shared::ledger::{Body, Population, ReleaseKind};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::messages::{
@@ -20,8 +20,12 @@ struct Implied {
     job: Job,
     round: RoundId,
     model: Vec<f32>,
+    /// Of each model so far, the newest version that it was.
+    versions: BTreeMap<ContentHash, RoundId>,
     state: Option<ServerState>,
     over: bool,
+    /// With the buffered schedule: the number of each site's last update that is in a model on disk.
+    released: BTreeMap<usize, RoundId>,
 }
 
 impl Implied {
@@ -30,17 +34,38 @@ impl Implied {
         ContentHash::of(&bytes)
     }
 
-    fn step(&mut self, updates: &[Vec<u8>]) {
+    fn is_buffered(&self) -> bool {
+        self.job.contract.federation.schedule != FederationSchedule::Synchronous
+    }
+
+    /// What updates, each with its weight, come to in one parameter, and what that is to be divided by.
+    fn combined(&self, mut values: Vec<(i32, u32)>) -> (i64, u64) {
+        if self.job.contract.federation.strategy.rule() == Rule::Median {
+            values.sort_unstable();
+            let middle = values[values.len() / 2].0;
+            let other = if values.len().is_multiple_of(2) { values[values.len() / 2 - 1].0 } else { middle };
+            return (i64::from(middle) + i64::from(other), 2);
+        }
+        let unit = if self.is_buffered() { WHOLE_WEIGHT } else { 1 };
+        let sum = values.iter().map(|(value, weight)| i64::from(*value) * i64::from(*weight)).sum();
+        (sum, values.len() as u64 * u64::from(unit))
+    }
+
+    /// The step that updates, each with its weight, make.
+    fn step(&mut self, updates: &[(Vec<u8>, u32)]) {
         if updates.is_empty() {
             return;
         }
         if let Some(state) = &mut self.state {
             state.begin_round();
         }
-        for (at, parameter) in self.model.iter_mut().enumerate() {
-            let values = updates.iter().map(|bytes| bytes.as_chunks::<4>().0[at]);
-            let sum: i64 = values.map(|value| i64::from(i32::from_le_bytes(value))).sum();
-            let mean = sum as f64 * (UPDATE_STEP / updates.len() as f64);
+        for at in 0..self.model.len() {
+            let value = |(bytes, weight): &(Vec<u8>, u32)| {
+                (i32::from_le_bytes(bytes.as_chunks::<4>().0[at]), *weight)
+            };
+            let (sum, divisor) = self.combined(updates.iter().map(value).collect());
+            let mean = sum as f64 * (UPDATE_STEP / divisor as f64);
+            let parameter = &mut self.model[at];
             *parameter = match &mut self.state {
                 Some(state) => state.moved(at, *parameter, mean),
                 None => (f64::from(*parameter) + mean) as f32,
@@ -54,14 +79,18 @@ pub struct Book {
     jobs: BTreeMap<JobId, Implied>,
     /// The model from which each round was started.
     started: BTreeMap<(JobId, RoundId), ContentHash>,
+    /// With the buffered schedule: the models from which turns were started since the last check.
+    told: BTreeSet<(JobId, ContentHash)>,
     ended: BTreeMap<JobId, JobStatus>,
-    /// Admitted in the coordinator's present life.
+    /// Admitted in the coordinator's present life, by the number of the update: the round, or the site's own.
     admitted: BTreeMap<(JobId, RoundId), BTreeSet<usize>>,
     /// What is handled now is an evaluation.
     pub evaluates: bool,
     debited: BTreeSet<(usize, JobId, RoundId, Population)>,
     made: BTreeSet<Purpose>,
     left: BTreeMap<Purpose, (ContentHash, Vec<u8>)>,
+    /// The models from which updates were made.
+    bases: BTreeMap<(usize, JobId, RoundId), ContentHash>,
     /// For the report: how many of each.
     pub commits: u32,
     pub contributions: u32,
@@ -72,8 +101,11 @@ impl Book {
         let network = job.contract.network().unwrap();
         let model = network.initial_parameters(*job.id.as_bytes());
         let state = job.contract.server_state(network.parameter_count());
-        let implied = Implied { job: job.clone(), round: RoundId(0), model, state, over: false };
-        self.jobs.entry(job.id).or_insert(implied);
+        let (job, round, over) = (job.clone(), RoundId(0), false);
+        let (versions, released) = (BTreeMap::new(), BTreeMap::new());
+        let mut implied = Implied { job, round, model, versions, state, over, released };
+        implied.versions.insert(implied.hash(), round);
+        self.jobs.entry(implied.job.id).or_insert(implied);
     }
 
     pub fn jobs(&self) -> Vec<JobId> {
@@ -109,6 +141,12 @@ impl Book {
         self.contributions += 1;
     }
 
+    /// The update that leaves was made from the model `base`.
+    pub fn is_from(&mut self, site: usize, (job, round): (JobId, RoundId), base: ContentHash) {
+        let known = *self.bases.entry((site, job, round)).or_insert(base);
+        assert_eq!(known, base, "site {site}: the update of round {round} is said to be from two models");
+    }
+
     /// The coordinator counts an update; its receipt may be lost with it. Receipts of evaluations look the same.
     pub fn counts(&mut self, site: usize, message: &CoordinatorToSite) {
         if self.evaluates {
@@ -117,12 +155,19 @@ impl Book {
         if let CoordinatorToSite::Receipt(Receipt { job, round, outcome: Outcome::Admitted }) = message {
             let admitted = self.admitted.entry((*job, *round)).or_default();
             assert!(admitted.insert(site), "site {site} was admitted twice to round {round}");
+            let last = self.jobs[job].released.get(&site);
+            assert!(last.is_none_or(|last| last < round), "update {round} of site {site} is counted again");
         }
     }
 
     /// The coordinator says something to a site.
     pub fn says(&mut self, message: &CoordinatorToSite) {
         match message {
+            CoordinatorToSite::RoundStart(RoundStart { job, model, task, .. })
+                if task.train && self.jobs[job].is_buffered() =>
+            {
+                self.told.insert((*job, *model));
+            }
             CoordinatorToSite::RoundStart(RoundStart { job, round, model, .. }) => {
                 let known = self.started.entry((*job, *round)).or_insert(*model);
                 assert_eq!(known, model, "round {round} of {} was started from two models", job.short());
@@ -151,20 +196,50 @@ impl Book {
             let rounds = if record.round > implied.round { store.rounds(*id).unwrap() } else { Vec::new() };
             while implied.round < record.round {
                 let round = implied.round;
-                let sites = self.admitted.remove(&(*id, round)).unwrap_or_default();
-                let federation = &implied.job.contract.federation;
                 let trains = implied.job.contract.task(round).is_some_and(|task| task.train);
-                let enough = trains && sites.len() >= federation.min_sites as usize;
-                // A round with too few is given up, and nothing of it counts.
-                let counted = sites.iter().filter(|_| enough);
-                let update = |site: &usize| self.left[&(*site, *id, round, ReleaseKind::Update)].1.clone();
-                let updates: Vec<Vec<u8>> = counted.map(update).collect();
+                let buffered = trains && implied.is_buffered();
+                let counted: Vec<(usize, RoundId)> = match buffered {
+                    // Whatever is in the buffer, whichever numbers its sites gave it.
+                    true => {
+                        let of_job = |(job, _): &&(JobId, RoundId)| job == id;
+                        let numbers: Vec<_> = self.admitted.keys().filter(of_job).copied().collect();
+                        let sites = |key| {
+                            self.admitted.remove(&key).into_iter().flatten().map(move |site| (site, key.1))
+                        };
+                        numbers.into_iter().flat_map(sites).collect()
+                    }
+                    false => {
+                        let sites = self.admitted.remove(&(*id, round)).unwrap_or_default();
+                        // A round with too few is given up, and nothing of it counts.
+                        let enough =
+                            trains && sites.len() >= implied.job.contract.federation.min_sites as usize;
+                        sites.into_iter().filter(|_| enough).map(|site| (site, round)).collect()
+                    }
+                };
+                let update = |(site, number): &(usize, RoundId)| {
+                    let bytes = self.left[&(*site, *id, *number, ReleaseKind::Update)].1.clone();
+                    let version = implied.versions[&self.bases[&(*site, *id, *number)]];
+                    (bytes, if buffered { staleness_weight(round.0 - version.0) } else { 1 })
+                };
+                let updates: Vec<(Vec<u8>, u32)> = counted.iter().map(update).collect();
+                if let (true, FederationSchedule::Buffered { buffer_size }) =
+                    (buffered, implied.job.contract.federation.schedule)
+                {
+                    assert_eq!(
+                        updates.len(),
+                        buffer_size as usize,
+                        "step {round} of {} is not full",
+                        id.short()
+                    );
+                    implied.released.extend(counted);
+                }
                 implied.step(&updates);
                 let summary = &rounds[round.0 as usize];
                 assert_eq!(summary.round, round);
                 assert_eq!(summary.model, implied.hash(), "round {round} of {} is another model", id.short());
                 assert!(!trains || summary.sites as usize == updates.len());
                 implied.round = round.next();
+                implied.versions.insert(implied.hash(), implied.round);
                 self.commits += 1;
             }
             assert_eq!(record.model, implied.hash(), "{} goes on from another model", id.short());
@@ -174,6 +249,10 @@ impl Book {
             let implied = &self.jobs[job];
             assert!(*round <= implied.round, "round {round} was started before the one before was on disk");
             assert!(*round < implied.round || *model == implied.hash());
+        }
+        for (job, model) in std::mem::take(&mut self.told) {
+            let known = self.jobs[&job].versions.contains_key(&model);
+            assert!(known, "a turn of {} was started from a model that is not on disk", job.short());
         }
         for (job, status) in &self.ended {
             assert_eq!(

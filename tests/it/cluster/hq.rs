@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use tokio::sync::oneshot;
 use weighhouse_coordinator::admission::Arriving;
-use weighhouse_coordinator::driver::{Driver, DriverError, Inbox, Input, Outgoing, ToSite, outbox};
+use weighhouse_coordinator::driver::{Closed, Driver, DriverError, Inbox, Input, Outgoing, ToSite, outbox};
 use weighhouse_coordinator::session::machine::{Action, Event, Failure, SessionMachine, Who};
 use weighhouse_coordinator::spool::Spool;
 use weighhouse_coordinator::store::{MemoryDisk, Store};
@@ -29,6 +29,8 @@ pub struct Hq {
 struct Process {
     driver: Driver,
     _inbox: Inbox,
+    /// Rounds whose updates are being compared.
+    closed: VecDeque<Closed>,
     since: u64,
     sessions: BTreeMap<u64, Session>,
 }
@@ -54,7 +56,8 @@ impl Hq {
     pub fn start(&mut self, now: u64) {
         if self.process.is_none() {
             let (driver, inbox) = Driver::restore(keys().parts(&self.disk)).unwrap();
-            self.process = Some(Process { driver, _inbox: inbox, since: now, sessions: BTreeMap::new() });
+            let (closed, sessions) = (VecDeque::new(), BTreeMap::new());
+            self.process = Some(Process { driver, _inbox: inbox, closed, since: now, sessions });
         }
     }
 
@@ -107,6 +110,7 @@ impl Hq {
         let Some(process) = &mut self.process else { return };
         match act(&mut process.driver, world.now - process.since) {
             Ok(()) => {
+                process.closed.extend(std::iter::from_fn(|| process.driver.next_closed()));
                 for session in process.sessions.values_mut() {
                     let known = session.staged.len();
                     session.stage(&mut world.book);
@@ -121,6 +125,14 @@ impl Hq {
             Err(DriverError::Store(_)) => self.die(world),
             Err(error) => panic!("the driver fails: {error}"),
         }
+    }
+
+    /// Updates that were being compared have been; false if none were.
+    pub fn combine(&mut self, world: &mut World) -> bool {
+        let closed = self.process.as_mut().and_then(|process| process.closed.pop_front());
+        let Some(closed) = closed else { return false };
+        self.act(world, |driver, at| driver.combined(closed.combine(), at));
+        true
     }
 
     pub fn submit(&mut self, job: &Job, world: &mut World) {

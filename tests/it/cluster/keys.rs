@@ -1,7 +1,7 @@
 //! What all sequences share: keys made once a run, and a few jobs signed once.
 
 use rustls::pki_types::CertificateDer;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use tempfile::TempDir;
 use weighhouse_client::approvals::Approvals;
@@ -89,6 +89,9 @@ impl Keys {
             (1, 3, 2, "strategy = \"fedavgm\"\nmax_idle_s = 20"),
             (2, 2, 0, "max_idle_s = 5"),
             (2, 4, 3, "strategy = \"fedadam\"\nmax_time_s = 60"),
+            (2, 3, 2, "strategy = \"fedmedian\""),
+            (2, 4, 0, "schedule = \"buffered\""),
+            (3, 3, 1, "schedule = \"buffered\"\nbuffer_size = 2\nstrategy = \"fedavgm\""),
         ];
         let jobs = shapes.iter().enumerate().map(|(number, (min_sites, rounds, every, more))| {
             let file: JobFile = toml::from_str(&format!(
@@ -140,8 +143,8 @@ impl Keys {
     pub fn parts(&self, disk: &MemoryDisk) -> Parts {
         Parts {
             store: Store::in_memory(disk).unwrap(),
-            // Updates are too short to get there.
-            spool: Spool::new(PathBuf::new()),
+            // Updates are too short to get there, but for those that are compared.
+            spool: Spool::new(self.folder.path().into()),
             roster: Arc::new(Roster::default().into()),
             issuer: Issuer { key: self.identity("authority"), certificate: self.authority.clone() },
             authority: self.authority.clone(),

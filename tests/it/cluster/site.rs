@@ -211,6 +211,7 @@ impl Site {
                         assert_eq!(from, 0);
                         let PaidBytes { base, content: hash, bytes } = paid;
                         book.leaves(number, &ledger, (job, round, ReleaseKind::Update), &bytes);
+                        book.is_from(number, (job, round), base);
                         if !link.cut {
                             link.updates.push(Content { job, round, base, hash, bytes });
                         }

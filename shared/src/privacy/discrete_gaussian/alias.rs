@@ -1,4 +1,4 @@
-//! Choice among at most 1024 blocks with probabilities that are exact multiples of 2^-32.
+//! Choice among at most 2048 blocks with probabilities that are exact multiples of 2^-32.
 //!
 //! In: integer weights whose sum is 2^32. Out: a block for each 32 uniform bits, by Walker's alias method as
 //! Vose builds it. Promised: of the 2^32 possible choices exactly `weights[block]` lead to `block`; the
@@ -6,18 +6,18 @@
 
 use std::hint::select_unpredictable;
 
-const SLOT_BITS: u32 = 10;
+const SLOT_BITS: u32 = 11;
 pub(super) const SLOTS: usize = 1 << SLOT_BITS;
 
 const PLACE_BITS: u32 = 32 - SLOT_BITS;
 const CAPACITY: u32 = 1 << PLACE_BITS;
 
-/// Each slot holds 2^22 choices: those whose low 22 bits are below the slot's threshold lead to the block of
-/// the slot's own number, the others to the block it names. Threshold (22 bits) and name (10 bits) share an entry.
+/// Each slot holds 2^21 choices: those whose low 21 bits are below the slot's threshold lead to the block of
+/// the slot's own number, the others to the block it names. Threshold (21 bits) and name (11 bits) share an entry.
 pub(super) struct AliasTable(Box<[u32; SLOTS]>);
 
 impl AliasTable {
-    /// Weights beyond `weights.len()` are zero. Panics unless the weights, at most 1024, sum to 2^32.
+    /// Weights beyond `weights.len()` are zero. Panics unless the weights, at most 2048, sum to 2^32.
     pub(super) fn new(weights: &[u32]) -> Self {
         let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
         assert!(total == 1 << 32 && weights.len() <= SLOTS, "{} weights sum to {total}", weights.len());
@@ -41,8 +41,8 @@ impl AliasTable {
         Self(slots)
     }
 
-    /// The block that 32 uniform bits choose: a number below 1024.
-    #[inline]
+    /// The block that 32 uniform bits choose: a number below 2048.
+    #[inline(always)]
     pub(super) fn choose(&self, choice: u32) -> usize {
         let slot = (choice >> PLACE_BITS) as usize;
         let entry = self.0[slot];
@@ -78,7 +78,7 @@ mod tests {
         #[test]
         fn every_block_is_chosen_by_exactly_its_weight_of_choices(
             weights in prop::collection::vec(
-                prop_oneof![0..1u32 << 22, 0..10u32, (1u32 << 22) - 2..(1 << 22) + 2], 0..1000)
+                prop_oneof![0..CAPACITY, 0..10u32, CAPACITY - 2..CAPACITY + 2], 0..2000)
         ) {
             let weights = completed(weights);
             let choices = choices_of_each_block(&AliasTable::new(&weights));
@@ -91,15 +91,14 @@ mod tests {
 
     #[test]
     fn a_choice_leads_by_its_place_in_its_slot_to_the_last_place() {
-        let table = AliasTable::new(&completed(vec![1 << 31, 3 << 29, 5, (1 << 22) - 1, (1 << 22) + 1]));
+        let table = AliasTable::new(&completed(vec![1 << 31, 3 << 29, 5, CAPACITY - 1, CAPACITY + 1]));
         let mut thresholds = 0;
         for (slot, entry) in table.0.iter().enumerate() {
-            let (threshold, name) = (entry >> 10, *entry as usize % 1024);
+            let (threshold, name) = (entry >> SLOT_BITS, *entry as usize % SLOTS);
             thresholds += u32::from(threshold > 0);
-            for place in
-                [0, threshold.saturating_sub(1), threshold, (threshold + 1) % (1 << 22), (1 << 22) - 1]
+            for place in [0, threshold.saturating_sub(1), threshold, (threshold + 1) % CAPACITY, CAPACITY - 1]
             {
-                let choice = (slot as u32) << 22 | place;
+                let choice = (slot as u32) << PLACE_BITS | place;
                 assert_eq!(
                     table.choose(choice),
                     if place < threshold { slot } else { name },

@@ -109,10 +109,20 @@ fn assert_same_law(sigma: f64, ours: &[i64], theirs: &[i64], name: &str) {
     assert!(statistic < critical, "{name}, sigma {sigma}: {statistic} over {} cells", cells.len());
 }
 
+/// As many as [`samples`], drawn side by side.
+fn vector(sigma: f64, count: usize, seed: u64) -> Vec<i64> {
+    let mut values = vec![0; count];
+    DiscreteGaussian::new(sigma).unwrap().add_to(&mut values, &mut Generator::from_seed(seed));
+    values
+}
+
+/// 2^27: the choice of an integer and that of a block share a word, but for few bits; 2^30 and beyond: they do not.
 #[test]
-fn samples_pass_chi_square_at_every_sigma() {
-    for (seed, sigma) in (100..).zip(SIGMAS.into_iter().chain([0.5, 0.9, 99.7, 150.3, 2f64.powi(40)])) {
+fn samples_pass_chi_square_at_every_sigma_one_by_one_and_side_by_side() {
+    let more = [0.5, 0.9, 99.7, 150.3, 2f64.powi(27), 2f64.powi(30), 2f64.powi(40)];
+    for (seed, sigma) in (100..).zip(SIGMAS.into_iter().chain(more)) {
         assert_law(sigma, &samples(sigma, draws(100_000), seed), "sample");
+        assert_law(sigma, &vector(sigma, draws(100_000), seed + 50), "add_to");
     }
 }
 
