@@ -1,6 +1,7 @@
 //! `weighhouse simulate`: a job at so many made-up sites on this machine, without a network.
 
 use crate::job::read_job_file;
+use crate::members;
 use crate::output::{Format, FormatArgument, print_json, table};
 use crate::simulation::{Cohorts, Customers, Deal, Generated, Holdout, Simulation, Split, Work, cores};
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use weighhouse_shared::evaluation::Figure;
-use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
+use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile, ModeName};
 use weighhouse_shared::model::Network;
 use weighhouse_shared::privacy::{Generator, accountant};
 use weighhouse_shared::schema::Schema;
@@ -149,24 +150,28 @@ fn contract(
     schema: &Schema,
     notes: &mut Vec<String>,
 ) -> Result<JobContract> {
-    if let Some(rounds) = arguments.rounds {
-        file.training.rounds = rounds;
+    if arguments.rounds.is_some() {
+        file.training.rounds = arguments.rounds;
     }
     let sites = u32::try_from(of_round).context("there are too many sites in a round")?;
-    if sites < file.federation.min_sites {
-        bail!(
-            "the job needs {} sites in a round (min_sites), and {sites} would take part; raise --sites or --participation",
-            file.federation.min_sites
-        );
+    if file.federation.mode == ModeName::Site && sites > file.federation.max_sites.unwrap_or(10_000) {
+        notes.push("the job takes fewer sites at most; more are simulated".into());
+        file.federation.max_sites = Some(sites);
     }
-    if sites > file.federation.max_sites {
-        notes.push(format!("the job takes at most {} sites; more are simulated", file.federation.max_sites));
-        file.federation.max_sites = sites;
-    }
+    let members = match file.federation.mode {
+        ModeName::Site => Vec::new(),
+        ModeName::SecureSum => members::stand_ins(arguments.sites as usize),
+    };
     // Always the same job, so that it starts from the same model.
     let contract = file
-        .contract(schema.clone(), [0; 16])
+        .contract_among(schema.clone(), [0; 16], &members)
         .with_context(|| format!("{} is not a job that can run", arguments.job.display()))?;
+    if sites < contract.federation.min_sites {
+        bail!(
+            "the job needs {} sites in a round (min_sites), and {sites} would take part; raise --sites or --participation",
+            contract.federation.min_sites
+        );
+    }
     if contract.federation.schedule != FederationSchedule::Synchronous {
         notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());
     }

@@ -343,7 +343,7 @@ async fn federate(
         schema: "schema.toml".into(),
         model: spec.clone(),
         training: TrainingAsked {
-            rounds: arguments.rounds,
+            rounds: Some(arguments.rounds),
             expected_customers: dataset.expected_customers,
             ..TrainingAsked::default()
         },
@@ -355,7 +355,7 @@ async fn federate(
         },
         evaluation: EvaluationAsked::default(),
         federation: FederationAsked {
-            min_sites: 2.max(dataset.sites.len() as u32 / 2),
+            min_sites: Some(2.max(dataset.sites.len() as u32 / 2)),
             ..FederationAsked::default()
         },
     };
