@@ -20,6 +20,7 @@ use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
 use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
 use weighhouse_shared::privacy::grid::Clipping;
+use weighhouse_shared::privacy::noise_share::SumEncodingError;
 use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
 use weighhouse_shared::wire::messages::RoundStart;
 
@@ -61,6 +62,9 @@ pub enum WorkError {
     /// The outbox cannot be used.
     #[error("cannot use the outbox folder; is the disk full?")]
     Outbox(#[from] std::io::Error),
+    /// The integers of the contract's secure sum cannot be.
+    #[error(transparent)]
+    Encoding(#[from] SumEncodingError),
     /// Training failed.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -98,7 +102,7 @@ impl Workplace {
         self.outbox.forget(checked.job, Some(start.round))?;
 
         let mut contribution = Contribution { evaluation: None, update: None, charges: Vec::new() };
-        for item in items(contract, start) {
+        for item in items(contract, parameters.len(), start)? {
             contribution.charges.push(item.charge);
             match item.kind {
                 ReleaseKind::Evaluation => {
@@ -185,18 +189,24 @@ pub fn is_buffered(contract: &JobContract) -> bool {
     contract.federation.schedule != FederationSchedule::Synchronous
 }
 
-/// What `start` asks for by its contract, in the order in which it is paid.
-pub fn items(contract: &JobContract, start: &RoundStart) -> Vec<Item> {
+/// What `start` asks for by its contract, of a model of `parameters` parameters, in the order in which it is paid.
+pub fn items(
+    contract: &JobContract,
+    parameters: usize,
+    start: &RoundStart,
+) -> Result<Vec<Item>, SumEncodingError> {
     let evaluation = contract.evaluation_charge().filter(|_| start.task.evaluate).map(|charge| {
         let charge = Charge { population: Population::Holdout, event: GaussianEvent { steps: 1, ..charge } };
         let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
         Item { kind: ReleaseKind::Evaluation, charge, mechanism, any_model: false }
     });
-    let update = start.task.train.then(|| {
-        let (charge, mechanism) = training_round(contract);
-        Item { kind: ReleaseKind::Update, charge, mechanism, any_model: is_buffered(contract) }
-    });
-    evaluation.into_iter().chain(update).collect()
+    let mut items: Vec<Item> = evaluation.into_iter().collect();
+    if start.task.train {
+        let (charge, mechanism) = training_round(contract, parameters)?;
+        let any_model = is_buffered(contract);
+        items.push(Item { kind: ReleaseKind::Update, charge, mechanism, any_model });
+    }
+    Ok(items)
 }
 
 #[cfg(not(feature = "constant-update"))]

@@ -10,6 +10,7 @@ pub mod spool;
 pub mod admission;
 pub mod aggregate;
 pub mod global_model;
+pub mod opened_sum;
 pub mod job;
 pub mod witness;
 pub mod driver;

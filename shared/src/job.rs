@@ -20,6 +20,7 @@ use crate::ids::{JobId, SiteId};
 use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
 use crate::privacy::grid::{Clipping, Grid, MAX_CUSTOMER_ROWS};
+use crate::privacy::noise_share::{SumEncodingError, left_for_noise};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{LabelKind, Schema, SchemaError};
 use crate::wire::codec;
@@ -261,6 +262,9 @@ pub enum JobError {
         /// The fewest that may.
         least: u32,
     },
+    /// The integers of the secure sum cannot be.
+    #[error(transparent)]
+    Encoding(#[from] SumEncodingError),
     /// What cannot be beside a secure sum.
     #[error("mode = \"secure_sum\" does not go with {what}; {cure}")]
     NotSummed {
@@ -340,16 +344,23 @@ impl JobFile {
         federation.check(&training)?;
         let training_steps = training.rounds * training.local_steps;
         let sampling_rate = training.sampling_rate;
+        // What a sum of shares costs beside its noise is set aside.
+        let left = |epsilon| match federation.mode {
+            ProtectionMode::Site => (epsilon, delta),
+            ProtectionMode::SecureSum(_) => left_for_noise(epsilon, delta),
+        };
         let epsilon = match (self.privacy.epsilon, self.privacy.noise_multiplier) {
             (Some(epsilon), None) => epsilon,
             (None, Some(noise_multiplier)) => {
                 let event = GaussianEvent { noise_multiplier, sampling_rate, steps: training_steps };
-                let epsilon = accountant::renyi_epsilon(&[event], delta);
+                let most = Epsilon::new(1.0).expect("1 is an epsilon");
+                let (part, delta) = left(most);
+                let epsilon = accountant::renyi_epsilon(&[event], delta) / part.value();
                 Epsilon::new(epsilon).map_err(|_| JobError::NoEpsilon { noise_multiplier, got: epsilon })?
             }
             _ => return Err(JobError::Asked),
         };
-        let noise = |rate: SamplingRate, steps: u32| {
+        let noise = |(epsilon, delta): (Epsilon, Delta), rate: SamplingRate, steps: u32| {
             accountant::renyi_noise_for(epsilon, delta, rate, steps).map_err(|_| JobError::NoNoise {
                 epsilon,
                 delta,
@@ -359,13 +370,14 @@ impl JobFile {
         };
         let noise_multiplier = match self.privacy.noise_multiplier {
             Some(noise_multiplier) => noise_multiplier,
-            None => noise(sampling_rate, training_steps)?,
+            None => noise(left(epsilon), sampling_rate, training_steps)?,
         };
         let evaluation = match self.evaluation.every {
             0 => None,
             every => {
                 let count = evaluation_count(federation.schedule, training.rounds, every);
-                let noise_multiplier = noise(SamplingRate::new(1.0).expect("1 is a rate"), count)?;
+                let noise_multiplier =
+                    noise((epsilon, delta), SamplingRate::new(1.0).expect("1 is a rate"), count)?;
                 Some(Evaluation { every, bins: self.evaluation.bins, noise_multiplier })
             }
         };
@@ -418,9 +430,14 @@ impl JobContract {
             range("evaluation.every", "from 1 to 100000", every.into(), (1..=100_000).contains(&every))?;
             range("evaluation.bins", "from 2 to 1000", bins.into(), (2..=1000).contains(&bins))?;
         }
-        let charges = [Some(self.training_charge()), self.evaluation_charge()];
-        for charge in charges.into_iter().flatten() {
-            let actual = accountant::renyi_epsilon(&[charge], self.privacy.delta);
+        // What a sum of shares costs beside its noise.
+        let beside = self.sum_encoding(network.parameter_count())?;
+        let beside = beside.map_or((0.0, 0.0), |sum| (sum.error_epsilon(), sum.wrap_delta()));
+        let training = Some((self.training_charge(), beside));
+        let evaluation = self.evaluation_charge().map(|charge| (charge, (0.0, 0.0)));
+        for (charge, (error, wrap)) in [training, evaluation].into_iter().flatten() {
+            let delta = Delta::new(self.privacy.delta.value() - wrap).unwrap_or(self.privacy.delta);
+            let actual = accountant::renyi_epsilon(&[charge], delta) + error;
             if actual > self.privacy.epsilon.value() {
                 return Err(JobError::UnderNoised { claimed: self.privacy.epsilon.value(), actual });
             }

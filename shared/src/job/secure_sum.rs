@@ -6,11 +6,14 @@
 //! of survivors that t sites each agreed to have more than c sites in common, one of them honest, and an honest site
 //! agrees to one list a round.
 
-use super::{Federation, FederationSchedule, JobError, Rule, Training, range};
+use super::{Federation, FederationSchedule, JobContract, JobError, Rule, Training, range};
 use crate::compression::Compression;
 use crate::ids::SiteId;
 use crate::model::Optimizer;
+use crate::privacy::NoiseMultiplier;
+use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::grid::Clipping;
+use crate::privacy::noise_share::{SumEncoding, SumEncodingError, SumTerms};
 use serde::{Deserialize, Serialize};
 
 /// Fewest members: below three, whoever knows one addend knows the other.
@@ -78,6 +81,35 @@ impl SecureSum {
     }
 }
 
+impl JobContract {
+    /// The grid and range of the secure sum's integers, for a model of `parameters` parameters; None in other modes.
+    pub fn sum_encoding(&self, parameters: usize) -> Result<Option<SumEncoding>, SumEncodingError> {
+        let Some(sum) = self.federation.secure_sum() else { return Ok(None) };
+        let terms = SumTerms {
+            members: self.federation.max_sites,
+            honest_shares: sum.honest_shares(self.federation.min_sites),
+            batch: self.training.expected_batch(),
+            parameters: parameters as u64,
+            rounds: self.training.rounds,
+            noise_multiplier: self.privacy.noise_multiplier,
+            delta: self.privacy.delta,
+            clip_norm: self.privacy.clip_norm,
+        };
+        SumEncoding::new(terms).map(Some)
+    }
+
+    /// What all training would cost a training customer if the masks of a secure sum protected nothing, so that each
+    /// site's share of the noise stood alone; None in other modes, which rest on nobody else.
+    pub fn local_charge(&self) -> Option<GaussianEvent> {
+        let shares = self.federation.secure_sum()?.honest_shares(self.federation.min_sites);
+        let charge = self.training_charge();
+        let alone = charge.noise_multiplier.value() / f64::from(shares.max(1)).sqrt();
+        // Below the least multiplier there is no figure that says anything.
+        let noise_multiplier = NoiseMultiplier::new(alone).ok()?;
+        Some(GaussianEvent { noise_multiplier, ..charge })
+    }
+}
+
 /// What cannot be done with a sum whose addends nobody sees, or in one step.
 fn check_beside(federation: &Federation, training: &Training) -> Result<(), JobError> {
     let refuse = |holds: bool, what: &'static str, cure: &'static str| {
@@ -93,9 +125,9 @@ fn check_beside(federation: &Federation, training: &Training) -> Result<(), JobE
     refuse(together, "schedule = \"buffered\": a sum needs all its sites at once", "use synchronous")?;
     let one = training.local_steps == 1;
     refuse(one, "training.local_steps above 1: a round is one step over all sites", "use more rounds")?;
-    let sgd = matches!(training.optimizer, Optimizer::Sgd { momentum: 0.0, .. });
+    let sgd = matches!(training.optimizer, Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 });
     let cure = "use a strategy with state at the coordinator, such as \"fedavgm\" or \"fedadam\"";
-    refuse(sgd, "momentum or adam at the sites: the coordinator makes the step", cure)?;
+    refuse(sgd, "momentum, weight decay or adam at the sites: the coordinator makes the step", cure)?;
     let free = training.proximal == 0.0;
     refuse(free, "training.proximal: one step from the shared model has no way to go back", "leave it out")?;
     let constant = training.clipping != Clipping::Quantile;

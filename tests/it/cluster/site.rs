@@ -201,7 +201,8 @@ impl Site {
                         daemon.expected.remove(&job);
                     }
                     Action::Work { contract, start, .. } => {
-                        let items = items(&contract.contract, &start).into();
+                        let parameters = contract.contract.network().unwrap().parameter_count();
+                        let items = items(&contract.contract, parameters, &start).unwrap().into();
                         let contribution =
                             Contribution { evaluation: None, update: None, charges: Vec::new() };
                         let work = Work { start, items, paying: None, contribution, begun: false };
