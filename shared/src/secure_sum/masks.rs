@@ -71,8 +71,8 @@ impl Masks {
         self.0.is_empty()
     }
 
-    /// Adds all masks to `values`, 32-bit little-endian integers, with up to `threads` threads.
-    pub fn apply(&self, values: &mut [[u8; 4]], threads: usize) {
+    /// Adds all masks to `values` with up to `threads` threads; a word of keystream is little-endian.
+    pub fn apply(&self, values: &mut [u32], threads: usize) {
         const VALUES: usize = BLOCK_BYTES / 4;
         let blocks = values.len().div_ceil(VALUES);
         let each = blocks.div_ceil(threads.max(1)).max(1);
@@ -87,7 +87,7 @@ impl Masks {
     }
 
     /// As [`apply`](Masks::apply), to values that begin at block `first` of all.
-    fn apply_from(&self, first: usize, values: &mut [[u8; 4]]) {
+    fn apply_from(&self, first: usize, values: &mut [u32]) {
         let mut stream = vec![0; BLOCK_BYTES];
         for (at, block) in values.chunks_mut(BLOCK_BYTES / 4).enumerate() {
             let counter = (first + at) as u128 * (BLOCK_BYTES / CIPHER_BLOCK_BYTES) as u128;
@@ -104,16 +104,15 @@ impl Masks {
     }
 }
 
-/// `op` on 32-bit little-endian integers, pair by pair, into `values`.
 #[inline]
-pub(super) fn combine(values: &mut [[u8; 4]], words: &[[u8; 4]], op: impl Fn(u32, u32) -> u32) {
+fn combine(values: &mut [u32], words: &[[u8; 4]], op: impl Fn(u32, u32) -> u32) {
     for (value, word) in values.iter_mut().zip(words) {
-        *value = op(u32::from_le_bytes(*value), u32::from_le_bytes(*word)).to_le_bytes();
+        *value = op(*value, u32::from_le_bytes(*word));
     }
 }
 
-/// Adds `words` to `sum`, modulo 2^32.
-pub fn add(sum: &mut [[u8; 4]], words: &[[u8; 4]]) {
+/// Adds `words`, 32-bit little-endian integers, to `sum`, modulo 2^32.
+pub fn add(sum: &mut [u32], words: &[[u8; 4]]) {
     combine(sum, words, u32::wrapping_add);
 }
 
@@ -125,10 +124,11 @@ mod tests {
     fn the_mask_is_the_keystream_of_aes_256_ctr_from_zero() {
         let mut masks = Masks::default();
         masks.push(&Secret::from_bytes([0; 32]), Sign::Plus);
-        let mut values = [[0; 4]; 4];
+        let mut values = [0; 4];
         masks.apply(&mut values, 1);
         // NIST AESAVS, GFSbox zero vector.
-        assert_eq!(data_encoding::HEXLOWER.encode(values.as_flattened()), "dc95c078a2408989ad48a21492842087");
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes), "dc95c078a2408989ad48a21492842087");
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
             masks.push(&Secret::from_bytes([byte; 32]), Sign::Plus);
             inverse.push(&Secret::from_bytes([byte; 32]), Sign::Plus.inverted());
         }
-        let start: Vec<[u8; 4]> = (0..3 * BLOCK_BYTES as u32 / 4 + 5).map(u32::to_le_bytes).collect();
+        let start: Vec<u32> = (0..3 * BLOCK_BYTES as u32 / 4 + 5).collect();
         let mut first = start.clone();
         masks.apply(&mut first, 1);
         for threads in [0, 2, 3, 9] {

@@ -4,7 +4,6 @@ use super::agreement::{Answer, BadQuestion, Question};
 use super::coordinator::{Batch, OpenError};
 use super::graph::Graph;
 use super::keys::{JobSecret, SignedKey};
-use super::masks;
 use super::roster::{Roster, Terms};
 use super::site::{Member, Record, Refusal};
 use super::{BATCH_ROUNDS, batch_of};
@@ -77,34 +76,30 @@ impl World {
     }
 
     /// What the site contributes to a round before any mask: spread over all of the ring.
-    fn values(site: u16, round: RoundId) -> Vec<[u8; 4]> {
-        let value = |at: usize| {
-            (at as u32)
-                .wrapping_mul(2_654_435_761)
-                .wrapping_add(u32::from(site) * 977 + round.0)
-                .to_le_bytes()
-        };
+    fn values(site: u16, round: RoundId) -> Vec<u32> {
+        let value =
+            |at: usize| (at as u32).wrapping_mul(2_654_435_761).wrapping_add(u32::from(site) * 977 + round.0);
         (0..LEN).map(value).collect()
     }
 
-    fn masked(&self, site: u16, round: RoundId) -> Vec<[u8; 4]> {
+    fn masked(&self, site: u16, round: RoundId) -> Vec<u32> {
         let mut values = Self::values(site, round);
         self.sites[usize::from(site)].masks(round).unwrap().apply(&mut values, 1);
         values
     }
 
-    fn sum(parts: impl Iterator<Item = Vec<[u8; 4]>>) -> Vec<[u8; 4]> {
-        parts.fold(vec![[0; 4]; LEN], |mut sum, part| {
-            masks::add(&mut sum, &part);
+    fn sum(parts: impl Iterator<Item = Vec<u32>>) -> Vec<u32> {
+        parts.fold(vec![0; LEN], |mut sum, part| {
+            sum.iter_mut().zip(part).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
             sum
         })
     }
 
-    fn masked_sum(&self, survivors: &[u16], round: RoundId) -> Vec<[u8; 4]> {
+    fn masked_sum(&self, survivors: &[u16], round: RoundId) -> Vec<u32> {
         Self::sum(survivors.iter().map(|site| self.masked(*site, round)))
     }
 
-    fn plain_sum(survivors: &[u16], round: RoundId) -> Vec<[u8; 4]> {
+    fn plain_sum(survivors: &[u16], round: RoundId) -> Vec<u32> {
         Self::sum(survivors.iter().map(|site| Self::values(*site, round)))
     }
 
@@ -235,7 +230,7 @@ fn every_round_of_every_batch_has_masks_of_its_own() {
             world.batch(batch_of(round), &[0, 1, 2]).unwrap();
         }
         for site in 0..3 {
-            let mut mask = vec![[0; 4]; LEN];
+            let mut mask = vec![0; LEN];
             world.sites[site].masks(round).unwrap().apply(&mut mask, 1);
             assert!(seen.insert(mask));
         }
@@ -462,22 +457,23 @@ fn masked_integers_pass_a_test_of_uniformity_and_do_not_hang_together() {
     let mut world = World::new(5, 4, 1);
     world.batch(0, &world.all()).unwrap();
     let mask = |site: usize, round: u32| {
-        let mut mask = vec![[0; 4]; 64_000];
+        let mut mask = vec![0; 64_000];
         world.sites[site].masks(RoundId(round)).unwrap().apply(&mut mask, 1);
         mask
     };
-    let all: Vec<Vec<[u8; 4]>> = (0..20).map(|at| mask(at % 5, (at / 5) as u32)).collect();
-    let uniform = |bytes: &[u8]| {
+    let all: Vec<Vec<u32>> = (0..20).map(|at| mask(at % 5, (at / 5) as u32)).collect();
+    let uniform = |words: &[u32]| {
         let mut counts = [0u32; 256];
-        bytes.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
-        let expected = bytes.len() as f64 / 256.0;
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+        bytes.for_each(|byte| counts[usize::from(byte)] += 1);
+        let expected = 4.0 * words.len() as f64 / 256.0;
         let square: f64 = counts.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
         assert!(square < 404.0, "{square}");
     };
     for (at, one) in all.iter().enumerate() {
-        uniform(one.as_flattened());
-        let mut difference = one.clone();
-        masks::combine(&mut difference, &all[(at + 1) % all.len()], u32::wrapping_sub);
-        uniform(difference.as_flattened());
+        uniform(one);
+        let next = &all[(at + 1) % all.len()];
+        let difference: Vec<u32> = one.iter().zip(next).map(|(a, b)| a.wrapping_sub(*b)).collect();
+        uniform(&difference);
     }
 }
