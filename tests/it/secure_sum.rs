@@ -211,6 +211,11 @@ fn answers(round: u32) -> impl Fn(&Seen) -> bool {
 #[test]
 fn a_job_in_a_secure_sum_ends_with_the_model_that_its_sites_sum_leads_to_and_no_secret_is_left() {
     let (federation, mut sites) = begun(4, 10, "strategy = \"fedadam\"");
+    for site in &mut sites {
+        // What the budget still allows is said once the job is closed here.
+        site.until(|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::JobEnded(_))));
+        site.until(|seen| matches!(seen, Seen::FromSite(SiteToCoordinator::Standing(_))));
+    }
     let counts = settled(&federation, &mut sites, 10);
     assert_eq!(counts, [4; 10]);
     for site in &sites {

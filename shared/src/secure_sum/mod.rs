@@ -1,6 +1,6 @@
 //! Secure sum: the coordinator learns the sum of the sites' integers modulo 2^32 and nothing else of them.
 //!
-//! The protocol, its threat model and the proofs stand in the [manual](crate::manual). All here is pure: no
+//! The protocol, its threat model and the proofs stand in the [manual](crate::manual::secure_sum). All here is pure: no
 //! network, no disk, no clock, no randomness but the one job secret a site.
 //!
 //! - [`keys`]: a site's job secret and all that derives from it.

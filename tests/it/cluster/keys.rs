@@ -89,7 +89,11 @@ impl Keys {
             (1, 3, 2, "strategy = \"fedavgm\"\nmax_idle_s = 20"),
             (2, 2, 0, "max_idle_s = 5"),
             (2, 4, 3, "strategy = \"fedadam\"\nmax_time_s = 60"),
+            (3, 2, 0, "mode = \"secure_sum\""),
+            (2, 3, 2, "mode = \"secure_sum\"\ncolluding_sites = 0\nmax_idle_s = 5"),
+            (2, 10, 0, "mode = \"secure_sum\"\ncolluding_sites = 0\nstrategy = \"fedadam\"\nmax_time_s = 60"),
         ];
+        let members: Vec<SiteId> = sites.iter().map(Identity::site).collect();
         let jobs = shapes.iter().enumerate().map(|(number, (min_sites, rounds, every, more))| {
             let file: JobFile = toml::from_str(&format!(
                 "name = \"test\"\nschema = \"x\"\n[privacy]\nnoise_multiplier = 8.0\ndelta = 1e-4\n\
@@ -97,7 +101,7 @@ impl Keys {
                  [federation]\nmin_sites = {min_sites}\n{more}"
             ))
             .unwrap();
-            let contract = file.contract(schema.clone(), [number as u8; 16]).unwrap();
+            let contract = file.contract_among(schema.clone(), [number as u8; 16], &members).unwrap();
             let bytes = codec::encode(&contract);
             let signature = operator.sign(Purpose::JobContract, &bytes).to_vec();
             let signed = SignedContract { contract: bytes, certificate: certificate.clone(), signature };

@@ -206,7 +206,12 @@ impl Site {
                     }
                     Action::Work { contract, start, .. } => {
                         let parameters = contract.contract.network().unwrap().parameter_count();
-                        let items = items(&contract.contract, parameters, &start).unwrap().into();
+                        let mut items: VecDeque<Item> =
+                            items(&contract.contract, parameters, &start).unwrap().into();
+                        let summed = contract.contract.federation.secure_sum().is_some();
+                        if summed && !daemon.sums.is_prepared(start.job, start.round) {
+                            items.retain(|item| item.kind != ReleaseKind::Update);
+                        }
                         let contribution =
                             Contribution { evaluation: None, update: None, charges: Vec::new() };
                         let work = Work { start, items, paying: None, contribution, begun: false };
@@ -285,7 +290,7 @@ impl Site {
             return None;
         }
         let at = random.random_range(0..daemon.works.len());
-        let Daemon { budget, outbox, works, .. } = daemon;
+        let Daemon { budget, outbox, sums, works, .. } = daemon;
         let work = &mut works[at];
         let (job, round) = (work.start.job, work.start.round);
         if !work.begun {
@@ -329,8 +334,12 @@ impl Site {
                 book.made(number, job, round, item.kind);
                 payment::Event::Made(match item.kind {
                     ReleaseKind::Update => {
-                        let value = |_| random.random_range(-(1i32 << 20)..1 << 20).to_le_bytes();
-                        [0, 1].map(value).concat()
+                        let mut values = [0, 1].map(|_| random.random_range(-(1i32 << 20)..1 << 20) as u32);
+                        if book.is_summed(job) {
+                            book.adds(number, job, round, values);
+                            sums.masks(job, round).unwrap().apply(&mut values, 1);
+                        }
+                        values.map(u32::to_le_bytes).concat()
                     }
                     ReleaseKind::Evaluation => {
                         let count = |_| random.random_range(-100i64..100).to_le_bytes();
@@ -373,7 +382,10 @@ impl Link {
     fn send_sum(&mut self, number: usize, said: Result<Option<SiteToCoordinator>, SumError>) {
         match said {
             Ok(said) => said.into_iter().for_each(|said| self.send_up(said)),
-            Err(SumError::Unknown | SumError::Refused(Refusal::NoBatch)) => {}
+            // What comes late, or twice over a faulty network.
+            Err(SumError::Unknown) => {}
+            Err(SumError::Refused(Refusal::NoBatch | Refusal::OtherBatch | Refusal::OtherSurvivors)) => {}
+            Err(SumError::Refused(Refusal::NotInRoster)) => {}
             Err(error) => panic!("site {number} refused an honest coordinator: {error:?}"),
         }
     }
