@@ -5,10 +5,10 @@
 //! and compares. No one has the judge's view in real life.
 
 pub mod branches;
-mod datasets;
+pub mod datasets;
 mod processes;
 mod report;
-mod yardstick;
+pub mod yardstick;
 
 use crate::error::{Interrupted, JobDidNotFinish};
 use crate::operator::Operator;
