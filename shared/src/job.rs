@@ -80,7 +80,8 @@ pub struct PrivacyAsked {
     pub noise_multiplier: Option<NoiseMultiplier>,
     /// Probability with which the privacy loss may be larger.
     pub delta: Delta,
-    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping.
+    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping unless with mode =
+    /// "secure_sum".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<ClipNorm>,
 }
@@ -332,13 +333,21 @@ impl JobFile {
         members: &[SiteId],
     ) -> Result<JobContract, JobError> {
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
-        // Counts and numbers have no link that flattens: longer steps overshoot.
-        let rate =
-            if matches!(schema.label.kind, LabelKind::Count | LabelKind::Number { .. }) { 0.3 } else { 1.5 };
-        // Who does not choose a norm needs a clipping that does not depend on it.
-        let clipping = if clip_norm.is_some() { Clipping::Fixed } else { Clipping::Automatic };
+        let mode = self.federation.mode;
+        let rate = match (&schema.label.kind, mode) {
+            // Counts and numbers have no link that flattens: longer steps overshoot.
+            (LabelKind::Count | LabelKind::Number { .. }, _) => 0.3,
+            (_, ModeName::Site) => 1.5,
+            (_, ModeName::SecureSum) => 3.0,
+        };
+        // Who does not choose a norm needs a clipping that does not depend on it; but where noise is little, scores
+        // that are near to probabilities are worth more.
+        let clipping = match mode {
+            ModeName::Site if clip_norm.is_none() => Clipping::Automatic,
+            ModeName::Site | ModeName::SecureSum => Clipping::Fixed,
+        };
         let clip_norm = clip_norm.unwrap_or(ClipNorm::new(DEFAULT_CLIP_NORM).expect("0.5 is a norm"));
-        let training = self.training.fixed(clipping, rate, self.federation.mode)?;
+        let training = self.training.fixed(clipping, rate, mode)?;
         let federation = self.federation.fixed(members)?;
         training.check()?;
         federation.check(&training)?;
