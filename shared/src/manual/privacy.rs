@@ -165,6 +165,7 @@
 //!
 //! | fault | test |
 //! | --- | --- |
+//! | pairwise mask keys folded to 28 bits | there are no masks: `fault_pairwise_mask_keys_folded_to_28_bits_cannot_be_without_masks` |
 //! | central noise calibrated for uniform weights, applied to row-count weights | client `train`: `noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site`; coordinator `global_model`: `the_model_moves_by_the_mean_whatever_the_order` |
 //! | sensitivity as a free parameter | `job`: `a_job_cannot_state_a_sensitivity_of_its_own`; `privacy::mechanism`: `a_mechanism_that_does_not_follow_from_its_statistic_is_found` |
 //! | the Gaussian formula for an epsilon of at most 1 used for any | `accountant`: `noise_for_a_large_epsilon_is_not_that_of_the_formula_for_small_ones` |
