@@ -44,6 +44,21 @@ impl FaultRate {
     }
 }
 
+/// What an update of a job is: public constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Expected {
+    /// As bytes.
+    pub encoding: Encoding,
+    /// Masked for a secure sum: every integer is as likely as any other.
+    pub masked: bool,
+}
+
+impl From<Encoding> for Expected {
+    fn from(encoding: Encoding) -> Self {
+        Self { encoding, masked: false }
+    }
+}
+
 /// Where the body of an arriving update waits for its end.
 #[derive(Debug)]
 enum Body {
@@ -64,6 +79,7 @@ pub struct Arriving {
 #[derive(Debug)]
 struct Values {
     fault: Option<Outcome>,
+    masked: bool,
     /// For updates that are compressed.
     decoder: Option<Decoder>,
     body: Body,
@@ -107,17 +123,22 @@ pub fn check_len(len: u64, expected: u64) -> Result<(), Outcome> {
 }
 
 impl Arriving {
-    /// Begins with the first piece. `encoding` is that of the job's updates; what is kept is the 32-bit integers, in a file
-    /// of `spool` if they are long.
-    pub fn begin(first: Piece, encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
-        if let Err(outcome) = check_len(first.total, encoding.len()) {
+    /// Begins with the first piece of what is `expected`; what is kept is the 32-bit integers, in a file of `spool` if
+    /// they are long.
+    pub fn begin(
+        first: Piece,
+        expected: impl Into<Expected>,
+        spool: &Arc<Spool>,
+    ) -> io::Result<Result<Self, Outcome>> {
+        let expected = expected.into();
+        if let Err(outcome) = check_len(first.total, expected.encoding.len()) {
             return Ok(Err(outcome));
         }
         if first.offset != 0 {
             return Ok(Err(Outcome::Corrupt));
         }
         let hasher = Hashing(ContentHasher::default());
-        Ok(Ok(Self { first, received: 0, hasher, values: Values::new(encoding, spool)? }))
+        Ok(Ok(Self { first, received: 0, hasher, values: Values::new(expected, spool)? }))
     }
 
     /// Whether `piece` is the next one.
@@ -162,9 +183,9 @@ impl Arriving {
 }
 
 impl Values {
-    /// None yet, of an update in this `encoding`.
-    fn new(encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Self> {
-        let Encoding { compression, parameters } = encoding;
+    /// None yet, of an update that is `expected` to be so.
+    fn new(expected: Expected, spool: &Arc<Spool>) -> io::Result<Self> {
+        let Expected { encoding: Encoding { compression, parameters }, masked } = expected;
         let decoder = (compression != Compression::None).then(|| Decoder::new(compression, parameters));
         let len = 4 * parameters;
         let body = if len <= MEMORY_LEN {
@@ -172,7 +193,7 @@ impl Values {
         } else {
             Body::File(spool.file()?)
         };
-        Ok(Self { fault: None, decoder, body, carry: Vec::new() })
+        Ok(Self { fault: None, masked, decoder, body, carry: Vec::new() })
     }
 
     /// Takes the next bytes.
@@ -221,7 +242,8 @@ impl Values {
     }
 
     fn check_values(&mut self, values: &[[u8; 4]]) {
-        let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= UPDATE_LIMIT as u32;
+        let limit = if self.masked { u32::MAX } else { UPDATE_LIMIT as u32 };
+        let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= limit;
         // Without an early end, so that the loop is one pass of wide comparisons.
         if !values.iter().fold(true, |all, value| all & in_range(value)) {
             let mut out = values.iter().filter(|value| !in_range(value));
@@ -287,7 +309,7 @@ impl AdmittedUpdate {
         if let Err(outcome) = check_len(bytes.len() as u64, encoding.len()) {
             return Ok(Err(outcome));
         }
-        let mut values = Values::new(encoding, spool)?;
+        let mut values = Values::new(encoding.into(), spool)?;
         values.push(bytes)?;
         values.end()?;
         if let Some(fault) = values.fault {

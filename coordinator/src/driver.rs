@@ -5,16 +5,19 @@ mod outbox;
 mod refusals;
 mod requests;
 mod server_state;
+mod summing;
 mod witnessing;
 
 pub use outbox::{Outbox, Outgoing, ToSite, outbox};
 
-use crate::admission::{FaultRate, ParsedUpdate, check_len};
+use crate::admission::{Expected, FaultRate, ParsedUpdate, check_len};
 use crate::aggregate::Aggregate;
 use crate::authority::Issuer;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
+use crate::opened_sum;
 use crate::roster::SharedRoster;
+use crate::secure_sum::JobSums;
 use crate::spool::Spool;
 use crate::store::{Alarm, JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
@@ -24,7 +27,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use weighhouse_shared::clock;
-use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::evaluation::Quality;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
@@ -38,7 +40,7 @@ use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
     JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
-    RoundStart, RoundSummary, SignedContract,
+    RoundStart, RoundSummary, SignedContract, SumAnswer, SumKey, SumOffer,
 };
 use weighhouse_shared::wire::stream::Piece;
 
@@ -104,6 +106,12 @@ pub enum Input {
     },
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
+    /// A site's key for a job's secure sums.
+    SumKey(SiteId, SumKey),
+    /// A site's part in a batch of a job's secure sums.
+    SumOffer(SiteId, SumOffer),
+    /// A site's answer about a round's survivors.
+    SumAnswer(SiteId, SumAnswer),
     /// A site's certificate is about to expire.
     Renew(SiteId),
     /// A site measured quality.
@@ -127,7 +135,7 @@ pub enum Input {
         /// What its sender says of it.
         piece: Piece,
         /// What an update of its job is as bytes; or why it is not read.
-        reply: oneshot::Sender<Result<Encoding, Outcome>>,
+        reply: oneshot::Sender<Result<Expected, Outcome>>,
     },
     /// An operator's request.
     Request {
@@ -177,6 +185,8 @@ struct Job {
     state: Option<ServerState>,
     /// Kept from round to round: fresh pages cost more than the sum.
     aggregate: Option<Aggregate>,
+    /// In a secure sum.
+    sums: Option<JobSums>,
     /// Counts of this round's histograms, and how many there are.
     histogram: Option<(Vec<i64>, u32)>,
     /// Contributions refused so far.
@@ -247,6 +257,18 @@ impl Driver {
             }
             // What a process that was killed right after a commit did not get to.
             let awaited = (!machine.status().is_final()).then(|| machine.round());
+            let mut sums = None;
+            match awaited {
+                None => parts.store.forget_sums(id)?,
+                Some(round) => {
+                    if let Some((kept, fixed)) =
+                        JobSums::restore(id, machine.contract(), round, &parts.store)?
+                    {
+                        machine.resume_sums(fixed.roster, fixed.batch, fixed.survivors);
+                        sums = Some(kept);
+                    }
+                }
+            }
             parts.store.forget_server_states(id, awaited)?;
             let JobRecord { signed, number, .. } = record;
             let job = Job {
@@ -256,6 +278,7 @@ impl Driver {
                 model: None,
                 state: None,
                 aggregate: None,
+                sums,
                 histogram: None,
                 refused: parts.store.refusals(id)?,
                 watchers: Vec::new(),
@@ -334,6 +357,9 @@ impl Driver {
                 }
                 self.step(job, Event::Answered(site, decision))?;
             }
+            Input::SumKey(site, told) => self.take_sum_key(site, told)?,
+            Input::SumOffer(site, told) => self.take_sum_offer(site, told)?,
+            Input::SumAnswer(site, told) => self.take_sum_answer(site, told)?,
             Input::Renew(site) => self.renew(site)?,
             Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
             Input::Skipped(site, RoundSkipped { job, round }) => {
@@ -446,6 +472,12 @@ impl Driver {
                     self.send(site, CoordinatorToSite::JobOffer(signed));
                 }
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
+                Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
+                Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
+                Action::Brief(site) => self.brief(id, site),
+                Action::KeepSum(round) => self.keep_sum(id, round)?,
+                Action::Ask(round, sites) => self.ask(id, round, &sites)?,
+                Action::OpenSum(_) => self.open_sum(id)?,
                 Action::Commit(round) => self.commit(id, round, true)?,
                 Action::GiveUp(round) => self.commit(id, round, false)?,
                 Action::Late(site, round) => self.left_out(id, site, round),
@@ -530,9 +562,14 @@ impl Driver {
         if !counts && let Some(aggregate) = &mut job.aggregate {
             aggregate.clear().map_err(spool_failed)?;
         }
+        let opened = job.sums.as_mut().filter(|_| trains).and_then(JobSums::take_opened).filter(|_| counts);
         let histogram = job.histogram.take().filter(|_| counts);
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
-        let sites = if trains { job.aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
+        let updates = match &opened {
+            Some((_, survivors)) => *survivors,
+            None => job.aggregate.as_ref().map_or(0, Aggregate::updates),
+        };
+        let sites = if trains { updates } else { evaluations };
         let Some(mut new) = job.model.take() else { return Ok(()) };
         if let Some(aggregate) = &mut job.aggregate {
             new = tokio::task::block_in_place(|| -> std::io::Result<_> {
@@ -541,6 +578,11 @@ impl Driver {
                 Ok(moved)
             })
             .map_err(spool_failed)?;
+        }
+        if let Some((sum, survivors)) = opened {
+            let step = || opened_sum::step(new, &contract, round, &sum, survivors, state.as_mut());
+            new = tokio::task::block_in_place(step)
+                .map_err(|error| DriverError::Job { reason: error.to_string() })?;
         }
         // From here on the model is what is measured and exported.
         if concludes {
@@ -574,6 +616,9 @@ impl Driver {
         if changed && !shared {
             self.parts.store.forget_model(old)?;
         }
+        if trains && contract.federation.secure_sum().is_some() {
+            self.parts.store.forget_sum(id)?;
+        }
         if keeps_state || concludes {
             self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;
         }
@@ -584,8 +629,14 @@ impl Driver {
         for action in actions {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
+                Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
+                Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
                 Action::End(status) => self.end(id, status)?,
                 Action::Save
+                | Action::Brief(_)
+                | Action::KeepSum(_)
+                | Action::Ask(..)
+                | Action::OpenSum(_)
                 | Action::Offer(_)
                 | Action::Commit(_)
                 | Action::GiveUp(_)
@@ -602,7 +653,9 @@ impl Driver {
         job.histogram = None;
         job.model = None;
         job.state = None;
+        job.sums = None;
         self.parts.spool.clear();
+        self.parts.store.forget_sums(id)?;
         self.parts.store.forget_server_states(id, None)?;
         let mut watchers = std::mem::take(&mut job.watchers);
         if let Some(refusals) = job.refusals_event() {
@@ -628,6 +681,11 @@ impl Driver {
         let verdict = verdict.and_then(|()| self.check_charge(site, id, round, Population::Training));
         match update.admit(verdict) {
             Err(outcome) => self.refuse(site, id, round, outcome),
+            Ok(admitted) if self.jobs.get(&id).is_some_and(|job| job.sums.is_some()) => {
+                self.add_to_sum(id, site, round, admitted)?;
+                self.admitted(site, id, round);
+                self.counted(id, site, Part::Update, round)
+            }
             Ok(admitted) => {
                 let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
                 if job.aggregate.is_none() {

@@ -12,6 +12,7 @@ pub mod aggregate;
 pub mod global_model;
 pub mod opened_sum;
 pub mod job;
+pub mod secure_sum;
 pub mod witness;
 pub mod driver;
 pub mod session;

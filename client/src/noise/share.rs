@@ -59,6 +59,12 @@ impl NoisedShare {
         cells.iter_mut().zip(&self.values).for_each(|(cell, value)| *cell = value.to_le_bytes());
         memory
     }
+
+    /// A constant, without any record: what a no-training round sends.
+    #[cfg(feature = "constant-update")]
+    pub fn constant(parameters: usize, value: u32) -> Self {
+        Self { values: vec![value; parameters], payer: PhantomData }
+    }
 }
 
 impl NoisedShare<Simulated> {

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Debited, Decision, Evaluation, Hello, Holding, JobAnswer, Outcome, Receipt, Renew,
-    RoundSkipped, RoundStart, SignedContract, SiteToCoordinator, Witnessed,
+    RoundSkipped, RoundStart, SignedContract, SiteToCoordinator, SumBatch, SumQuestion, SumRoster, Witnessed,
 };
 use weighhouse_shared::wire::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, common_version};
 
@@ -27,6 +27,8 @@ pub const MAX_PAUSE_MS: u64 = 30_000;
 pub const GREETING_MS: u64 = 30_000;
 /// The protocol version that brought [`Renew`], [`Holding`] and [`Debited`].
 const SECOND_VERSION: u16 = 2;
+/// The protocol version that brought secure sums.
+const SUM_VERSION: u16 = 3;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -111,6 +113,14 @@ pub enum Action {
         /// The parameters it starts from.
         model: Vec<f32>,
     },
+    /// Send the site's key for the secure sums of this job, once its secret is on disk.
+    TellSumKey(CheckedContract),
+    /// Take the roster of a job's secure sums, then send the site's part in its next batch.
+    TakeSumRoster(SumRoster),
+    /// Take a batch of a job's secure sums, then send the site's part in the next one.
+    TakeSumBatch(SumBatch),
+    /// Send the answer to a question about a round's survivors, once it is on disk that it was given.
+    AnswerSum(SumQuestion),
     /// Send an update.
     Upload {
         /// The job it is for.
@@ -310,11 +320,24 @@ impl SessionMachine {
                 let refused = outcome != Outcome::Admitted && self.takes_part(&job);
                 Vec::from_iter(refused.then_some(Action::Notice(Notice::Refused { job, round, outcome })))
             }
+            (Phase::Up, CoordinatorToSite::SumRoster(told)) => {
+                self.of_known_job(told.job, Action::TakeSumRoster(told))
+            }
+            (Phase::Up, CoordinatorToSite::SumBatch(told)) => {
+                self.of_known_job(told.job, Action::TakeSumBatch(told))
+            }
+            (Phase::Up, CoordinatorToSite::SumQuestion(told)) => {
+                self.of_known_job(told.job, Action::AnswerSum(told))
+            }
             (Phase::Up, CoordinatorToSite::Renewed(renewed)) => {
                 vec![Action::KeepCertificate(renewed.certificate)]
             }
             _ => vec![Action::Fail(Failure::Protocol)],
         }
+    }
+
+    fn of_known_job(&self, job: JobId, action: Action) -> Vec<Action> {
+        if self.takes_part(&job) { vec![action] } else { Vec::new() }
     }
 
     /// An accepted job is known to the rounds before the coordinator hears of it, so that its model finds it.
@@ -326,7 +349,10 @@ impl SessionMachine {
         }
         self.told.insert(job, decision);
         let mut actions = vec![Action::Notice(notice)];
+        let mut sums = None;
         if let Some(contract) = contract {
+            let summed = contract.contract.federation.secure_sum().is_some();
+            sums = Some(contract.clone()).filter(|_| summed && self.version >= SUM_VERSION);
             self.rounds.handle(round::Event::JobAccepted(contract));
         }
         let len = self.rounds.model_len(&job).filter(|_| !left);
@@ -339,6 +365,8 @@ impl SessionMachine {
                 None => Action::TellPart(job),
             });
         }
+        // The key first: who agrees can be on the roster.
+        actions.extend(sums.map(Action::TellSumKey));
         actions.push(Action::Send(SiteToCoordinator::JobAnswer(answer)));
         if left {
             actions.extend(self.round(round::Event::JobEnded(job)));

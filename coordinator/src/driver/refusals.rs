@@ -2,9 +2,8 @@
 //! again and again.
 
 use super::{Driver, DriverError, Job, tell};
-use crate::admission::{FaultRate, check_len};
+use crate::admission::{Expected, FaultRate, check_len};
 use crate::job::Part;
-use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Charge, Population};
 use weighhouse_shared::privacy::accountant::GaussianEvent;
@@ -36,7 +35,7 @@ impl Driver {
 
     /// Whether the update that `piece` begins is read: what the job's updates are as bytes, or why not. What needs no
     /// body is checked here, so that a refused update costs no bandwidth.
-    pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<Encoding, Outcome> {
+    pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<Expected, Outcome> {
         if self.faults(site).is_exceeded(self.now) {
             return Err(Outcome::RateLimited);
         }
@@ -44,7 +43,7 @@ impl Driver {
         let encoding = job.machine.contract().update_encoding().map_err(|_| Outcome::WrongRound)?;
         check_len(piece.total, encoding.len())?;
         job.machine.verdict(site, piece.round, Some(piece.base), Part::Update)?;
-        Ok(encoding)
+        Ok(Expected { encoding, masked: job.sums.is_some() })
     }
 
     /// Whether the ledger of `site` debited for its contribution what the contract says.
@@ -144,7 +143,7 @@ mod tests {
         let job = submit(&mut driver, "[training]\nrounds = 2");
         let good = piece(&driver, job);
         let answer = |driver: &Driver, piece: Piece| driver.announced(SITE, &piece);
-        assert_eq!(answer(&driver, good).unwrap().len(), 8);
+        assert_eq!(answer(&driver, good).unwrap().encoding.len(), 8);
         for (bad, outcome) in [
             (Piece { total: 12, ..good }, Outcome::TooLong),
             (Piece { total: 4, ..good }, Outcome::WrongShape),

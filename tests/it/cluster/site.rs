@@ -14,12 +14,14 @@ use weighhouse_client::contribute::{Contribution, Item, items};
 use weighhouse_client::global_model::ArrivingModel;
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::payment::{self, PaidBytes, Payment};
+use weighhouse_client::secure_sum::{SumError, Sums};
 use weighhouse_client::session::machine::{Action, Event, Failure, SessionMachine};
 use weighhouse_client::session::{Terms, judge};
 use weighhouse_client::update::histogram_counts;
 use weighhouse_shared::clock;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::ledger::ReleaseKind;
+use weighhouse_shared::secure_sum::site::Refusal;
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, HeadVerdict, LedgerHead, RoundStart, SiteToCoordinator, Witnessed,
 };
@@ -36,6 +38,7 @@ struct Daemon {
     machine: SessionMachine,
     budget: Budget,
     outbox: Outbox,
+    sums: Sums,
     works: Vec<Work>,
     link: Option<u64>,
     /// Bytes of the models that may come.
@@ -88,9 +91,10 @@ impl Site {
             }
         };
         let outbox = Outbox::open(&self.folder.join("outbox")).unwrap();
+        let sums = Sums::open(&self.folder.join("secure_sums")).unwrap();
         let (works, link, expected) = (Vec::new(), None, BTreeMap::new());
         let machine = SessionMachine::new(now);
-        self.daemon = Some(Daemon { machine, budget, outbox, works, link, expected });
+        self.daemon = Some(Daemon { machine, budget, outbox, sums, works, link, expected });
     }
 
     pub fn runs(&self) -> bool {
@@ -219,6 +223,26 @@ impl Site {
                     Action::Close(job) => {
                         daemon.budget.give_back(job).unwrap();
                         daemon.outbox.forget(job, None).unwrap();
+                        daemon.sums.forget(job).unwrap();
+                    }
+                    Action::TellSumKey(contract) => {
+                        let key = daemon.sums.key(&contract, &keys().site_key(number)).unwrap();
+                        link.send_up(SiteToCoordinator::SumKey(key));
+                    }
+                    Action::TakeSumRoster(told) => {
+                        let offer = daemon.sums.take_roster(told);
+                        link.send_sum(number, offer.map(|offer| offer.map(SiteToCoordinator::SumOffer)));
+                    }
+                    Action::TakeSumBatch(told) => {
+                        let offer = daemon.sums.take_batch(told);
+                        link.send_sum(number, offer.map(|offer| offer.map(SiteToCoordinator::SumOffer)));
+                    }
+                    Action::AnswerSum(told) => {
+                        let answer = daemon.sums.answer(&told);
+                        link.send_sum(
+                            number,
+                            answer.map(|answer| Some(SiteToCoordinator::SumAnswer(answer))),
+                        );
                     }
                     Action::Fail(Failure::Silent) => return Came::Left,
                     Action::Fail(failure) => {
@@ -341,6 +365,17 @@ impl Site {
         let next = payment.handle(done);
         work.paying = Some((item, payment, next));
         None
+    }
+}
+
+impl Link {
+    /// What a site says in a secure sum; an honest coordinator is refused only what came too late.
+    fn send_sum(&mut self, number: usize, said: Result<Option<SiteToCoordinator>, SumError>) {
+        match said {
+            Ok(said) => said.into_iter().for_each(|said| self.send_up(said)),
+            Err(SumError::Unknown | SumError::Refused(Refusal::NoBatch)) => {}
+            Err(error) => panic!("site {number} refused an honest coordinator: {error:?}"),
+        }
     }
 }
 
