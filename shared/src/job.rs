@@ -445,7 +445,8 @@ impl JobContract {
         let training = Some((self.training_charge(), beside));
         let evaluation = self.evaluation_charge().map(|charge| (charge, (0.0, 0.0)));
         for (charge, (error, wrap)) in [training, evaluation].into_iter().flatten() {
-            let delta = Delta::new(self.privacy.delta.value() - wrap).unwrap_or(self.privacy.delta);
+            let delta = (self.privacy.delta.value() - wrap) * (-error).exp();
+            let delta = Delta::new(delta).unwrap_or(self.privacy.delta);
             let actual = accountant::renyi_epsilon(&[charge], delta) + error;
             if actual > self.privacy.epsilon.value() {
                 return Err(JobError::UnderNoised { claimed: self.privacy.epsilon.value(), actual });
@@ -626,6 +627,11 @@ mod tests {
                 (1, true)
             );
             assert!(!sum.is_member(SiteId::from_bytes([77; 32])));
+            let (all, alone) = (contract.training_charge(), contract.local_charge().unwrap());
+            let ratio = all.noise_multiplier.value() / alone.noise_multiplier.value();
+            assert!((ratio - f64::from(min_sites - colluding).sqrt()).abs() < 1e-9, "{ratio}");
+            let encoding = contract.sum_encoding(2).unwrap().unwrap();
+            assert!((encoding.local_multiplier() / alone.noise_multiplier.value() - 1.0).abs() < 1e-9);
         }
         for members in [0, 2, 1025] {
             assert_eq!(secure_sum(members, "", "").unwrap_err(), JobError::Members { got: members });
@@ -660,6 +666,7 @@ mod tests {
             ("local_steps = 2", "", "use more rounds"),
             ("optimizer = \"adam\"", "", "\"fedavgm\" or \"fedadam\""),
             ("momentum = 0.9", "", "\"fedavgm\" or \"fedadam\""),
+            ("expected_customers = 1000000000", "", "does not fit into 32 bits"),
             ("proximal = 0.1", "strategy = \"fedprox\"", "training.proximal"),
             ("clipping = \"quantile\"", "", "use fixed or automatic"),
         ] {

@@ -38,7 +38,7 @@ const RANKING_DIM: u32 = 32;
 /// Arguments of `weighhouse demo`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Examples:\n  weighhouse demo\n  weighhouse demo --epsilon 1 --keep demo-run\n  weighhouse demo --data campaign-response --schema configs/campaign-response.schema.toml"
+    after_help = "Examples:\n  weighhouse demo\n  weighhouse demo --epsilon 1 --keep demo-run\n  weighhouse demo --epsilon 1 --mode site\n  weighhouse demo --data campaign-response --schema configs/campaign-response.schema.toml"
 )]
 pub struct DemoArguments {
     /// Branches to make; with --data, how many of its sites take part (default: all)
@@ -50,7 +50,7 @@ pub struct DemoArguments {
     /// Probability with which that may fail
     #[arg(long, default_value = "1e-4", value_name = "DELTA")]
     delta: Delta,
-    /// Rounds of training [default: 30, with --mode secure_sum 50]
+    /// Rounds of training [default: 50, with --mode site 30]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     rounds: Option<u32>,
     /// Who makes the noise: each site all that its update needs, or all sites together that of their sum, which alone the
@@ -91,10 +91,10 @@ pub struct DemoArguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 enum Mode {
     /// In each site's update
-    #[default]
     #[value(name = "site")]
     Site,
     /// In the sum over all sites
+    #[default]
     #[value(name = "secure_sum", alias = "secure-sum")]
     SecureSum,
 }

@@ -204,6 +204,7 @@ fn dumbbell_chart(result: &DemoResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::BranchResult;
+    use super::super::job::OtherMode;
     use super::*;
 
     #[test]
@@ -223,10 +224,16 @@ mod tests {
             sites: 1,
             epsilon: 8.0,
             delta: 1e-4,
+            mode: ModeName::SecureSum,
             noise_multiplier: 4.5,
             rounds: Vec::new(),
             figure: Figure::Auc,
             judged_rounds: vec![Some(0.6), Some(0.8)],
+            other_mode: Some(OtherMode {
+                mode: ModeName::Site,
+                judged_rounds: vec![Some(0.6), Some(0.7), Some(0.75)],
+                shared: Some(0.75),
+            }),
             shared: Some(0.8),
             shared_log_loss: Some(0.3),
             alone_own_rows: Some(0.7),
@@ -242,6 +249,7 @@ mod tests {
         assert!(page.contains("&lt;b&gt;") && !page.contains("<b>"));
         assert!(!page.contains("http") && !page.contains("<script"));
         assert!(page.contains("pooled 0.830"));
+        assert!(page.contains("secure sum 0.800") && page.contains("each site 0.750"));
         let mut of_items = result;
         of_items.figure = Figure::HitRateAt10;
         let page = super::page(&of_items);

@@ -55,3 +55,27 @@ fn table_of(shape: &InputShape, rows: &Rows) -> FeatureTable {
     let starts = rows.starts.iter().map(|start| *start as usize).collect();
     FeatureTable::of_rows(shape.clone(), rows.table.clone(), starts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_site_keeps_its_own_customers_less_those_that_it_holds_out() {
+        let dataset = Dataset::generate(3, 4).unwrap();
+        let own = |holds_out, seed| OwnSites::new(&dataset, holds_out, seed);
+        let (all, some) = (own(false, 1), own(true, 1));
+        for (number, site) in dataset.sites.iter().enumerate() {
+            let count = site.train_customers();
+            assert_eq!(all.site(number).customers(), count);
+            assert_eq!(some.site(number).customers(), count - count * 150 / 1000);
+        }
+        assert!(some.sizes().0 < all.sizes().0 && all.sizes().0 <= all.sizes().1);
+        let tested: usize = dataset.sites.iter().map(|site| site.test.starts.len() - 1).sum();
+        assert_eq!(own_tests(&dataset), tested);
+    }
+
+    fn own_tests(dataset: &Dataset) -> usize {
+        tests(dataset, &dataset.schema).customers()
+    }
+}
