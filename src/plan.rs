@@ -75,6 +75,8 @@ struct Choice {
     noise_multiplier: f64,
     /// What the training steps cost at that noise, by the accountant for plans fixed beforehand.
     certified_epsilon: f64,
+    /// What they would cost if the masks of a secure sum protected nothing: each site's share of the noise alone.
+    epsilon_without_masks: Option<f64>,
     /// Noise of each quality histogram.
     evaluation_noise_multiplier: Option<f64>,
     /// Sites whose budget allows the whole job, of those that have told.
@@ -168,6 +170,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     let (bytes_down, bytes_up) = (4 * parameters, written.update_encoding()?.len());
     let sites: Vec<SitePlan> = rooms[0].iter().map(|room| site_plan(room, &written)).collect();
     let count = match sites.len() {
+        _ if !members.is_empty() => members.len(),
         0 => DEFAULT_SITES.max(written.federation.min_sites as usize),
         count => count.max(written.federation.min_sites as usize),
     }
@@ -203,6 +206,9 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
             noise_multiplier: contract.privacy.noise_multiplier.value(),
             certified_epsilon: accountant::epsilon(&[contract.training_charge()], contract.privacy.delta)
                 .upper,
+            epsilon_without_masks: contract
+                .local_charge()
+                .map(|charge| accountant::renyi_epsilon(&[charge], contract.privacy.delta)),
             evaluation_noise_multiplier: contract
                 .evaluation
                 .as_ref()
@@ -383,6 +389,13 @@ impl Plan {
             String::new(),
             table(&header, &self.choices.iter().map(row).collect::<Vec<_>>()),
         ];
+        if let Some(epsilon) = self.choices.first().and_then(|choice| choice.epsilon_without_masks) {
+            lines.push(String::new());
+            lines.push(format!(
+                "If the secure sum were broken, each site's own share of the noise would still bound the loss by epsilon \
+                 {epsilon:.3}."
+            ));
+        }
         if let Some(ground) = &self.simulated_on {
             let ceiling = figure(self.choices.first().and_then(|choice| choice.quality.best_possible()));
             lines.push(String::new());

@@ -12,11 +12,13 @@
 
 mod generated;
 mod holdout;
+mod own;
 mod split;
 mod summed;
 
 pub use generated::Generated;
 pub use holdout::Holdout;
+pub use own::{OwnSites, tests as own_tests};
 pub use split::{Deal, Split};
 
 use summed::PlainSum;
@@ -83,6 +85,8 @@ pub enum Customers {
     Generated(Generated),
     /// Real ones, dealt out.
     Split(Split),
+    /// Real ones, where they are.
+    Own(OwnSites),
 }
 
 impl Customers {
@@ -91,6 +95,7 @@ impl Customers {
         match self {
             Self::Generated(generated) => generated.site(number),
             Self::Split(split) => split.site(number),
+            Self::Own(own) => own.site(number),
         }
     }
 }

@@ -80,7 +80,8 @@ pub struct PrivacyAsked {
     pub noise_multiplier: Option<NoiseMultiplier>,
     /// Probability with which the privacy loss may be larger.
     pub delta: Delta,
-    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping.
+    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping unless with mode =
+    /// "secure_sum".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<ClipNorm>,
 }
@@ -332,13 +333,21 @@ impl JobFile {
         members: &[SiteId],
     ) -> Result<JobContract, JobError> {
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
-        // Counts and numbers have no link that flattens: longer steps overshoot.
-        let rate =
-            if matches!(schema.label.kind, LabelKind::Count | LabelKind::Number { .. }) { 0.3 } else { 1.5 };
-        // Who does not choose a norm needs a clipping that does not depend on it.
-        let clipping = if clip_norm.is_some() { Clipping::Fixed } else { Clipping::Automatic };
+        let mode = self.federation.mode;
+        let rate = match (&schema.label.kind, mode) {
+            // Counts and numbers have no link that flattens: longer steps overshoot.
+            (LabelKind::Count | LabelKind::Number { .. }, _) => 0.3,
+            (_, ModeName::Site) => 1.5,
+            (_, ModeName::SecureSum) => 3.0,
+        };
+        // Who does not choose a norm needs a clipping that does not depend on it; but where noise is little, scores
+        // that are near to probabilities are worth more.
+        let clipping = match mode {
+            ModeName::Site if clip_norm.is_none() => Clipping::Automatic,
+            ModeName::Site | ModeName::SecureSum => Clipping::Fixed,
+        };
         let clip_norm = clip_norm.unwrap_or(ClipNorm::new(DEFAULT_CLIP_NORM).expect("0.5 is a norm"));
-        let training = self.training.fixed(clipping, rate, self.federation.mode)?;
+        let training = self.training.fixed(clipping, rate, mode)?;
         let federation = self.federation.fixed(members)?;
         training.check()?;
         federation.check(&training)?;
@@ -436,7 +445,8 @@ impl JobContract {
         let training = Some((self.training_charge(), beside));
         let evaluation = self.evaluation_charge().map(|charge| (charge, (0.0, 0.0)));
         for (charge, (error, wrap)) in [training, evaluation].into_iter().flatten() {
-            let delta = Delta::new(self.privacy.delta.value() - wrap).unwrap_or(self.privacy.delta);
+            let delta = (self.privacy.delta.value() - wrap) * (-error).exp();
+            let delta = Delta::new(delta).unwrap_or(self.privacy.delta);
             let actual = accountant::renyi_epsilon(&[charge], delta) + error;
             if actual > self.privacy.epsilon.value() {
                 return Err(JobError::UnderNoised { claimed: self.privacy.epsilon.value(), actual });
@@ -617,6 +627,11 @@ mod tests {
                 (1, true)
             );
             assert!(!sum.is_member(SiteId::from_bytes([77; 32])));
+            let (all, alone) = (contract.training_charge(), contract.local_charge().unwrap());
+            let ratio = all.noise_multiplier.value() / alone.noise_multiplier.value();
+            assert!((ratio - f64::from(min_sites - colluding).sqrt()).abs() < 1e-9, "{ratio}");
+            let encoding = contract.sum_encoding(2).unwrap().unwrap();
+            assert!((encoding.local_multiplier() / alone.noise_multiplier.value() - 1.0).abs() < 1e-9);
         }
         for members in [0, 2, 1025] {
             assert_eq!(secure_sum(members, "", "").unwrap_err(), JobError::Members { got: members });
@@ -651,6 +666,7 @@ mod tests {
             ("local_steps = 2", "", "use more rounds"),
             ("optimizer = \"adam\"", "", "\"fedavgm\" or \"fedadam\""),
             ("momentum = 0.9", "", "\"fedavgm\" or \"fedadam\""),
+            ("expected_customers = 1000000000", "", "does not fit into 32 bits"),
             ("proximal = 0.1", "strategy = \"fedprox\"", "training.proximal"),
             ("clipping = \"quantile\"", "", "use fixed or automatic"),
         ] {

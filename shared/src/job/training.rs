@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingAsked {
-    /// Rounds of the job; each ends with one new global model. Left out: 30.
+    /// Rounds of the job; each ends with one new global model. Left out: 30, with mode = "secure_sum" 50.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounds: Option<u32>,
     /// Private gradient steps a site makes in one round; left out: 3, with mode = "secure_sum" 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_steps: Option<u32>,
-    /// Step size at the sites; left out: 1.5 for sgd, 0.3 if the label is a count or a number, 0.1 for adam and adamw.
+    /// Step size at the sites; left out: 1.5 for sgd, with mode = "secure_sum" 3, 0.3 if the label is a count or a
+    /// number, 0.1 for adam and adamw.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
     /// Probability with which a customer is in a step's batch; left out: 1.
@@ -49,9 +50,12 @@ pub struct TrainingAsked {
     pub warmup_steps: u32,
     /// FedProx's mu: how strongly local steps are pulled back to the round's global model; 0 for not at all.
     pub proximal: f64,
-    /// Decay, a round, of the average of the rounds' models that becomes the final model; 0 for none.
-    pub average_weights: f64,
-    /// How gradients are scaled to the clip norm; left out: fixed if there is a `clip_norm`, else automatic.
+    /// Decay, a round, of the average of the rounds' models that becomes the final model; 0 for none. Left out: 0, with mode
+    /// = "secure_sum" 0.9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average_weights: Option<f64>,
+    /// How gradients are scaled to the clip norm; left out: fixed if there is a `clip_norm` or with mode = "secure_sum", else
+    /// automatic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clipping: Option<Clipping>,
     /// For clipping by quantile: the share of customers whose norm is to be within the clip norm; left out: 0.5.
@@ -93,7 +97,7 @@ impl Default for TrainingAsked {
             schedule: Schedule::Constant,
             warmup_steps: 0,
             proximal: 0.0,
-            average_weights: 0.0,
+            average_weights: None,
             clipping: None,
             clip_quantile: None,
             clip_rate: None,
@@ -155,9 +159,10 @@ impl TrainingAsked {
     /// Every number fixed, none checked but for keys that do not go with the optimizer or the clipping, which is
     /// `clipping` if not said, as sgd's step size is `rate`.
     pub(super) fn fixed(&self, clipping: Clipping, rate: f64, mode: ModeName) -> Result<Training, JobError> {
-        let (rounds, local_steps) = match mode {
-            ModeName::Site => (30, 3),
-            ModeName::SecureSum => (30, 1),
+        let (rounds, local_steps, average) = match mode {
+            ModeName::Site => (30, 3, 0.0),
+            // Few, long steps with little noise each, and the average of the last ten or so.
+            ModeName::SecureSum => (50, 1, 0.9),
         };
         let clipping = self.clipping.unwrap_or(clipping);
         let quantile = |field, value, default| {
@@ -193,7 +198,7 @@ impl TrainingAsked {
             schedule: self.schedule,
             warmup_steps: self.warmup_steps,
             proximal: self.proximal,
-            average_weights: self.average_weights,
+            average_weights: self.average_weights.unwrap_or(average),
             clipping,
             clip_quantile,
             clip_rate,

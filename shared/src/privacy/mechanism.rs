@@ -70,7 +70,7 @@ impl Mechanism {
         shares: u32,
         noise: NoiseMultiplier,
     ) -> Self {
-        let shift = shift.min(SENSITIVITY.ilog2());
+        let (shift, shares) = (shift.min(SENSITIVITY.ilog2()), shares.max(1));
         let sensitivity = noise_share::sensitivity(shift, parameters);
         Self::NoiseShare {
             sigma: noise_share::share_sigma(noise, sensitivity, shares),

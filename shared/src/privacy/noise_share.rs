@@ -214,7 +214,7 @@ impl SumEncoding {
 pub fn left_for_noise(epsilon: Epsilon, delta: Delta) -> (Epsilon, Delta) {
     // At epsilon 1e-3 and more as much as errors may be; below, noise is so much that there are none.
     let left = Epsilon::new(epsilon.value() * (1.0 - 1e3 * MAX_ERROR_EPSILON)).unwrap_or(epsilon);
-    (left, Delta::new(delta.value() * (1.0 - 1.0 / WRAP_PART)).unwrap_or(delta))
+    (left, Delta::new(delta.value() * (1.0 - 2.0 / WRAP_PART)).unwrap_or(delta))
 }
 
 /// See [`SumEncoding::sensitivity`].

@@ -33,8 +33,8 @@ fn convolved(first: &[f64], second: &[f64]) -> Vec<f64> {
     sum
 }
 
-/// Exact up to f64: the law of a sum of shares by convolution, beside that of one discrete Gaussian. The bound is near
-/// enough to the truth at small sigma for a forgotten constant to show.
+/// Exact up to f64: the law of a sum of shares by convolution, beside that of one discrete Gaussian. Of two shares the bound
+/// is near enough to the truth for a forgotten constant to show.
 #[test]
 fn the_law_of_a_sum_of_shares_is_as_near_to_one_discrete_gaussian_as_the_theorem_says() {
     for (sigma, shares) in [(0.5, 2), (0.6, 2), (0.6, 5), (0.8, 3), (1.0, 4), (1.2, 8)] {
@@ -47,7 +47,7 @@ fn the_law_of_a_sum_of_shares_is_as_near_to_one_discrete_gaussian_as_the_theorem
         let apart = middle.map(|at| (sum[at] / one[at]).ln().abs()).fold(0.0, f64::max);
         let bound = convolution_error(sigma, shares);
         assert!(apart <= bound + 1e-11, "{sigma} {shares}: {apart} is more than {bound}");
-        assert!(apart > bound * 1e-3 || bound < 1e-9, "{sigma} {shares}: {apart} of {bound}");
+        assert!(shares > 2 || apart > bound / 10.0, "{sigma} {shares}: {apart} of {bound}");
     }
 }
 
@@ -76,7 +76,7 @@ fn the_grid_is_as_fine_as_the_range_allows_and_what_cannot_fit_is_refused() {
         };
         assert!(encoding.shift == 0 || !finer.fits(), "{members} {batch} {parameters}: {encoding:?}");
         let rounding = encoding.sensitivity() as f64 / (SENSITIVITY >> encoding.shift) as f64;
-        assert!(rounding <= 1.0 + 1.0 / 64.0, "{members} {batch} {parameters}: {rounding}");
+        assert!(rounding <= 1.0 + 1.0 / 48.0, "{members} {batch} {parameters}: {rounding}");
         assert!(encoding.limit as f64 * encoding.unit() >= 0.5 * batch * 0.5);
     }
     assert_eq!(SumEncoding::new(terms(1024, 500, 1e9, 10)), Err(SumEncodingError::TooCoarse));
