@@ -347,6 +347,13 @@ fn figure_rows(report: &Report) -> Vec<Vec<String>> {
     if report.period_days.is_some() {
         rows.push(row("since it began".into(), report.spent.lifetime, certified(&report.lifetime)));
     }
+    if let Some(epsilon) = report.without_masks {
+        rows.push(row(
+            "without masks".into(),
+            epsilon,
+            "if secure sums protected nothing: the site's own shares alone".into(),
+        ));
+    }
     rows.push(row(
         format!("at {} site{}", report.max_sites, if report.max_sites == 1 { "" } else { "s" }),
         report.at_max_sites.renyi,

@@ -23,6 +23,7 @@ use weighhouse_client::membership::Membership;
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::policy;
 use weighhouse_client::records::{self, Split};
+use weighhouse_client::secure_sum::Sums;
 use weighhouse_client::session::{self, Notice, Site};
 use weighhouse_client::witnesses::Witnesses;
 use weighhouse_shared::clock;
@@ -260,7 +261,9 @@ fn serve(folder: &Path, end_with_stdin: bool) -> Result<()> {
     let feedback = Feedback::open(&home.path("feedback"))
         .context("cannot make the feedback folder; is the disk full?")?;
     let engine = Engine::new(config.device).context("cannot use the `device` in client.toml")?;
-    let workplace = Arc::new(Workplace { records, budget, outbox, feedback, engine });
+    let sums = Sums::open(&home.path("secure_sums"))
+        .context("cannot make the secure_sums folder; is the disk full?")?;
+    let workplace = Arc::new(Workplace { records, budget, outbox, feedback, sums, engine });
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     let approvals = match policy.jobs.approval {

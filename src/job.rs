@@ -1,6 +1,7 @@
 //! `weighhouse job …`: plan, submit, list, watch, stop.
 
 use crate::error::JobDidNotFinish;
+use crate::members;
 use crate::operator::{HomeArgument, Operator, block_on};
 use crate::output::{Format, FormatArgument, print_json, table};
 use crate::plan::PlanArguments;
@@ -13,7 +14,7 @@ use weighhouse_client::home::load_schema;
 use weighhouse_coordinator::home::Home;
 use weighhouse_shared::config;
 use weighhouse_shared::identity::Purpose;
-use weighhouse_shared::ids::JobId;
+use weighhouse_shared::ids::{JobId, SiteId};
 use weighhouse_shared::job::{JobContract, JobFile};
 use weighhouse_shared::policy::PolicyRule;
 use weighhouse_shared::privacy::Generator;
@@ -86,12 +87,17 @@ pub enum JobVerb {
 pub fn run(verb: JobVerb) -> Result<()> {
     match verb {
         JobVerb::Submit { file, watch: stay, home, format } => {
-            let contract = contract_of(&file)?;
+            let (asked, schema) = read_job_file(&file)?;
             block_on(async {
                 let operator = Operator::connect(&home.home).await?;
+                let members = members::joined(&operator, &asked).await?;
+                let contract = contract_of(&file, &asked, schema, &members)?;
                 let job = submit(&operator, &home.home, &contract).await?;
                 match format.format {
-                    Format::Text => println!("submitted job {} ({})", job.short(), contract.name),
+                    Format::Text => {
+                        println!("submitted job {} ({})", job.short(), contract.name);
+                        members::describe(&contract).inspect(|members| println!("{members}"));
+                    }
                     Format::Json if stay => {}
                     Format::Json => print_json(&serde_json::json!({ "job": job, "name": contract.name }))?,
                 }
@@ -139,12 +145,12 @@ pub fn read_job_file(path: &Path) -> Result<(JobFile, Schema)> {
     Ok((file, schema))
 }
 
-/// Reads a job file and its schema, and fixes every number.
-fn contract_of(path: &Path) -> Result<JobContract> {
-    let (file, schema) = read_job_file(path)?;
+/// Fixes every number of the job file that was read from `path`.
+fn contract_of(path: &Path, file: &JobFile, schema: Schema, members: &[SiteId]) -> Result<JobContract> {
     let mut nonce = [0; 16];
     Generator::from_system()?.fill(&mut nonce);
-    file.contract(schema, nonce).with_context(|| format!("{} is not a job that can run", path.display()))
+    file.contract_among(schema, nonce, members)
+        .with_context(|| format!("{} is not a job that can run", path.display()))
 }
 
 /// Signs `contract` with the operator's key in `home` and hands it to the coordinator.
@@ -306,7 +312,9 @@ mod tests {
             files.partition(|path| path.to_string_lossy().ends_with(".job.toml"));
         assert!(jobs.len() >= 3, "{jobs:?}");
         for job in jobs {
-            contract_of(&job).unwrap_or_else(|error| panic!("{}: {error:#}", job.display()));
+            let (file, schema) = read_job_file(&job).unwrap();
+            contract_of(&job, &file, schema, &members::stand_ins(10))
+                .unwrap_or_else(|error| panic!("{}: {error:#}", job.display()));
         }
         for schema in others {
             load_schema(&schema).unwrap_or_else(|error| panic!("{}: {error:#}", schema.display()));

@@ -7,6 +7,7 @@ mod demo;
 mod doctor;
 mod error;
 mod job;
+mod members;
 mod metrics;
 mod model;
 mod operator;

@@ -4,6 +4,7 @@
 mod trial;
 
 use crate::job::read_job_file;
+use crate::members;
 use crate::operator::{Operator, block_on};
 use crate::output::{Format, print_json, table};
 use anyhow::{Result, bail};
@@ -12,7 +13,8 @@ use serde::Serialize;
 use std::path::Path;
 use trial::Ground;
 use weighhouse_shared::evaluation::Figure;
-use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
+use weighhouse_shared::ids::SiteId;
+use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile, MAX_MEMBERS, MIN_MEMBERS, ModeName};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::privacy::{Delta, Epsilon, Generator};
 use weighhouse_shared::schema::Schema;
@@ -73,6 +75,8 @@ struct Choice {
     noise_multiplier: f64,
     /// What the training steps cost at that noise, by the accountant for plans fixed beforehand.
     certified_epsilon: f64,
+    /// What they would cost if the masks of a secure sum protected nothing: each site's share of the noise alone.
+    epsilon_without_masks: Option<f64>,
     /// Noise of each quality histogram.
     evaluation_noise_multiplier: Option<f64>,
     /// Sites whose budget allows the whole job, of those that have told.
@@ -148,10 +152,12 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
         bail!("--uplink must be above 0 Mbit/s, got {}", arguments.uplink);
     }
     let (file, schema) = read_job_file(path)?;
-    let written = file.contract(schema.clone(), [0; 16])?;
     let mut notes = Vec::new();
+    let members = members_of(&file, home, arguments, &mut notes);
+    let written = file.contract_among(schema.clone(), [0; 16], &members)?;
+    let others = alternatives(&file, &schema, &written, &members);
     let choices: Vec<(&'static str, JobContract)> =
-        [("as written", written.clone())].into_iter().chain(alternatives(&file, &schema, &written)).collect();
+        [("as written", written.clone())].into_iter().chain(others).collect();
     let mut rooms = vec![Vec::new(); choices.len()];
     if !arguments.offline {
         match block_on(ask_rooms(home, &choices)) {
@@ -164,6 +170,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     let (bytes_down, bytes_up) = (4 * parameters, written.update_encoding()?.len());
     let sites: Vec<SitePlan> = rooms[0].iter().map(|room| site_plan(room, &written)).collect();
     let count = match sites.len() {
+        _ if !members.is_empty() => members.len(),
         0 => DEFAULT_SITES.max(written.federation.min_sites as usize),
         count => count.max(written.federation.min_sites as usize),
     }
@@ -199,6 +206,9 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
             noise_multiplier: contract.privacy.noise_multiplier.value(),
             certified_epsilon: accountant::epsilon(&[contract.training_charge()], contract.privacy.delta)
                 .upper,
+            epsilon_without_masks: contract
+                .local_charge()
+                .map(|charge| accountant::renyi_epsilon(&[charge], contract.privacy.delta)),
             evaluation_noise_multiplier: contract
                 .evaluation
                 .as_ref()
@@ -238,14 +248,44 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
     }
 }
 
+/// Who would take part in a secure sum: the sites that have joined, or else as many stand-ins as are planned for.
+fn members_of(
+    file: &JobFile,
+    home: &Path,
+    arguments: &PlanArguments,
+    notes: &mut Vec<String>,
+) -> Vec<SiteId> {
+    if file.federation.mode != ModeName::SecureSum {
+        return Vec::new();
+    }
+    let joined = match arguments.offline {
+        true => Vec::new(),
+        false => block_on(async { members::joined(&Operator::connect(home).await?, file).await })
+            .unwrap_or_default(),
+    };
+    if joined.len() >= MIN_MEMBERS {
+        return joined;
+    }
+    let count = DEFAULT_SITES.max(file.federation.min_sites.unwrap_or(0) as usize).min(MAX_MEMBERS);
+    notes.push(format!(
+        "planned for {count} members: fewer than {MIN_MEMBERS} sites are known to have joined"
+    ));
+    members::stand_ins(count)
+}
+
 /// What else could be asked for; whatever is not a job that can run is left out.
-fn alternatives(file: &JobFile, schema: &Schema, written: &JobContract) -> Vec<(&'static str, JobContract)> {
+fn alternatives(
+    file: &JobFile,
+    schema: &Schema,
+    written: &JobContract,
+    members: &[SiteId],
+) -> Vec<(&'static str, JobContract)> {
     let with_epsilon = |epsilon: f64, rounds: u32| {
         let mut other = file.clone();
         other.privacy.epsilon = Some(Epsilon::new(epsilon).ok()?);
         other.privacy.noise_multiplier = None;
-        other.training.rounds = rounds;
-        other.contract(schema.clone(), [0; 16]).ok()
+        other.training.rounds = Some(rounds);
+        other.contract_among(schema.clone(), [0; 16], members).ok()
     };
     let (epsilon, rounds) = (written.privacy.epsilon.value(), written.training.rounds);
     let half = rounds.div_ceil(2);
@@ -349,6 +389,13 @@ impl Plan {
             String::new(),
             table(&header, &self.choices.iter().map(row).collect::<Vec<_>>()),
         ];
+        if let Some(epsilon) = self.choices.first().and_then(|choice| choice.epsilon_without_masks) {
+            lines.push(String::new());
+            lines.push(format!(
+                "If the secure sum were broken, each site's own share of the noise would still bound the loss by epsilon \
+                 {epsilon:.3}."
+            ));
+        }
         if let Some(ground) = &self.simulated_on {
             let ceiling = figure(self.choices.first().and_then(|choice| choice.quality.best_possible()));
             lines.push(String::new());

@@ -1,15 +1,20 @@
 //! `weighhouse simulate`: a job at so many made-up sites on this machine, without a network.
 
+use crate::demo::datasets::{Dataset, Partition};
+use crate::demo::yardstick;
 use crate::job::read_job_file;
+use crate::members;
 use crate::output::{Format, FormatArgument, print_json, table};
-use crate::simulation::{Cohorts, Customers, Deal, Generated, Holdout, Simulation, Split, Work, cores};
+use crate::simulation::{
+    Cohorts, Customers, Deal, Generated, Holdout, OwnSites, Simulation, Split, Work, cores, own_tests,
+};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use weighhouse_shared::evaluation::Figure;
-use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile};
+use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile, ModeName};
 use weighhouse_shared::model::Network;
 use weighhouse_shared::privacy::{Generator, accountant};
 use weighhouse_shared::schema::Schema;
@@ -41,6 +46,16 @@ pub struct SimulateArguments {
     /// [default: 1]
     #[arg(long, requires = "data", value_name = "ALPHA")]
     alpha: Option<f64>,
+    /// Sites as they are instead of dealt out: --data is a folder with one folder a site, each with train.csv, perhaps
+    /// valid.csv, and test.csv, on which the model is judged; --sites is then the most of them
+    #[arg(long, requires = "data", conflicts_with_all = ["alpha", "customers"])]
+    own_sites: bool,
+    /// With --own-sites, sites by the values of this column instead of by folder
+    #[arg(long, requires = "own_sites", value_name = "COLUMN")]
+    partition: Option<String>,
+    /// With --partition, leave out sites with fewer customers
+    #[arg(long, default_value_t = 15, requires = "partition", value_name = "N")]
+    min_customers: usize,
     /// What customers, splits and cohorts are drawn from
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
@@ -94,6 +109,8 @@ struct Ground {
     /// The share of a site's customers that have its commonest label, the mean over sites.
     commonest_label_share: Option<f64>,
     held_out_customers: Option<usize>,
+    /// The same figure of one model without privacy on all sites' rows in one place; with --own-sites.
+    pooled: Option<f64>,
 }
 
 /// What the job costs each customer of a site that takes part in all its rounds.
@@ -115,7 +132,7 @@ struct Setting {
 }
 
 /// Runs the job and prints what it came to.
-pub fn run(arguments: SimulateArguments) -> Result<()> {
+pub fn run(mut arguments: SimulateArguments) -> Result<()> {
     let share = arguments.participation;
     if !(share > 0.0 && share <= 1.0) {
         bail!("--participation must be above 0 and at most 1, got {share}");
@@ -124,13 +141,20 @@ pub fn run(arguments: SimulateArguments) -> Result<()> {
     if !(alpha > 0.0 && alpha.is_finite()) {
         bail!("--alpha must be above 0, got {alpha}");
     }
+    let (mut file, schema) = read_job_file(&arguments.job)?;
+    let own = own_sites(&arguments, &file)?;
+    if let Some(dataset) = &own {
+        arguments.sites = dataset.sites.len() as u32;
+    }
     let sites = arguments.sites as usize;
     let of_round = ((sites as f64 * share).round() as usize).max(1);
-    let (mut file, schema) = read_job_file(&arguments.job)?;
     let mut notes = Vec::new();
     let contract = contract(&arguments, of_round, &mut file, &schema, &mut notes)?;
     let network = contract.network()?;
-    let setting = setting(&arguments, alpha, &contract, &schema)?;
+    let setting = match &own {
+        Some(dataset) => own_setting(&arguments, dataset, &contract, &network)?,
+        None => setting(&arguments, alpha, &contract, &schema)?,
+    };
     let report = simulate(&arguments, of_round, &contract, &network, setting, notes)?;
     match arguments.format.format {
         Format::Json => print_json(&report),
@@ -149,24 +173,28 @@ fn contract(
     schema: &Schema,
     notes: &mut Vec<String>,
 ) -> Result<JobContract> {
-    if let Some(rounds) = arguments.rounds {
-        file.training.rounds = rounds;
+    if arguments.rounds.is_some() {
+        file.training.rounds = arguments.rounds;
     }
     let sites = u32::try_from(of_round).context("there are too many sites in a round")?;
-    if sites < file.federation.min_sites {
-        bail!(
-            "the job needs {} sites in a round (min_sites), and {sites} would take part; raise --sites or --participation",
-            file.federation.min_sites
-        );
+    if file.federation.mode == ModeName::Site && sites > file.federation.max_sites.unwrap_or(10_000) {
+        notes.push("the job takes fewer sites at most; more are simulated".into());
+        file.federation.max_sites = Some(sites);
     }
-    if sites > file.federation.max_sites {
-        notes.push(format!("the job takes at most {} sites; more are simulated", file.federation.max_sites));
-        file.federation.max_sites = sites;
-    }
+    let members = match file.federation.mode {
+        ModeName::Site => Vec::new(),
+        ModeName::SecureSum => members::stand_ins(arguments.sites as usize),
+    };
     // Always the same job, so that it starts from the same model.
     let contract = file
-        .contract(schema.clone(), [0; 16])
+        .contract_among(schema.clone(), [0; 16], &members)
         .with_context(|| format!("{} is not a job that can run", arguments.job.display()))?;
+    if sites < contract.federation.min_sites {
+        bail!(
+            "the job needs {} sites in a round (min_sites), and {sites} would take part; raise --sites or --participation",
+            contract.federation.min_sites
+        );
+    }
     if contract.federation.schedule != FederationSchedule::Synchronous {
         notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());
     }
@@ -176,6 +204,37 @@ fn contract(
         );
     }
     Ok(contract)
+}
+
+/// The sites of --own-sites.
+fn own_sites(arguments: &SimulateArguments, file: &JobFile) -> Result<Option<Dataset>> {
+    let Some(data) = arguments.data.as_ref().filter(|_| arguments.own_sites) else { return Ok(None) };
+    let min_customers = arguments.min_customers;
+    let partition = arguments.partition.clone().map(|column| Partition { column, min_customers });
+    let schema = arguments.job.parent().unwrap_or(Path::new(".")).join(&file.schema);
+    Dataset::read(data, Some(&schema), partition, Some(arguments.sites)).map(Some)
+}
+
+fn own_setting(
+    arguments: &SimulateArguments,
+    dataset: &Dataset,
+    contract: &JobContract,
+    network: &Network,
+) -> Result<Setting> {
+    let own = OwnSites::new(dataset, contract.evaluation.is_some(), arguments.seed);
+    let (tests, label) = (own_tests(dataset, &contract.schema), dataset.schema.label.kind.clone());
+    let holdout = Holdout::new(tests, label, contract.training.max_rows_per_customer as usize);
+    let (least, most) = own.sizes();
+    let ground = Ground {
+        customers: dataset.name.clone(),
+        customers_least: least,
+        customers_most: most,
+        alpha: None,
+        commonest_label_share: None,
+        held_out_customers: Some(holdout.customers()),
+        pooled: yardstick::pooled(dataset, contract, network)?,
+    };
+    Ok(Setting { customers: Customers::Own(own), holdout: Some(holdout), best_possible: None, ground })
 }
 
 fn setting(
@@ -197,6 +256,7 @@ fn setting(
             alpha: Some(alpha),
             commonest_label_share: Some(split.skew()),
             held_out_customers: Some(holdout.customers()),
+            pooled: None,
         };
         let customers = Customers::Split(split);
         return Ok(Setting { customers, holdout: Some(holdout), best_possible: None, ground });
@@ -212,6 +272,7 @@ fn setting(
         alpha: None,
         commonest_label_share: None,
         held_out_customers: holdout.as_ref().map(Holdout::customers),
+        pooled: None,
     };
     Ok(Setting { customers: Customers::Generated(generated), holdout, best_possible, ground })
 }
@@ -336,8 +397,10 @@ impl Report {
                 .map(|(when, quality)| vec![when, text_of(quality)])
                 .collect();
             lines.push(format!("\n{}\n", table(&["round", self.figure], &rows)));
+            let pooled = self.ground.pooled.map(|pooled| format!("; pooled without privacy {pooled:.3}"));
             let best = self.best_possible.map(|best| format!("; the best possible is {best:.3}"));
-            lines.push(format!("On {held_out} held-out customers{}.", best.unwrap_or_default()));
+            let beside = [best, pooled].into_iter().flatten().collect::<String>();
+            lines.push(format!("On {held_out} held-out customers{beside}."));
         }
         if let Some(Cost { epsilon, delta, noise_multiplier, certified_epsilon }) = self.privacy {
             lines.push(format!(

@@ -12,11 +12,16 @@
 
 mod generated;
 mod holdout;
+mod own;
 mod split;
+mod summed;
 
 pub use generated::Generated;
 pub use holdout::Holdout;
+pub use own::{OwnSites, tests as own_tests};
 pub use split::{Deal, Split};
+
+use summed::PlainSum;
 
 use anyhow::{Result, anyhow};
 use rand::SeedableRng;
@@ -80,6 +85,8 @@ pub enum Customers {
     Generated(Generated),
     /// Real ones, dealt out.
     Split(Split),
+    /// Real ones, where they are.
+    Own(OwnSites),
 }
 
 impl Customers {
@@ -88,6 +95,7 @@ impl Customers {
         match self {
             Self::Generated(generated) => generated.site(number),
             Self::Split(split) => split.site(number),
+            Self::Own(own) => own.site(number),
         }
     }
 }
@@ -136,6 +144,8 @@ pub struct Simulation<'a> {
     state: Option<ServerState>,
     /// Of a rule that keeps updates: all of them.
     aggregate: Mutex<Aggregate>,
+    /// In place of the aggregate, if the job is a secure sum.
+    sum: Option<Mutex<PlainSum>>,
     /// What sites whose norm follows a quantile ended their last round with.
     clip_norms: Mutex<HashMap<usize, ClipNorm>>,
     feedback: Feedback,
@@ -183,6 +193,7 @@ impl<'a> Simulation<'a> {
             model: GlobalModel::initial(start, contract)?,
             state: contract.server_state(parameters),
             aggregate: Mutex::new(whole),
+            sum: PlainSum::new(contract, parameters)?.map(Mutex::new),
             clip_norms: Mutex::default(),
             feedback: Feedback::open(&folder.path().join("feedback"))?,
             spool,
@@ -220,6 +231,7 @@ impl<'a> Simulation<'a> {
             base: &parameters,
             round: RoundId(self.round),
             aggregate: &self.aggregate,
+            sum: self.sum.as_ref(),
             clip_norms: &self.clip_norms,
             feedback: &self.feedback,
             spool: &self.spool,
@@ -254,6 +266,13 @@ impl<'a> Simulation<'a> {
                 .collect();
             ends.into_iter().sum::<Result<Duration>>()
         })?;
+        if let Some(sum) = &mut self.sum {
+            let sum = sum.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let round = RoundId(self.round);
+            self.model = sum.step(self.model.clone(), self.contract, round, self.state.as_mut())?;
+            self.round += 1;
+            return Ok(spent);
+        }
         let mut aggregate = lock(&self.aggregate);
         for part in self.desks.iter_mut().filter_map(|desk| desk.aggregate.as_mut()) {
             aggregate.take(part)?;
@@ -275,6 +294,7 @@ struct SiteRounds<'a> {
     base: &'a [f32],
     round: RoundId,
     aggregate: &'a Mutex<Aggregate>,
+    sum: Option<&'a Mutex<PlainSum>>,
     clip_norms: &'a Mutex<HashMap<usize, ClipNorm>>,
     feedback: &'a Feedback,
     spool: &'a Arc<Spool>,
@@ -283,6 +303,9 @@ struct SiteRounds<'a> {
 impl SiteRounds<'_> {
     /// The round of site `number`, up to its update in the aggregate.
     fn site(&self, number: usize, desk: &mut Desk, generator: &mut Generator) -> Result<()> {
+        if let Some(sum) = self.sum {
+            return self.add_share(number, desk, generator, sum);
+        }
         let memory = std::mem::take(&mut desk.memory);
         let update = match self.work {
             Work::Train => self.train(number, &mut desk.tools, generator, memory)?,
@@ -300,6 +323,29 @@ impl SiteRounds<'_> {
         Ok(())
     }
 
+    /// The round of site `number` in a secure sum.
+    fn add_share(
+        &self,
+        number: usize,
+        desk: &mut Desk,
+        generator: &mut Generator,
+        sum: &Mutex<PlainSum>,
+    ) -> Result<()> {
+        let Self { contract, network, base: parameters, round, .. } = *self;
+        let encoding = lock(sum).encoding();
+        let share = match self.work {
+            Work::Train => {
+                let table = &self.customers.site(number);
+                let base = RoundBase { round, parameters, engine: &Engine::Processor, clip_norm: None };
+                let local = LocalRound { contract, network, base, table };
+                summed::share(local, &encoding, &mut desk.tools, generator)?
+            }
+            Work::Nothing => vec![1; parameters.len()],
+        };
+        lock(sum).add(&share);
+        Ok(())
+    }
+
     fn train(
         &self,
         number: usize,
@@ -313,7 +359,7 @@ impl SiteRounds<'_> {
         let base = RoundBase { round, parameters, engine: &Engine::Processor, clip_norm };
         let local = LocalRound { contract, network, base, table };
         let RoundEnd { update, clip_norm } =
-            local_steps(local, Simulated::round_of(contract), tools, generator, memory)?;
+            local_steps(local, Simulated::round_of(contract, parameters.len())?, tools, generator, memory)?;
         if contract.training.clipping == Clipping::Quantile {
             lock(self.clip_norms).insert(number, clip_norm);
         }

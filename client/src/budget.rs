@@ -14,7 +14,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use weighhouse_shared::clock;
 use weighhouse_shared::identity::Identity;
-use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{
     self, Balance, Body, Chain, Charge, Entry, Head, LedgerFault, LedgerRule, Population, ReleaseKind, Torn,
     Trail, Witness,
@@ -210,6 +210,11 @@ impl Budget {
             self.write(Body::PolicySet { policy: policy.clone() })?;
         }
         Ok(())
+    }
+
+    /// The site whose ledger it is.
+    pub fn site(&self) -> SiteId {
+        self.identity.site()
     }
 
     /// How far the ledger on disk has come, with the site's signature.

@@ -12,7 +12,8 @@ use crate::payer::training_round;
 use crate::payment::{Action, Event, PaidBytes, Payment};
 use crate::quality::{self, QualityError};
 use crate::records::Records;
-use crate::train::{RoundBase, RoundEnd, TrainError};
+use crate::secure_sum::{SumError, Sums};
+use crate::train::{LocalRound, RoundBase, RoundEnd, TrainError};
 use crate::update::{CompressError, histogram_bytes, histogram_counts};
 use std::sync::Mutex;
 use weighhouse_shared::job::{FederationSchedule, JobContract};
@@ -20,6 +21,7 @@ use weighhouse_shared::ledger::{Charge, Population, ReleaseKind};
 use weighhouse_shared::model::Engine;
 use weighhouse_shared::privacy::accountant::GaussianEvent;
 use weighhouse_shared::privacy::grid::Clipping;
+use weighhouse_shared::privacy::noise_share::SumEncodingError;
 use weighhouse_shared::privacy::{Generator, GeneratorError, Mechanism};
 use weighhouse_shared::wire::messages::RoundStart;
 
@@ -34,6 +36,8 @@ pub struct Workplace {
     pub outbox: Outbox,
     /// What compression left out of updates.
     pub feedback: Feedback,
+    /// The site's part in secure sums.
+    pub sums: Sums,
     /// What models learn on.
     pub engine: Engine,
 }
@@ -61,12 +65,18 @@ pub enum WorkError {
     /// The outbox cannot be used.
     #[error("cannot use the outbox folder; is the disk full?")]
     Outbox(#[from] std::io::Error),
+    /// The integers of the contract's secure sum cannot be.
+    #[error(transparent)]
+    Encoding(#[from] SumEncodingError),
     /// Training failed.
     #[error(transparent)]
     Train(#[from] TrainError),
     /// Scoring failed.
     #[error(transparent)]
     Quality(#[from] QualityError),
+    /// The masks of a secure sum could not be made.
+    #[error("the round's masks could not be made")]
+    Masks(#[from] SumError),
     /// Compression failed.
     #[error(transparent)]
     Compress(#[from] CompressError),
@@ -98,7 +108,13 @@ impl Workplace {
         self.outbox.forget(checked.job, Some(start.round))?;
 
         let mut contribution = Contribution { evaluation: None, update: None, charges: Vec::new() };
-        for item in items(contract, start) {
+        let sum = contract.sum_encoding(parameters.len())?;
+        for item in items(contract, parameters.len(), start)? {
+            // Without masks nothing could leave: nothing is debited.
+            let masked = sum.is_some() && item.kind == ReleaseKind::Update;
+            if masked && !self.sums.is_prepared(start.job, start.round) {
+                continue;
+            }
             contribution.charges.push(item.charge);
             match item.kind {
                 ReleaseKind::Evaluation => {
@@ -119,6 +135,12 @@ impl Workplace {
                         let clip_norm = self.outbox.clip_norm(start.job);
                         let base =
                             RoundBase { round: start.round, parameters, engine: &self.engine, clip_norm };
+                        if let Some(encoding) = &sum {
+                            let masks = self.sums.masks(start.job, start.round)?;
+                            let round = LocalRound { contract, network: &network, base, table };
+                            let share = local_share(round, encoding, debit, &mut generator)?;
+                            return Ok(share.masked(|values| masks.apply(values, 1), memory));
+                        }
                         let RoundEnd { update, clip_norm } =
                             local_update(contract, &network, base, table, debit, &mut generator, memory)?;
                         if contract.training.clipping == Clipping::Quantile {
@@ -185,22 +207,39 @@ pub fn is_buffered(contract: &JobContract) -> bool {
     contract.federation.schedule != FederationSchedule::Synchronous
 }
 
-/// What `start` asks for by its contract, in the order in which it is paid.
-pub fn items(contract: &JobContract, start: &RoundStart) -> Vec<Item> {
+/// What `start` asks for by its contract, of a model of `parameters` parameters, in the order in which it is paid.
+pub fn items(
+    contract: &JobContract,
+    parameters: usize,
+    start: &RoundStart,
+) -> Result<Vec<Item>, SumEncodingError> {
     let evaluation = contract.evaluation_charge().filter(|_| start.task.evaluate).map(|charge| {
         let charge = Charge { population: Population::Holdout, event: GaussianEvent { steps: 1, ..charge } };
         let mechanism = Mechanism::histogram(charge.event.noise_multiplier);
         Item { kind: ReleaseKind::Evaluation, charge, mechanism, any_model: false }
     });
-    let update = start.task.train.then(|| {
-        let (charge, mechanism) = training_round(contract);
-        Item { kind: ReleaseKind::Update, charge, mechanism, any_model: is_buffered(contract) }
-    });
-    evaluation.into_iter().chain(update).collect()
+    let mut items: Vec<Item> = evaluation.into_iter().collect();
+    if start.task.train {
+        let (charge, mechanism) = training_round(contract, parameters)?;
+        let any_model = is_buffered(contract);
+        items.push(Item { kind: ReleaseKind::Update, charge, mechanism, any_model });
+    }
+    Ok(items)
 }
 
 #[cfg(not(feature = "constant-update"))]
-use crate::train::train_round as local_update;
+use crate::train::{share_round as local_share, train_round as local_update};
+
+/// The no-training client of the round benches, in a secure sum.
+#[cfg(feature = "constant-update")]
+fn local_share(
+    round: LocalRound<'_>,
+    _encoding: &weighhouse_shared::privacy::noise_share::SumEncoding,
+    _debit: Debit,
+    _generator: &mut Generator,
+) -> Result<crate::noise::NoisedShare, TrainError> {
+    Ok(crate::noise::NoisedShare::constant(round.network.parameter_count(), 1))
+}
 
 /// The no-training client of the round benches: the debit is paid, no record is touched.
 #[cfg(feature = "constant-update")]

@@ -23,6 +23,7 @@ pub mod offer;
 pub mod predict;
 pub mod global_model;
 pub mod round;
+pub mod secure_sum;
 pub mod contribute;
 pub mod membership;
 pub mod enrol;

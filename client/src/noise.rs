@@ -2,6 +2,10 @@
 //! pays for it and comes out noised; there is no other way to make a [`NoisedSum`] or a
 //! [`NoisedHistogram`] that may leave. A simulated site's sum is noised here as well and bears that in its type.
 
+mod share;
+
+pub use share::{NoisedShare, noise_share};
+
 use crate::budget::Debit;
 use crate::clip::{ClippedSum, Workers};
 use crate::payer::Payer;

@@ -47,6 +47,12 @@ pub enum OfferError {
         /// The site's.
         own: String,
     },
+    /// It is a secure sum of others.
+    #[error(
+        "the job's secure sum does not name this site among its members; it joined after the job was submitted, and its \
+         operator may submit the job again"
+    )]
+    NotAMember,
     /// The policy refuses.
     #[error(transparent)]
     Policy(#[from] PolicyRefusal),
@@ -68,7 +74,7 @@ impl OfferError {
     /// What the coordinator is told: a label, no figures.
     pub fn decision(&self) -> Decision {
         match self {
-            Self::Signature | Self::Contract { .. } => Decision::RefusedContract,
+            Self::Signature | Self::Contract { .. } | Self::NotAMember => Decision::RefusedContract,
             Self::Schema { .. } => Decision::RefusedSchema,
             Self::Policy(refusal) => Decision::RefusedPolicy(refusal.rule()),
             Self::Waiting { .. } | Self::Approvals(_) => Decision::Waiting,
@@ -109,6 +115,9 @@ pub fn permit(
     now_s: u64,
 ) -> Result<(), OfferError> {
     let CheckedContract { job, contract } = checked;
+    if contract.federation.secure_sum().is_some_and(|sum| !sum.is_member(budget.site())) {
+        return Err(OfferError::NotAMember);
+    }
     policy::check(contract, rules)?;
     let verdict = match rules.jobs.approval {
         Approval::Auto => return Ok(()),
@@ -133,21 +142,34 @@ pub fn reserve(checked: &CheckedContract, budget: &mut Budget) -> Result<(), Off
 /// A contract that holds, for tests of other modules.
 #[cfg(test)]
 pub(crate) fn sample_contract() -> JobContract {
+    sample_among("", &[])
+}
+
+/// A contract of a secure sum of so many members, the sites 0, 1 and so on.
+#[cfg(test)]
+pub(crate) fn sample_secure_sum(members: u8) -> JobContract {
+    let members: Vec<_> =
+        (0..members).map(|id| weighhouse_shared::ids::SiteId::from_bytes([id; 32])).collect();
+    sample_among("[federation]\nmode = \"secure_sum\"", &members)
+}
+
+#[cfg(test)]
+fn sample_among(more: &str, members: &[weighhouse_shared::ids::SiteId]) -> JobContract {
     use weighhouse_shared::job::JobFile;
     let schema: Schema = toml::from_str(
         "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
          features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
     )
     .unwrap();
-    let file: JobFile =
-        toml::from_str("name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4").unwrap();
-    file.contract(schema, [0; 16]).unwrap()
+    let text = format!("name = \"test\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n{more}");
+    toml::from_str::<JobFile>(&text).unwrap().contract_among(schema, [0; 16], members).unwrap()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use weighhouse_shared::identity::Identity;
+    use weighhouse_shared::job::ProtectionMode;
     use weighhouse_shared::policy::{PolicyRule, PolicyText, first_policy};
     use weighhouse_shared::privacy::{Delta, Epsilon};
 
@@ -211,6 +233,24 @@ mod tests {
         assert_eq!(answer(&mut site), Decision::Accepted);
         site.policy.jobs.approval = Approval::Ask;
         assert_eq!(answer(&mut site), Decision::Accepted);
+    }
+
+    #[test]
+    fn a_secure_sum_that_does_not_name_the_site_is_refused_and_one_that_does_is_not() {
+        let site = site(Approval::Auto);
+        let mut contract = sample_secure_sum(3);
+        let permitted = |contract: &JobContract| {
+            let (_, offer) = checked();
+            let checked = CheckedContract { job: contract.id(), contract: Arc::new(contract.clone()) };
+            permit(&checked, &offer, &site.policy, &site.approvals, &site.budget, 5)
+        };
+        let refusal = permitted(&contract).unwrap_err();
+        assert!(matches!(refusal, OfferError::NotAMember));
+        assert_eq!(refusal.decision(), Decision::RefusedContract);
+        let ProtectionMode::SecureSum(sum) = &mut contract.federation.mode else { panic!("it is one") };
+        sum.members[2] = site.budget.site();
+        sum.members.sort_unstable();
+        permitted(&contract).unwrap();
     }
 
     #[test]

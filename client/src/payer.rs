@@ -8,6 +8,7 @@ use crate::budget::Debit;
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{Charge, Population};
 use weighhouse_shared::privacy::Mechanism;
+use weighhouse_shared::privacy::noise_share::SumEncodingError;
 
 pub(crate) mod sealed {
     use super::{Charge, Mechanism};
@@ -51,10 +52,10 @@ pub struct Simulated {
 }
 
 impl Simulated {
-    /// For one round of training by `contract`.
-    pub fn round_of(contract: &JobContract) -> Self {
-        let (charge, mechanism) = training_round(contract);
-        Self { charge, mechanism, steps_left: charge.event.steps }
+    /// For one round of training by `contract`, of a model of `parameters` parameters.
+    pub fn round_of(contract: &JobContract, parameters: usize) -> Result<Self, SumEncodingError> {
+        let (charge, mechanism) = training_round(contract, parameters)?;
+        Ok(Self { charge, mechanism, steps_left: charge.event.steps })
     }
 }
 
@@ -77,10 +78,18 @@ impl sealed::Pay for Simulated {
     }
 }
 
-/// What one round of training by `contract` costs whom, and what each of its steps draws.
-pub(crate) fn training_round(contract: &JobContract) -> (Charge, Mechanism) {
+/// What one round of training by `contract`, of a model of `parameters` parameters, costs whom, and what each of its
+/// steps draws.
+pub(crate) fn training_round(
+    contract: &JobContract,
+    parameters: usize,
+) -> Result<(Charge, Mechanism), SumEncodingError> {
     let charge = Charge { population: Population::Training, event: contract.round_charge() };
-    (charge, Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier))
+    let mechanism = match contract.sum_encoding(parameters)? {
+        None => Mechanism::clipped_gradient_sum(&contract.grid(), charge.event.noise_multiplier),
+        Some(encoding) => encoding.mechanism(),
+    };
+    Ok((charge, mechanism))
 }
 
 #[cfg(test)]
@@ -96,7 +105,7 @@ mod tests {
         let file = "name = \"x\"\nschema = \"x\"\n[training]\nlocal_steps = 2\n[privacy]\nepsilon = 1.0\ndelta = 1e-5";
         let file: JobFile = toml::from_str(file).unwrap();
         let contract = file.contract(toml::from_str(schema).unwrap(), [0; 16]).unwrap();
-        let mut simulated = Simulated::round_of(&contract);
+        let mut simulated = Simulated::round_of(&contract, 2).unwrap();
         let noise = contract.privacy.noise_multiplier;
         assert_eq!(*simulated.mechanism(), Mechanism::clipped_gradient_sum(&contract.grid(), noise));
         assert_eq!(

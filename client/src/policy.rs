@@ -3,9 +3,10 @@
 //! read from its claim.
 
 use serde::Serialize;
+use weighhouse_shared::ids::SiteId;
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::{Balance, Body, Charge, LedgerRule, Population};
-use weighhouse_shared::policy::{ModelKind, Policy, PolicyRule, PolicyText, Task};
+use weighhouse_shared::policy::{ModelKind, Policy, PolicyRule, PolicyText, SecureSumRules, Task};
 use weighhouse_shared::privacy::{Delta, accountant};
 
 /// Why a job is refused, for people at the site. The coordinator is told [`PolicyRefusal::rule`] only.
@@ -49,6 +50,26 @@ pub enum PolicyRefusal {
         /// What may be trained.
         allowed: String,
     },
+    /// A secure sum has members that are not listed.
+    #[error(
+        "`secure_sum.members` in policy.toml does not list {unknown}, a member of this job's secure sum; its operator may \
+         leave the site out, or the data-protection officer add it"
+    )]
+    Members {
+        /// The first of them.
+        unknown: SiteId,
+    },
+    /// A secure sum has too few members.
+    #[error(
+        "`secure_sum.min_members` in policy.toml wants {wanted} members, this job's secure sum has {members}; its operator \
+         may invite more, or the data-protection officer lower it"
+    )]
+    FewMembers {
+        /// How many there are.
+        members: usize,
+        /// How many there must be.
+        wanted: u32,
+    },
     /// Someone at the site said no.
     #[error(
         "it was refused here with `weighhouse client refuse`; to run it after all, its operator submits it again"
@@ -63,6 +84,8 @@ impl PolicyRefusal {
             Self::MaxEpsilon { .. } => PolicyRule::MaxEpsilon,
             Self::Tasks { .. } => PolicyRule::Tasks,
             Self::Models { .. } => PolicyRule::Models,
+            Self::Members { .. } => PolicyRule::SecureSumMembers,
+            Self::FewMembers { .. } => PolicyRule::SecureSumMinMembers,
             Self::Approval => PolicyRule::Approval,
         }
     }
@@ -110,6 +133,9 @@ pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusa
     if !policy.jobs.models.contains(&model) {
         return Err(PolicyRefusal::Models { asked: model, allowed: listed(&policy.jobs.models) });
     }
+    if let (Some(sum), Some(rules)) = (contract.federation.secure_sum(), &policy.secure_sum) {
+        check_members(&sum.members, rules)?;
+    }
     let (asked, payer) = asked_epsilon(&charges(contract), policy.cap.delta);
     let allowed = policy.jobs.max_epsilon.value();
     if asked > allowed {
@@ -120,6 +146,18 @@ pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusa
         return Err(PolicyRefusal::MaxEpsilon { asked, allowed, delta: policy.cap.delta.value(), payer });
     }
     Ok(())
+}
+
+/// Holds the members of a secure sum against the rules for them.
+fn check_members(members: &[SiteId], rules: &SecureSumRules) -> Result<(), PolicyRefusal> {
+    if members.len() < rules.min_members as usize {
+        return Err(PolicyRefusal::FewMembers { members: members.len(), wanted: rules.min_members });
+    }
+    let known = |member: &&SiteId| rules.members.as_ref().is_none_or(|known| known.contains(member));
+    match members.iter().find(|member| !known(member)) {
+        Some(unknown) => Err(PolicyRefusal::Members { unknown: *unknown }),
+        None => Ok(()),
+    }
 }
 
 /// Whether the site has the customers its policy wants.
@@ -227,7 +265,7 @@ fn listed<T: std::fmt::Display>(allowed: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offer::sample_contract;
+    use crate::offer::{sample_contract, sample_secure_sum};
     use weighhouse_shared::identity::Identity;
     use weighhouse_shared::job::Evaluation;
     use weighhouse_shared::model::ModelSpec;
@@ -280,6 +318,24 @@ mod tests {
         policy.jobs.tasks.clear();
         assert_eq!(rule(&contract, &policy), Some(PolicyRule::Tasks));
         assert!(check(&contract, &policy).unwrap_err().to_string().contains("allows nothing"));
+    }
+
+    #[test]
+    fn a_secure_sum_with_too_few_or_unlisted_members_is_refused_by_its_rule() {
+        let contract = sample_secure_sum(4);
+        let members = &contract.federation.secure_sum().unwrap().members;
+        let mut policy = policy(8.0, 1e-4);
+        assert_eq!(rule(&contract, &policy), None);
+        let mut pinned = |min_members: u32, members: Option<Vec<SiteId>>| {
+            policy.secure_sum = Some(SecureSumRules { min_members, members });
+            rule(&contract, &policy)
+        };
+        assert_eq!(pinned(4, None), None);
+        assert_eq!(pinned(5, None), Some(PolicyRule::SecureSumMinMembers));
+        assert_eq!(pinned(3, Some(members.clone())), None);
+        assert_eq!(pinned(3, Some(members[1..].to_vec())), Some(PolicyRule::SecureSumMembers));
+        policy.secure_sum = Some(SecureSumRules { min_members: 9, members: Some(Vec::new()) });
+        assert_eq!(rule(&sample_contract(), &policy), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::global_model::{ArrivingModel, GlobalModel};
 use crate::membership::Membership;
 use crate::offer;
 use crate::payment::PaidBytes;
+use crate::secure_sum::SumError;
 use crate::witnesses::Witnesses;
 use machine::{Action, Event, Judged, SessionMachine, job_of};
 use quinn::{Connection, ConnectionError, Endpoint, ReadError, ReadExactError, RecvStream, SendStream};
@@ -276,6 +277,32 @@ impl<'a, N: FnMut(Notice)> Link<'a, N> {
                     let _ = worked.send((start.job, start.round, result, model));
                 });
             }
+            Action::TellSumKey(contract) => {
+                let key = site.workplace.sums.key(&contract, &site.membership.credentials().identity);
+                if let Some(key) = self.done(contract.job, key) {
+                    self.send(&SiteToCoordinator::SumKey(key)).await?;
+                }
+            }
+            Action::TakeSumRoster(told) => {
+                let job = told.job;
+                let offer = site.workplace.sums.take_roster(told);
+                if let Some(offer) = self.done(job, offer).flatten() {
+                    self.send(&SiteToCoordinator::SumOffer(offer)).await?;
+                }
+            }
+            Action::TakeSumBatch(told) => {
+                let job = told.job;
+                let offer = site.workplace.sums.take_batch(told);
+                if let Some(offer) = self.done(job, offer).flatten() {
+                    self.send(&SiteToCoordinator::SumOffer(offer)).await?;
+                }
+            }
+            Action::AnswerSum(told) => {
+                let answer = site.workplace.sums.answer(&told);
+                if let Some(answer) = self.done(told.job, answer) {
+                    self.send(&SiteToCoordinator::SumAnswer(answer)).await?;
+                }
+            }
             Action::Upload { job, round, paid, from } => {
                 let PaidBytes { base, content: hash, bytes } = paid;
                 let content = Content { job, round, base, hash, bytes };
@@ -304,6 +331,9 @@ impl<'a, N: FnMut(Notice)> Link<'a, N> {
                 if let Err(error) = site.workplace.feedback.forget(job) {
                     tracing::warn!(%error, "the feedback folder could not be cleared");
                 }
+                if let Err(error) = site.workplace.sums.forget(job) {
+                    tracing::error!(%error, "the job's secret for secure sums could not be deleted");
+                }
             }
             Action::KeepCertificate(certificate) => {
                 match site.membership.renew(certificate, clock::unix_time_s()) {
@@ -317,6 +347,14 @@ impl<'a, N: FnMut(Notice)> Link<'a, N> {
             Action::Fail(failure) => return Err(failure.into()),
         }
         Ok(None)
+    }
+
+    /// What the site says in a secure sum; what it refuses to say, it does not say, and its log says why.
+    fn done<T>(&self, job: JobId, said: Result<T, SumError>) -> Option<T> {
+        said.inspect_err(|error| {
+            tracing::error!(job = %job.short(), error = %describe(error), "this site took no part in a secure sum");
+        })
+        .ok()
     }
 
     async fn send(&mut self, message: &SiteToCoordinator) -> Result<(), ConnectError> {

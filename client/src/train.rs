@@ -1,6 +1,10 @@
 //! The local loop of one round: private gradient steps from the global model, each paid by one step of
 //! the round's debit. A simulated site goes through the same loop; what it ends with cannot be sent.
 
+mod share;
+
+pub use share::{share_round, share_step};
+
 use crate::budget::Debit;
 use crate::clip::{Step, Workers, clip_and_sum};
 use crate::features::FeatureTable;

@@ -44,6 +44,21 @@ impl FaultRate {
     }
 }
 
+/// What an update of a job is: public constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Expected {
+    /// As bytes.
+    pub encoding: Encoding,
+    /// Masked for a secure sum: every integer is as likely as any other.
+    pub masked: bool,
+}
+
+impl From<Encoding> for Expected {
+    fn from(encoding: Encoding) -> Self {
+        Self { encoding, masked: false }
+    }
+}
+
 /// Where the body of an arriving update waits for its end.
 #[derive(Debug)]
 enum Body {
@@ -64,6 +79,7 @@ pub struct Arriving {
 #[derive(Debug)]
 struct Values {
     fault: Option<Outcome>,
+    masked: bool,
     /// For updates that are compressed.
     decoder: Option<Decoder>,
     body: Body,
@@ -107,17 +123,22 @@ pub fn check_len(len: u64, expected: u64) -> Result<(), Outcome> {
 }
 
 impl Arriving {
-    /// Begins with the first piece. `encoding` is that of the job's updates; what is kept is the 32-bit integers, in a file
-    /// of `spool` if they are long.
-    pub fn begin(first: Piece, encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Result<Self, Outcome>> {
-        if let Err(outcome) = check_len(first.total, encoding.len()) {
+    /// Begins with the first piece of what is `expected`; what is kept is the 32-bit integers, in a file of `spool` if
+    /// they are long.
+    pub fn begin(
+        first: Piece,
+        expected: impl Into<Expected>,
+        spool: &Arc<Spool>,
+    ) -> io::Result<Result<Self, Outcome>> {
+        let expected = expected.into();
+        if let Err(outcome) = check_len(first.total, expected.encoding.len()) {
             return Ok(Err(outcome));
         }
         if first.offset != 0 {
             return Ok(Err(Outcome::Corrupt));
         }
         let hasher = Hashing(ContentHasher::default());
-        Ok(Ok(Self { first, received: 0, hasher, values: Values::new(encoding, spool)? }))
+        Ok(Ok(Self { first, received: 0, hasher, values: Values::new(expected, spool)? }))
     }
 
     /// Whether `piece` is the next one.
@@ -162,9 +183,9 @@ impl Arriving {
 }
 
 impl Values {
-    /// None yet, of an update in this `encoding`.
-    fn new(encoding: Encoding, spool: &Arc<Spool>) -> io::Result<Self> {
-        let Encoding { compression, parameters } = encoding;
+    /// None yet, of an update that is `expected` to be so.
+    fn new(expected: Expected, spool: &Arc<Spool>) -> io::Result<Self> {
+        let Expected { encoding: Encoding { compression, parameters }, masked } = expected;
         let decoder = (compression != Compression::None).then(|| Decoder::new(compression, parameters));
         let len = 4 * parameters;
         let body = if len <= MEMORY_LEN {
@@ -172,7 +193,7 @@ impl Values {
         } else {
             Body::File(spool.file()?)
         };
-        Ok(Self { fault: None, decoder, body, carry: Vec::new() })
+        Ok(Self { fault: None, masked, decoder, body, carry: Vec::new() })
     }
 
     /// Takes the next bytes.
@@ -212,12 +233,17 @@ impl Values {
             self.carry.extend_from_slice(&bytes[..missing]);
             bytes = &bytes[missing..];
             let Ok(value) = <[u8; 4]>::try_from(self.carry.as_slice()) else { return };
-            self.fault = self.fault.max(fault_of(&[value]));
+            self.fault = self.fault.max(fault_of(&[value], self.limit()));
             self.carry.clear();
         }
         let (values, rest) = bytes.as_chunks::<4>();
-        self.fault = self.fault.max(fault_of(values));
+        self.fault = self.fault.max(fault_of(values, self.limit()));
         self.carry.extend_from_slice(rest);
+    }
+
+    /// Largest magnitude of a value. A masked one may be any.
+    fn limit(&self) -> u32 {
+        if self.masked { u32::MAX } else { UPDATE_LIMIT as u32 }
     }
 
     /// There are no more bytes.
@@ -230,9 +256,9 @@ impl Values {
     }
 }
 
-/// What is wrong with `values`, 32-bit little-endian integers, if one of them is out of range.
-fn fault_of(values: &[[u8; 4]]) -> Option<Outcome> {
-    let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= UPDATE_LIMIT as u32;
+/// What is wrong with `values`, 32-bit little-endian integers, if one of them is of a magnitude past `limit`.
+fn fault_of(values: &[[u8; 4]], limit: u32) -> Option<Outcome> {
+    let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= limit;
     // Without an early end, so that the loop is one pass of wide comparisons.
     if values.iter().fold(true, |all, value| all & in_range(value)) {
         return None;
@@ -289,9 +315,11 @@ impl AdmittedUpdate {
             return Ok(Err(outcome));
         }
         let (fault, body) = match encoding.compression {
-            Compression::None => (fault_of(bytes.as_chunks::<4>().0), Body::Memory(bytes)),
+            Compression::None => {
+                (fault_of(bytes.as_chunks::<4>().0, UPDATE_LIMIT as u32), Body::Memory(bytes))
+            }
             _ => {
-                let mut values = Values::new(encoding, spool)?;
+                let mut values = Values::new(encoding.into(), spool)?;
                 values.push(&bytes)?;
                 values.end()?;
                 (values.fault, values.body)

@@ -37,13 +37,15 @@ pub struct Aggregate {
     rows: Option<Rows>,
 }
 
-/// What a round's updates come to: an update of `sums` over `divisor`, in update steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a round comes to: an update of `sums` over `divisor`.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Combined<'a> {
     /// One a parameter.
     pub sums: &'a [i64],
     /// At least 1.
     pub divisor: u64,
+    /// Units of the model's parameters in one of them.
+    pub unit: f64,
 }
 
 impl Aggregate {
@@ -113,7 +115,7 @@ impl Aggregate {
             None => u64::from(self.updates) * u64::from(self.unit),
             Some(rows) => rules::combine(self.rule, rows, &mut self.sum)?.into(),
         };
-        Ok(Some(Combined { sums: &self.sum, divisor }))
+        Ok(Some(Combined { sums: &self.sum, divisor, unit: UPDATE_STEP }))
     }
 
     /// Takes over the updates of `other`, which is empty afterwards. Both are of one job, by a rule that keeps no updates.

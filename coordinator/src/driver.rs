@@ -6,17 +6,19 @@ mod outbox;
 mod refusals;
 mod requests;
 mod server_state;
+mod summing;
 mod witnessing;
 
 pub use committing::Closed;
 pub use outbox::{Outbox, Outgoing, ToSite, outbox};
 
-use crate::admission::{FaultRate, ParsedUpdate, check_len};
+use crate::admission::{Expected, FaultRate, ParsedUpdate, check_len};
 use crate::aggregate::Aggregate;
 use crate::authority::Issuer;
 use crate::global_model::GlobalModel;
 use crate::job::{Action, Event, JobMachine, Part};
 use crate::roster::SharedRoster;
+use crate::secure_sum::JobSums;
 use crate::spool::Spool;
 use crate::store::{Alarm, JobRecord, StandingRecord, Store, StoreError};
 use bytes::Bytes;
@@ -27,7 +29,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use weighhouse_shared::clock;
-use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
@@ -39,7 +40,7 @@ use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
     JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
-    RoundStart, SignedContract,
+    RoundStart, SignedContract, SumAnswer, SumKey, SumOffer,
 };
 use weighhouse_shared::wire::stream::Piece;
 
@@ -105,6 +106,12 @@ pub enum Input {
     },
     /// A site answered an offer.
     Answer(SiteId, JobAnswer),
+    /// A site's key for a job's secure sums.
+    SumKey(SiteId, SumKey),
+    /// A site's part in a batch of a job's secure sums.
+    SumOffer(SiteId, SumOffer),
+    /// A site's answer about a round's survivors.
+    SumAnswer(SiteId, SumAnswer),
     /// A site's certificate is about to expire.
     Renew(SiteId),
     /// A site measured quality.
@@ -128,7 +135,7 @@ pub enum Input {
         /// What its sender says of it.
         piece: Piece,
         /// What an update of its job is as bytes; or why it is not read.
-        reply: oneshot::Sender<Result<Encoding, Outcome>>,
+        reply: oneshot::Sender<Result<Expected, Outcome>>,
     },
     /// An operator's request.
     Request {
@@ -178,6 +185,8 @@ struct Job {
     state: Option<ServerState>,
     /// Kept from round to round: fresh pages cost more than the sum.
     aggregate: Option<Aggregate>,
+    /// In a secure sum.
+    sums: Option<JobSums>,
     /// Counts of this round's histograms, and how many there are.
     histogram: Option<(Vec<i64>, u32)>,
     /// Contributions refused so far.
@@ -250,6 +259,18 @@ impl Driver {
             }
             // What a process that was killed right after a commit did not get to.
             let awaited = (!machine.status().is_final()).then(|| machine.round());
+            let mut sums = None;
+            match awaited {
+                None => parts.store.forget_sums(id)?,
+                Some(round) => {
+                    if let Some((kept, fixed)) =
+                        JobSums::restore(id, machine.contract(), round, &parts.store)?
+                    {
+                        machine.resume_sums(fixed.roster, fixed.batch, fixed.survivors);
+                        sums = Some(kept);
+                    }
+                }
+            }
             parts.store.forget_server_states(id, awaited)?;
             let JobRecord { signed, number, .. } = record;
             let job = Job {
@@ -259,6 +280,7 @@ impl Driver {
                 model: None,
                 state: None,
                 aggregate: None,
+                sums,
                 histogram: None,
                 refused: parts.store.refusals(id)?,
                 watchers: Vec::new(),
@@ -345,6 +367,9 @@ impl Driver {
                 }
                 self.step(job, Event::Answered(site, decision))?;
             }
+            Input::SumKey(site, told) => self.take_sum_key(site, told)?,
+            Input::SumOffer(site, told) => self.take_sum_offer(site, told)?,
+            Input::SumAnswer(site, told) => self.take_sum_answer(site, told)?,
             Input::Renew(site) => self.renew(site)?,
             Input::Evaluation(site, evaluation) => self.count_evaluation(site, evaluation)?,
             Input::Skipped(site, RoundSkipped { job, round }) => {
@@ -458,6 +483,12 @@ impl Driver {
                     self.send(site, CoordinatorToSite::JobOffer(signed));
                 }
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
+                Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
+                Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
+                Action::Brief(site) => self.brief(id, site),
+                Action::KeepSum(round) => self.keep_sum(id, round)?,
+                Action::Ask(round, sites) => self.ask(id, round, &sites)?,
+                Action::OpenSum(_) => self.open_sum(id)?,
                 Action::Commit(round) => self.commit(id, round, true)?,
                 Action::GiveUp(round) => self.commit(id, round, false)?,
                 Action::Late(site, round) => self.left_out(id, site, round),
@@ -535,7 +566,9 @@ impl Driver {
         job.histogram = None;
         job.model = None;
         job.state = None;
+        job.sums = None;
         self.parts.spool.clear();
+        self.parts.store.forget_sums(id)?;
         self.parts.store.forget_server_states(id, None)?;
         let mut watchers = std::mem::take(&mut job.watchers);
         if let Some(refusals) = job.refusals_event() {
@@ -561,6 +594,11 @@ impl Driver {
         let verdict = verdict.and_then(|()| self.check_charge(site, id, round, Population::Training));
         match update.admit(verdict) {
             Err(outcome) => self.refuse(site, id, round, outcome),
+            Ok(admitted) if self.jobs.get(&id).is_some_and(|job| job.sums.is_some()) => {
+                self.add_to_sum(id, site, round, admitted)?;
+                self.admitted(site, id, round);
+                self.counted(id, site, Part::Update, round)
+            }
             Ok(admitted) => {
                 let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
                 if job.aggregate.is_none() {

@@ -3,7 +3,7 @@
 use crate::aggregate::Combined;
 use bytes::Bytes;
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId};
-use weighhouse_shared::job::{JobContract, JobError, UPDATE_STEP};
+use weighhouse_shared::job::{JobContract, JobError};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::wire::stream::BLOCK_LEN;
 
@@ -32,8 +32,8 @@ impl GlobalModel {
     /// `state`, each parameter moves by just that (federated averaging). Model and state are unchanged if there were no
     /// updates. The model's memory is used again if nobody else holds it.
     pub fn moved_by(self, combined: Option<Combined<'_>>, mut state: Option<&mut ServerState>) -> Self {
-        let Some(Combined { sums, divisor }) = combined else { return self };
-        let scale = UPDATE_STEP / divisor as f64;
+        let Some(Combined { sums, divisor, unit }) = combined else { return self };
+        let scale = unit / divisor as f64;
         let mut bytes = self.bytes.try_into_mut().unwrap_or_else(|shared| shared.as_ref().into());
         let mut hasher = ContentHasher::default();
         let sums = sums.chunks(BLOCK_LEN / 4);
@@ -78,6 +78,7 @@ impl GlobalModel {
 mod tests {
     use super::*;
     use crate::aggregate::tests::aggregate_of;
+    use weighhouse_shared::job::UPDATE_STEP;
     use weighhouse_shared::model::ServerOptimizer;
 
     #[test]

@@ -12,12 +12,17 @@
 //! skipped before, such a round is given up and the job goes on from the model it had. Sites that a round closes without
 //! are told so; it costs them nothing, and they are in the next.
 //!
+//! In a secure sum a round that has enough contributions does not commit at once: its sum is opened first, by those whose
+//! updates are in it: see `cohort`. If it cannot be opened the round is given up.
+//!
 //! With the buffered schedule there are no rounds that all sites go through together: see `buffered`.
 
 mod buffered;
+mod cohort;
 
 use buffered::Buffered;
-use std::collections::BTreeMap;
+use cohort::{Cohort, Next, Preparation};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weighhouse_shared::ids::{ContentHash, RoundId, SiteId};
 use weighhouse_shared::job::{JobContract, RoundTask};
@@ -41,6 +46,20 @@ pub enum Event {
     Progress(SiteId),
     /// A site's admitted contribution was counted.
     Counted(SiteId, Part),
+    /// A site's key for the job's secure sums is here.
+    Keyed(SiteId),
+    /// A site's part in a batch of the job's secure sums is here.
+    Offered(SiteId, u32),
+    /// A site that was asked about the round's survivors has answered.
+    SumAnswered(SiteId),
+    /// The sum could not be opened because of these sites' answers.
+    SumFaulty(BTreeSet<SiteId>),
+    /// The sum cannot be opened, whoever is asked.
+    SumLost,
+    /// The sum is open.
+    SumOpened,
+    /// The job cannot go on, for this reason.
+    Fail(String),
     /// The round that was closed is stored, with this model.
     Committed(ContentHash),
     /// The operator ends the job.
@@ -65,6 +84,18 @@ pub enum Action {
     Offer(SiteId),
     /// Start the round for a site.
     StartRound(SiteId, RoundId, RoundTask),
+    /// Fix the roster of the job's secure sums, and tell those on it.
+    FixRoster(BTreeSet<SiteId>),
+    /// Fix a batch of the job's secure sums, and tell those in it.
+    FixBatch(u32, BTreeSet<SiteId>),
+    /// Tell a site what of the job's secure sums is fixed.
+    Brief(SiteId),
+    /// Store the round's masked sum and whose updates are in it: from now on it is of these sites and no others.
+    KeepSum(RoundId),
+    /// Ask these sites about the round's survivors.
+    Ask(RoundId, BTreeSet<SiteId>),
+    /// Open the round's sum with the answers, then say how that went.
+    OpenSum(RoundId),
     /// Store what the round came to, then say [`Event::Committed`].
     Commit(RoundId),
     /// Store that the round came to nothing and the model is as it was, then say [`Event::Committed`].
@@ -129,6 +160,8 @@ enum Phase {
     Open(OpenRound),
     /// With the buffered schedule, while sites train, each at its own pace; since when.
     Filling(u64),
+    /// In a secure sum, while those whose updates are in it are asked; since when.
+    Opening(u64),
     /// Until the closed round is stored.
     Committing,
     Over,
@@ -145,6 +178,10 @@ pub struct JobMachine {
     phase: Phase,
     /// With the buffered schedule.
     buffered: Option<Buffered>,
+    /// In a secure sum.
+    cohort: Option<Cohort>,
+    /// The round that closed last, and what had come of its sites: they may send it again after a lost link.
+    closed: Option<(RoundId, BTreeMap<SiteId, Progress>)>,
     /// When something was last handled: what was due by then has been seen to.
     seen: u64,
 }
@@ -169,7 +206,33 @@ impl JobMachine {
         let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
         let phase = if status.is_final() { Phase::Over } else { Phase::Waiting(now) };
         let buffered = Buffered::of(&contract, round, model);
-        Self { contract, status, round, model, members, phase, buffered, seen: now }
+        let cohort = Cohort::of(&contract);
+        Self { contract, status, round, model, members, phase, buffered, cohort, closed: None, seen: now }
+    }
+
+    /// In a secure sum: what was fixed before, and the survivors of this round if its sum is being opened.
+    pub fn resume_sums(
+        &mut self,
+        roster: Option<BTreeSet<SiteId>>,
+        batch: Option<(u32, BTreeSet<SiteId>)>,
+        survivors: Option<BTreeSet<SiteId>>,
+    ) {
+        let Some(cohort) = &mut self.cohort else { return };
+        if let (Some(_), Phase::Waiting(since)) = (&survivors, &self.phase) {
+            self.phase = Phase::Opening(*since);
+        }
+        cohort.resume(roster, batch, survivors);
+    }
+
+    /// Whether `site` is in the masks of the round that is open or comes next, as far as this job has any.
+    fn takes_part(&self, site: SiteId) -> bool {
+        let trains = self.contract.task(self.round).is_some_and(|task| task.train);
+        let masked = self.cohort.as_ref().filter(|_| trains);
+        masked.is_none_or(|cohort| cohort.is_in(site, self.round))
+    }
+
+    fn ready(&self) -> BTreeSet<SiteId> {
+        self.members.iter().filter(|(_, member)| member.ready).map(|(site, _)| *site).collect()
     }
 
     /// With the buffered schedule: how many updates each site has released, and the models so far, from the first on.
@@ -248,11 +311,18 @@ impl JobMachine {
                 _ => Err(Outcome::WrongRound),
             };
         }
+        let counted = |(of, sites): &(RoundId, BTreeMap<SiteId, Progress>)| {
+            let progress = sites.get(&site).filter(|_| *of == round).copied().unwrap_or_default();
+            if part == Part::Update { progress.updated } else { progress.evaluated }
+        };
+        if self.closed.as_ref().is_some_and(counted) {
+            return Err(Outcome::Repeated);
+        }
         let open = match &self.phase {
             // The contribution of a site that was too slow.
             _ if round < self.round => return Err(Outcome::Late),
             Phase::Over => return Err(Outcome::Late),
-            Phase::Committing if round == self.round => return Err(Outcome::Late),
+            Phase::Opening(_) | Phase::Committing if round == self.round => return Err(Outcome::Late),
             Phase::Open(open) if round == self.round => open,
             _ => return Err(Outcome::WrongRound),
         };
@@ -319,6 +389,10 @@ impl JobMachine {
                     // An accepted one starts its turn, maybe again.
                     buffered.stopped(site);
                 }
+                if decision == Decision::Accepted && self.cohort.is_some() {
+                    actions.push(Action::Brief(site));
+                }
+                let takes_part = self.takes_part(site);
                 // One that leaves is not waited for.
                 if let (Phase::Open(open), true) = (&mut self.phase, decision != Decision::Accepted)
                     && let Some(progress) = open.sites.get_mut(&site)
@@ -329,7 +403,7 @@ impl JobMachine {
                 // part.
                 let min_time = 1000 * u64::from(self.contract.federation.min_time_s);
                 if let (Phase::Open(open), Decision::Accepted) = (&mut self.phase, decision) {
-                    if now < open.opened + min_time {
+                    if takes_part && now < open.opened + min_time {
                         open.sites.entry(site).or_default();
                     }
                     if open.sites.get(&site).is_some_and(|progress| !progress.is_done(open.task)) {
@@ -377,6 +451,35 @@ impl JobMachine {
                     }
                 }
             }
+            Event::Keyed(site) => {
+                if let Some(cohort) = self.cohort.as_mut().filter(|cohort| cohort.is_member(site)) {
+                    cohort.keyed(site);
+                }
+            }
+            Event::Offered(site, batch) => {
+                if let Some(cohort) = &mut self.cohort {
+                    cohort.offered(site, batch);
+                }
+            }
+            Event::SumAnswered(site) => {
+                if let Some(cohort) = &mut self.cohort {
+                    cohort.answered(site);
+                }
+            }
+            Event::SumFaulty(sites) => {
+                if let Some(cohort) = &mut self.cohort {
+                    cohort.faulty(sites);
+                }
+            }
+            Event::SumLost | Event::SumOpened if !matches!(self.phase, Phase::Opening(_)) => {}
+            Event::SumLost => {
+                self.phase = Phase::Committing;
+                actions.push(Action::GiveUp(self.round));
+            }
+            Event::SumOpened => {
+                self.phase = Phase::Committing;
+                actions.push(Action::Commit(self.round));
+            }
             Event::Committed(model) => {
                 self.model = model;
                 self.round = self.round.next();
@@ -389,6 +492,7 @@ impl JobMachine {
                     Some(_) => self.phase = Phase::Waiting(now),
                 }
             }
+            Event::Fail(reason) => self.end(JobStatus::Failed { reason }, &mut actions),
             Event::Stop => self.end(JobStatus::Stopped, &mut actions),
             Event::Tick => {}
         }
@@ -408,6 +512,11 @@ impl JobMachine {
             }
             Phase::Filling(since) => {
                 vec![since + 1000 * u64::from(self.contract.federation.max_time_s)]
+            }
+            Phase::Opening(since) => {
+                let latest = since + 1000 * u64::from(self.contract.federation.max_time_s);
+                let answers = self.cohort.as_ref().and_then(Cohort::answers_due);
+                vec![since + GRACE_MS, latest, answers.unwrap_or(latest)]
             }
             Phase::Committing | Phase::Over => return None,
         };
@@ -451,8 +560,21 @@ impl JobMachine {
                 if enough && (closes || now >= latest) {
                     let left_out = open.sites.iter().filter(|(_, progress)| !progress.is_done(open.task));
                     actions.extend(left_out.map(|(site, _)| Action::Late(*site, self.round)));
-                    self.phase = Phase::Committing;
-                    actions.push(Action::Commit(self.round));
+                    self.closed = Some((self.round, open.sites.clone()));
+                    let survivors = open.sites.iter().filter(|(_, progress)| progress.updated);
+                    let survivors: BTreeSet<SiteId> = survivors.map(|(site, _)| *site).collect();
+                    match self.cohort.as_mut().filter(|_| open.task.train) {
+                        Some(cohort) => {
+                            cohort.survived(survivors);
+                            actions.push(Action::KeepSum(self.round));
+                            self.phase = Phase::Opening(now);
+                            self.keep_opening(now, actions);
+                        }
+                        None => {
+                            self.phase = Phase::Committing;
+                            actions.push(Action::Commit(self.round));
+                        }
+                    }
                 } else if !enough && all_done && now >= earliest {
                     self.phase = Phase::Committing;
                     actions.push(Action::GiveUp(self.round));
@@ -469,7 +591,25 @@ impl JobMachine {
                 let late = now >= since + 1000 * u64::from(self.contract.federation.max_time_s);
                 self.keep_filling(late, actions);
             }
+            Phase::Opening(_) => self.keep_opening(now, actions),
             Phase::Committing | Phase::Over => {}
+        }
+    }
+
+    /// Asks those whose updates are in the sum, until all who were asked have answered; gives the round up if that takes
+    /// too long.
+    fn keep_opening(&mut self, now: u64, actions: &mut Vec<Action>) {
+        let ready = self.ready();
+        let (Phase::Opening(since), Some(cohort)) = (&self.phase, &mut self.cohort) else { return };
+        let late = now >= since + 1000 * u64::from(self.contract.federation.max_time_s);
+        match cohort.next(&ready, now) {
+            Next::Open => actions.push(Action::OpenSum(self.round)),
+            Next::Ask(sites) => actions.push(Action::Ask(self.round, sites)),
+            Next::Wait if !late => {}
+            Next::Wait | Next::GiveUp => {
+                self.phase = Phase::Committing;
+                actions.push(Action::GiveUp(self.round));
+            }
         }
     }
 
@@ -501,8 +641,7 @@ impl JobMachine {
     fn try_open(&mut self, now: u64, patient: bool, actions: &mut Vec<Action>) {
         let Some(task) = self.contract.task(self.round) else { return };
         let agreed = |member: &Member| member.answer == Some(Decision::Accepted);
-        let ready: Vec<SiteId> =
-            self.members.iter().filter(|(_, member)| member.ready).map(|(site, _)| *site).collect();
+        let mut ready = self.ready();
         let undecided = self.members.values().any(|member| {
             let unanswered = member.answer.is_none() || agreed(member);
             member.online && !member.ready && !member.dismissed && unanswered
@@ -511,6 +650,26 @@ impl JobMachine {
             .members
             .values()
             .any(|member| !member.online && agreed(member) && now < member.gone_since + GRACE_MS);
+        if let Some(cohort) = self.cohort.as_mut().filter(|_| task.train) {
+            let unseen =
+                cohort.unseen(|site| self.members.get(site).is_some_and(|member| member.answer.is_some()));
+            match cohort.prepare(self.round, &ready, undecided || awaited || unseen, patient) {
+                Preparation::Wait => return,
+                Preparation::Roster(sites) => {
+                    cohort.fix_roster(sites.clone());
+                    actions.push(Action::FixRoster(sites));
+                    // Patience anew, for their offers.
+                    self.phase = Phase::Waiting(now);
+                    return;
+                }
+                Preparation::Batch(number, sites) => {
+                    cohort.fix_batch(number, sites.clone());
+                    actions.push(Action::FixBatch(number, sites.clone()));
+                    ready = sites;
+                }
+                Preparation::Ready(sites) => ready = sites,
+            }
+        }
         if (ready.len() as u32) < self.contract.federation.min_sites || (patient && (undecided || awaited)) {
             return;
         }

@@ -3,8 +3,10 @@
 //! A value that a later promise depends on is flushed *and* its file synced: the database's own flush
 //! survives a killed process, not a power cut.
 
+mod sums;
 mod tree;
 
+pub use sums::KeptSum;
 pub use tree::MemoryDisk;
 
 use bytes::Bytes;
@@ -159,6 +161,8 @@ pub struct Store {
     witnesses: Tree,
     /// The latest of each site.
     alarms: Tree,
+    /// Job, then what it is: of its secure sums.
+    sums: Tree,
     /// Long models, each in a file named by its hash; in memory they are values like the others.
     folder: Option<PathBuf>,
 }
@@ -203,6 +207,7 @@ impl Store {
             refusals: tree("refusals-1")?,
             witnesses: tree("witnesses-1")?,
             alarms: tree("ledger-alarms-1")?,
+            sums: tree("secure-sums-1")?,
             folder,
         })
     }

@@ -65,6 +65,24 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     draft.commit()
 }
 
+/// As [`write_whole`], for its owner's eyes only.
+pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let draft = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    write_private(&draft, bytes)?;
+    std::fs::rename(&draft, path)?;
+    sync_folder_of(path)
+}
+
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// A file that is written piece by piece and takes its place in one step, or never: dropped before
 /// [`commit`](Self::commit) it leaves nothing.
 #[derive(Debug)]
@@ -96,8 +114,7 @@ impl Draft {
             std::fs::rename(draft, &self.path)?;
         }
         self.draft = None;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        sync_folder_of(&self.path)
     }
 }
 

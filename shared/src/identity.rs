@@ -24,6 +24,8 @@ pub enum Purpose {
     LedgerHead,
     /// That a ledger had come so far, by the coordinator.
     LedgerWitness,
+    /// The exchange key of a site for the secure sums of one job.
+    SecureSumKey,
 }
 
 impl Purpose {
@@ -34,6 +36,7 @@ impl Purpose {
             Self::Policy => b"weighhouse policy v1\0",
             Self::LedgerHead => b"weighhouse ledger head v1\0",
             Self::LedgerWitness => b"weighhouse ledger witness v1\0",
+            Self::SecureSumKey => b"weighhouse secure sum key v1\0",
         }
     }
 

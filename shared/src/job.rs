@@ -3,21 +3,24 @@
 //! number in it; the operator signs the result. No code travels.
 
 mod federation;
+mod secure_sum;
 mod strategy;
 mod training;
 
 pub use federation::{
-    CompressionName, Federation, FederationAsked, FederationSchedule, ProtectionMode, ScheduleName,
+    CompressionName, Federation, FederationAsked, FederationSchedule, ModeName, ProtectionMode, ScheduleName,
     WHOLE_WEIGHT, staleness_weight,
 };
+pub use secure_sum::{MAX_MEMBERS, MIN_MEMBERS, SecureSum};
 pub use strategy::{MAX_COMPARED_SITES, Rule, Strategy, StrategyName};
 pub use training::{OptimizerName, Training, TrainingAsked};
 
 use crate::compression::Encoding;
-use crate::ids::JobId;
+use crate::ids::{JobId, SiteId};
 use crate::model::{ModelSpec, Network, ServerState};
 use crate::privacy::accountant::{self, GaussianEvent};
 use crate::privacy::grid::{Clipping, Grid, MAX_CUSTOMER_ROWS};
+use crate::privacy::noise_share::{SumEncodingError, left_for_noise};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{LabelKind, Schema, SchemaError};
 use crate::wire::codec;
@@ -77,7 +80,8 @@ pub struct PrivacyAsked {
     pub noise_multiplier: Option<NoiseMultiplier>,
     /// Probability with which the privacy loss may be larger.
     pub delta: Delta,
-    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping.
+    /// L2 norm to which a customer's gradient is clipped; left out: 0.5, by automatic clipping unless with mode =
+    /// "secure_sum".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<ClipNorm>,
 }
@@ -232,6 +236,44 @@ pub enum JobError {
         /// The strategy's name.
         strategy: &'static str,
     },
+    /// Too few or too many sites for a secure sum.
+    #[error(
+        "mode = \"secure_sum\" needs {MIN_MEMBERS} to {MAX_MEMBERS} sites that have joined, there are {got}; invite more with \
+         `weighhouse site invite`, or use mode = \"site\""
+    )]
+    Members {
+        /// How many there are.
+        got: usize,
+    },
+    /// Members out of order, or one twice.
+    #[error("the contract's members must ascend, each once; make it anew with `weighhouse job submit`")]
+    MemberOrder,
+    /// Two lists of survivors could both be agreed upon, or no share of the noise would be honest.
+    #[error(
+        "with {members} members of which {colluding} may collude, federation.min_sites must be at least {least}, got \
+         {min_sites}; raise it, or lower federation.colluding_sites"
+    )]
+    Threshold {
+        /// How many may take part.
+        members: u32,
+        /// How many may collude.
+        colluding: u32,
+        /// How few are to commit a round.
+        min_sites: u32,
+        /// The fewest that may.
+        least: u32,
+    },
+    /// The integers of the secure sum cannot be.
+    #[error(transparent)]
+    Encoding(#[from] SumEncodingError),
+    /// What cannot be beside a secure sum.
+    #[error("mode = \"secure_sum\" does not go with {what}; {cure}")]
+    NotSummed {
+        /// What it is, and why.
+        what: &'static str,
+        /// What to do.
+        cure: &'static str,
+    },
     /// Neither or both of epsilon and noise are asked for.
     #[error("[privacy] needs either `epsilon` or `noise_multiplier`, and not both")]
     Asked,
@@ -276,30 +318,58 @@ pub enum JobError {
 }
 
 impl JobFile {
-    /// Fixes every number: solves for the noise that the asked epsilon needs. `nonce` makes this
-    /// submission a job of its own; draw it at random.
+    /// [`JobFile::contract_among`] nobody in particular: for jobs that any site may take part in.
     pub fn contract(&self, schema: Schema, nonce: [u8; 16]) -> Result<JobContract, JobError> {
+        self.contract_among(schema, nonce, &[])
+    }
+
+    /// Fixes every number: solves for the noise that the asked epsilon needs. `nonce` makes this
+    /// submission a job of its own; draw it at random. `members` are the sites that may take part in a secure sum;
+    /// other modes do not look at them.
+    pub fn contract_among(
+        &self,
+        schema: Schema,
+        nonce: [u8; 16],
+        members: &[SiteId],
+    ) -> Result<JobContract, JobError> {
         let PrivacyAsked { delta, clip_norm, .. } = self.privacy;
-        // Counts and numbers have no link that flattens: longer steps overshoot.
-        let rate =
-            if matches!(schema.label.kind, LabelKind::Count | LabelKind::Number { .. }) { 0.3 } else { 1.5 };
-        // Who does not choose a norm needs a clipping that does not depend on it.
-        let clipping = if clip_norm.is_some() { Clipping::Fixed } else { Clipping::Automatic };
+        let mode = self.federation.mode;
+        let rate = match (&schema.label.kind, mode) {
+            // Counts and numbers have no link that flattens: longer steps overshoot.
+            (LabelKind::Count | LabelKind::Number { .. }, _) => 0.3,
+            (_, ModeName::Site) => 1.5,
+            (_, ModeName::SecureSum) => 3.0,
+        };
+        // Who does not choose a norm needs a clipping that does not depend on it; but where noise is little, scores
+        // that are near to probabilities are worth more.
+        let clipping = match mode {
+            ModeName::Site if clip_norm.is_none() => Clipping::Automatic,
+            ModeName::Site | ModeName::SecureSum => Clipping::Fixed,
+        };
         let clip_norm = clip_norm.unwrap_or(ClipNorm::new(DEFAULT_CLIP_NORM).expect("0.5 is a norm"));
-        let (training, federation) = (self.training.fixed(clipping, rate)?, self.federation.fixed()?);
+        let training = self.training.fixed(clipping, rate, mode)?;
+        let federation = self.federation.fixed(members)?;
         training.check()?;
-        let training_steps = self.training.rounds * self.training.local_steps;
-        let sampling_rate = self.training.sampling_rate;
+        federation.check(&training)?;
+        let training_steps = training.rounds * training.local_steps;
+        let sampling_rate = training.sampling_rate;
+        // What a sum of shares costs beside its noise is set aside.
+        let left = |epsilon| match federation.mode {
+            ProtectionMode::Site => (epsilon, delta),
+            ProtectionMode::SecureSum(_) => left_for_noise(epsilon, delta),
+        };
         let epsilon = match (self.privacy.epsilon, self.privacy.noise_multiplier) {
             (Some(epsilon), None) => epsilon,
             (None, Some(noise_multiplier)) => {
                 let event = GaussianEvent { noise_multiplier, sampling_rate, steps: training_steps };
-                let epsilon = accountant::renyi_epsilon(&[event], delta);
+                let most = Epsilon::new(1.0).expect("1 is an epsilon");
+                let (part, delta) = left(most);
+                let epsilon = accountant::renyi_epsilon(&[event], delta) / part.value();
                 Epsilon::new(epsilon).map_err(|_| JobError::NoEpsilon { noise_multiplier, got: epsilon })?
             }
             _ => return Err(JobError::Asked),
         };
-        let noise = |rate: SamplingRate, steps: u32| {
+        let noise = |(epsilon, delta): (Epsilon, Delta), rate: SamplingRate, steps: u32| {
             accountant::renyi_noise_for(epsilon, delta, rate, steps).map_err(|_| JobError::NoNoise {
                 epsilon,
                 delta,
@@ -309,13 +379,14 @@ impl JobFile {
         };
         let noise_multiplier = match self.privacy.noise_multiplier {
             Some(noise_multiplier) => noise_multiplier,
-            None => noise(sampling_rate, training_steps)?,
+            None => noise(left(epsilon), sampling_rate, training_steps)?,
         };
         let evaluation = match self.evaluation.every {
             0 => None,
             every => {
-                let count = evaluation_count(federation.schedule, self.training.rounds, every);
-                let noise_multiplier = noise(SamplingRate::new(1.0).expect("1 is a rate"), count)?;
+                let count = evaluation_count(federation.schedule, training.rounds, every);
+                let noise_multiplier =
+                    noise((epsilon, delta), SamplingRate::new(1.0).expect("1 is a rate"), count)?;
                 Some(Evaluation { every, bins: self.evaluation.bins, noise_multiplier })
             }
         };
@@ -363,14 +434,20 @@ impl JobContract {
         let network = self.network()?;
         self.training.check()?;
         self.check_customer_rows(&network)?;
-        self.federation.check(self.training.proximal)?;
+        self.federation.check(&self.training)?;
         if let Some(Evaluation { every, bins, .. }) = self.evaluation {
             range("evaluation.every", "from 1 to 100000", every.into(), (1..=100_000).contains(&every))?;
             range("evaluation.bins", "from 2 to 1000", bins.into(), (2..=1000).contains(&bins))?;
         }
-        let charges = [Some(self.training_charge()), self.evaluation_charge()];
-        for charge in charges.into_iter().flatten() {
-            let actual = accountant::renyi_epsilon(&[charge], self.privacy.delta);
+        // What a sum of shares costs beside its noise.
+        let beside = self.sum_encoding(network.parameter_count())?;
+        let beside = beside.map_or((0.0, 0.0), |sum| (sum.error_epsilon(), sum.wrap_delta()));
+        let training = Some((self.training_charge(), beside));
+        let evaluation = self.evaluation_charge().map(|charge| (charge, (0.0, 0.0)));
+        for (charge, (error, wrap)) in [training, evaluation].into_iter().flatten() {
+            let delta = (self.privacy.delta.value() - wrap) * (-error).exp();
+            let delta = Delta::new(delta).unwrap_or(self.privacy.delta);
+            let actual = accountant::renyi_epsilon(&[charge], delta) + error;
             if actual > self.privacy.epsilon.value() {
                 return Err(JobError::UnderNoised { claimed: self.privacy.epsilon.value(), actual });
             }
@@ -482,6 +559,20 @@ mod tests {
     }
 
     fn contract_of(training: &str, federation: &str) -> Result<JobContract, JobError> {
+        contract_among(training, federation, &[])
+    }
+
+    fn secure_sum(members: usize, training: &str, federation: &str) -> Result<JobContract, JobError> {
+        let id = |number: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&number.to_le_bytes());
+            SiteId::from_bytes(bytes)
+        };
+        let members: Vec<SiteId> = (0..members).rev().map(id).collect();
+        contract_among(training, &format!("mode = \"secure_sum\"\n{federation}"), &members)
+    }
+
+    fn contract_among(training: &str, federation: &str, members: &[SiteId]) -> Result<JobContract, JobError> {
         let schema: Schema = toml::from_str(
             "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
              features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
@@ -492,7 +583,7 @@ mod tests {
              [training]\n{training}\n[federation]\n{federation}"
         ))
         .unwrap();
-        let contract = file.contract(schema, [0; 16])?;
+        let contract = file.contract_among(schema, [0; 16], members)?;
         // What goes over the wire and into the store is the same contract.
         assert_eq!(codec::decode::<JobContract>(&codec::encode(&contract)).unwrap(), contract);
         Ok(contract)
@@ -516,6 +607,74 @@ mod tests {
         assert_eq!(contract.federation.strategy, yogi);
         assert!(contract.server_state(2).is_some());
         assert!(contract_of("average_weights = 0.9", "").unwrap().server_state(2).is_some());
+    }
+
+    #[test]
+    fn a_secure_sum_is_fixed_among_its_members_with_a_threshold_that_no_two_lists_of_survivors_can_share() {
+        for (members, min_sites, colluding) in
+            [(3, 3, 1), (4, 4, 1), (10, 9, 3), (47, 40, 15), (1024, 871, 341)]
+        {
+            let contract = secure_sum(members, "", "").unwrap();
+            let sum = contract.federation.secure_sum().unwrap();
+            assert_eq!((sum.members.len(), sum.colluding_sites), (members, colluding));
+            assert_eq!(
+                (contract.federation.min_sites, contract.federation.max_sites),
+                (min_sites, members as u32)
+            );
+            assert!(2 * min_sites > members as u32 + colluding && sum.honest_shares(min_sites) >= 1);
+            assert_eq!(
+                (contract.training.local_steps, sum.is_member(SiteId::from_bytes([0; 32]))),
+                (1, true)
+            );
+            assert!(!sum.is_member(SiteId::from_bytes([77; 32])));
+            let (all, alone) = (contract.training_charge(), contract.local_charge().unwrap());
+            let ratio = all.noise_multiplier.value() / alone.noise_multiplier.value();
+            assert!((ratio - f64::from(min_sites - colluding).sqrt()).abs() < 1e-9, "{ratio}");
+            let encoding = contract.sum_encoding(2).unwrap().unwrap();
+            assert!((encoding.local_multiplier() / alone.noise_multiplier.value() - 1.0).abs() < 1e-9);
+        }
+        for members in [0, 2, 1025] {
+            assert_eq!(secure_sum(members, "", "").unwrap_err(), JobError::Members { got: members });
+        }
+        let contract = secure_sum(10, "", "min_sites = 7\ncolluding_sites = 3").unwrap();
+        let ProtectionMode::SecureSum(sum) = &contract.federation.mode else { panic!("it is one") };
+        let with = |members: Vec<SiteId>| {
+            let mode = ProtectionMode::SecureSum(SecureSum { members, ..sum.clone() });
+            JobContract { federation: Federation { mode, ..contract.federation.clone() }, ..contract.clone() }
+        };
+        let (mut swapped, mut doubled) = (sum.members.clone(), sum.members.clone());
+        swapped.swap(1, 2);
+        doubled[1] = doubled[0];
+        for members in [swapped, doubled] {
+            assert_eq!(with(members).validate(), Err(JobError::MemberOrder));
+        }
+        let fewer = with(sum.members[1..].to_vec()).validate().unwrap_err().to_string();
+        assert!(fewer.contains("federation.max_sites must be the number of members"), "{fewer}");
+    }
+
+    #[test]
+    fn what_a_secure_sum_cannot_be_beside_is_refused_with_what_to_do() {
+        for (training, federation, says) in [
+            ("", "min_sites = 6", "min_sites must be at least 7, got 6; raise it"),
+            ("", "min_sites = 8\ncolluding_sites = 8", "must be at least 10, got 8"),
+            ("", "min_sites = 11", "from 1 to the number of members"),
+            ("", "max_sites = 10", "federation.max_sites goes with mode = \"site\" only"),
+            ("", "strategy = \"fedmedian\"", "use one that averages"),
+            ("", "norm_bound = 1.0", "federation.norm_bound"),
+            ("", "compression = \"int8\"", "compression"),
+            ("", "schedule = \"buffered\"", "use synchronous"),
+            ("local_steps = 2", "", "use more rounds"),
+            ("optimizer = \"adam\"", "", "\"fedavgm\" or \"fedadam\""),
+            ("momentum = 0.9", "", "\"fedavgm\" or \"fedadam\""),
+            ("expected_customers = 1000000000", "", "does not fit into 32 bits"),
+            ("proximal = 0.1", "strategy = \"fedprox\"", "training.proximal"),
+            ("clipping = \"quantile\"", "", "use fixed or automatic"),
+        ] {
+            let error = secure_sum(10, training, federation).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+        let stray = contract_of("", "colluding_sites = 1").unwrap_err().to_string();
+        assert!(stray.contains("federation.colluding_sites goes with mode = \"secure_sum\" only"), "{stray}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod privacy;
 pub mod compression;
 pub mod evaluation;
 pub mod job;
+pub mod secure_sum;
 pub mod policy;
 pub mod ledger;
 pub mod wire;

@@ -2,6 +2,8 @@
 //! the ledger from the moment it holds, with the officer's signature if it has one.
 
 use crate::identity::{Identity, Purpose, is_signed_by};
+use crate::ids::SiteId;
+use crate::job::{MAX_MEMBERS, MIN_MEMBERS};
 use crate::model::ModelSpec;
 use crate::privacy::{Delta, Epsilon};
 use crate::schema::LabelKind;
@@ -23,6 +25,9 @@ pub struct Policy {
     /// What is assumed and required of the customers.
     #[serde(default)]
     pub customers: CustomerRules,
+    /// With whom secure sums may be; absent: with any three or more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secure_sum: Option<SecureSumRules>,
     /// Who must sign the next change of this file; absent: nobody.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub officer: Option<Officer>,
@@ -184,6 +189,12 @@ pub enum PolicyRule {
     /// Someone at the site refused it.
     #[serde(rename = "jobs.approval")]
     Approval,
+    /// Its secure sum has members that are not listed.
+    #[serde(rename = "secure_sum.members")]
+    SecureSumMembers,
+    /// Its secure sum has too few members.
+    #[serde(rename = "secure_sum.min_members")]
+    SecureSumMinMembers,
 }
 
 impl fmt::Display for PolicyRule {
@@ -193,6 +204,8 @@ impl fmt::Display for PolicyRule {
             Self::Tasks => "jobs.tasks",
             Self::Models => "jobs.models",
             Self::Approval => "jobs.approval",
+            Self::SecureSumMembers => "secure_sum.members",
+            Self::SecureSumMinMembers => "secure_sum.min_members",
         })
     }
 }
@@ -210,6 +223,23 @@ pub struct CustomerRules {
 impl Default for CustomerRules {
     fn default() -> Self {
         Self { min: 1, max_sites: 1 }
+    }
+}
+
+/// `[secure_sum]`: what the members of a job's secure sum must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecureSumRules {
+    /// The fewest members.
+    pub min_members: u32,
+    /// The only sites that may be members, this one among them; absent: any that the operator signs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<SiteId>>,
+}
+
+impl Default for SecureSumRules {
+    fn default() -> Self {
+        Self { min_members: MIN_MEMBERS as u32, members: None }
     }
 }
 
@@ -254,6 +284,9 @@ impl Policy {
         check("cap.period_days", "from 1 to 36500", days.is_none_or(|days| (1..=36_500).contains(&days)))?;
         let sites = policy.customers.max_sites;
         check("customers.max_sites", "from 1 to 1000", (1..=1000).contains(&sites))?;
+        let members = policy.secure_sum.as_ref().map_or(MIN_MEMBERS, |rules| rules.min_members as usize);
+        let members_hold = (MIN_MEMBERS..=MAX_MEMBERS).contains(&members);
+        check("secure_sum.min_members", "from 3 to 1024", members_hold)?;
         let officer = policy.officer.as_ref();
         let key_holds = officer.is_none_or(|officer| officer.key().is_some());
         check("officer.public_key", "32 bytes in lower-case hexadecimal", key_holds)?;
@@ -343,6 +376,14 @@ pub fn first_policy(cap_epsilon: Epsilon, cap_delta: Delta) -> String {
          # figure for it.\n\
          max_sites = 1\n\
          \n\
+         # Jobs in which the coordinator sees only the sum over the sites.\n\
+         [secure_sum]\n\
+         # The fewest members of such a sum.\n\
+         min_members = 3\n\
+         # The only sites that may be members, this one among them, by their whole identifiers; left out: any that the\n\
+         # operator signs.\n\
+         # members = []\n\
+         \n\
          # Once an officer is named here and has signed the file (`weighhouse policy sign`), a change that\n\
          # the officer has not signed is refused.\n\
          # [officer]\n\
@@ -370,11 +411,18 @@ mod tests {
 
     #[test]
     fn a_rule_is_told_by_its_key() {
-        for rule in [PolicyRule::MaxEpsilon, PolicyRule::Tasks, PolicyRule::Models, PolicyRule::Approval] {
+        for rule in [
+            PolicyRule::MaxEpsilon,
+            PolicyRule::Tasks,
+            PolicyRule::Models,
+            PolicyRule::Approval,
+            PolicyRule::SecureSumMembers,
+            PolicyRule::SecureSumMinMembers,
+        ] {
             assert_eq!(serde_json::to_value(rule).unwrap(), rule.to_string());
             let key = rule.to_string();
             let (section, key) = key.split_once('.').unwrap();
-            let policy: toml::Table = toml::from_str(&sample()).unwrap();
+            let policy: toml::Table = toml::from_str(&sample().replace("# members", "members")).unwrap();
             assert!(policy[section].get(key).is_some(), "{rule}");
         }
     }

@@ -60,6 +60,9 @@ impl Row {
             Mechanism::ClippedGradientSum { sensitivity, clip_norm, .. } => {
                 ("clipped_gradient_sum", *sensitivity, Some(clip_norm.value()))
             }
+            Mechanism::NoiseShare { sensitivity, clip_norm, .. } => {
+                ("noise_share", *sensitivity, Some(clip_norm.value()))
+            }
             Mechanism::Histogram { sensitivity, .. } => ("histogram", *sensitivity, None),
         };
         let (statistic, sensitivity) = (Some(statistic), Some(sensitivity));

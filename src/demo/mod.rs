@@ -5,15 +5,17 @@
 //! and compares. No one has the judge's view in real life.
 
 pub mod branches;
-mod datasets;
+pub mod datasets;
+mod job;
 mod processes;
 mod report;
-mod yardstick;
+pub mod yardstick;
 
 use crate::error::{Interrupted, JobDidNotFinish};
+use crate::job::{describe, submit};
 use crate::operator::Operator;
 use crate::output::{Format, print_json, table};
-use crate::{client, job, model, site};
+use crate::{client, members, model, site};
 use anyhow::{Context, Result, bail};
 use datasets::{Dataset, Partition};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,9 +26,9 @@ use std::time::{Duration, Instant};
 use weighhouse_coordinator::home::{Authority, Home};
 use weighhouse_shared::config::write_whole;
 use weighhouse_shared::evaluation::Figure;
-use weighhouse_shared::job::{EvaluationAsked, FederationAsked, JobFile, PrivacyAsked, TrainingAsked};
+use weighhouse_shared::job::{MIN_MEMBERS, ModeName};
 use weighhouse_shared::model::{DEFAULT_EMBEDDING_DIM, DEFAULT_NEGATIVES, ModelSpec};
-use weighhouse_shared::privacy::{ClipNorm, Delta, Epsilon};
+use weighhouse_shared::privacy::{Delta, Epsilon};
 use weighhouse_shared::wire::messages::{JobEvent, JobStatus, RoundSummary};
 use yardstick::Yardsticks;
 
@@ -36,7 +38,7 @@ const RANKING_DIM: u32 = 32;
 /// Arguments of `weighhouse demo`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Examples:\n  weighhouse demo\n  weighhouse demo --epsilon 1 --keep demo-run\n  weighhouse demo --data campaign-response --schema configs/campaign-response.schema.toml"
+    after_help = "Examples:\n  weighhouse demo\n  weighhouse demo --epsilon 1 --keep demo-run\n  weighhouse demo --epsilon 1 --mode site\n  weighhouse demo --data campaign-response --schema configs/campaign-response.schema.toml"
 )]
 pub struct DemoArguments {
     /// Branches to make; with --data, how many of its sites take part (default: all)
@@ -48,9 +50,13 @@ pub struct DemoArguments {
     /// Probability with which that may fail
     #[arg(long, default_value = "1e-4", value_name = "DELTA")]
     delta: Delta,
-    /// Rounds of training
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
-    rounds: u32,
+    /// Rounds of training [default: 50, with --mode site 30]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
+    rounds: Option<u32>,
+    /// Who makes the noise: each site all that its update needs, or all sites together that of their sum, which alone the
+    /// coordinator sees
+    #[arg(long, value_enum, default_value_t, value_name = "MODE")]
+    mode: Mode,
     /// Model to train: logistic; a multi-layer perceptron's hidden layers, as in 64,32; wide_and_deep:64,32; two_tower:32
     /// to rank items
     #[arg(long, default_value = "logistic", value_name = "MODEL")]
@@ -79,6 +85,27 @@ pub struct DemoArguments {
     /// How to print the result
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
+}
+
+/// Where the noise is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+enum Mode {
+    /// In each site's update
+    #[value(name = "site")]
+    Site,
+    /// In the sum over all sites
+    #[default]
+    #[value(name = "secure_sum", alias = "secure-sum")]
+    SecureSum,
+}
+
+impl From<Mode> for ModeName {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Site => Self::Site,
+            Mode::SecureSum => Self::SecureSum,
+        }
+    }
 }
 
 /// One branch in the result.
@@ -113,6 +140,8 @@ pub struct DemoResult {
     pub epsilon: f64,
     /// The job's delta.
     pub delta: f64,
+    /// How a branch's contribution was protected.
+    pub mode: ModeName,
     /// Noise of each step, in clip norms.
     pub noise_multiplier: f64,
     /// Committed rounds with the noised quality that the coordinator saw.
@@ -121,6 +150,8 @@ pub struct DemoResult {
     pub figure: Figure,
     /// Quality of the shared model after each round on all branches' test rows, as the judge sees it.
     pub judged_rounds: Vec<Option<f64>>,
+    /// The same job in the other mode, simulated; None if that takes long or cannot be.
+    pub other_mode: Option<job::OtherMode>,
     /// Quality of the shared model on all branches' test rows.
     pub shared: Option<f64>,
     /// Its log loss there, in nats, of a binary label.
@@ -213,7 +244,14 @@ pub fn run(arguments: DemoArguments) -> Result<()> {
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let folder = std::path::absolute(&folder)?;
 
-    let progress = Progress::new(arguments.rounds);
+    let rounds = arguments.rounds.unwrap_or(match arguments.mode {
+        Mode::Site => 30,
+        Mode::SecureSum => 50,
+    });
+    if arguments.mode == Mode::SecureSum && dataset.sites.len() < MIN_MEMBERS {
+        bail!("--mode secure_sum needs at least {MIN_MEMBERS} sites; use --mode site");
+    }
+    let progress = Progress::new(rounds);
     progress.say(&format!(
         "{} sites of {}; epsilon {} at delta {:e} for each customer, over the whole job",
         dataset.sites.len(),
@@ -338,31 +376,12 @@ async fn federate(
         began.elapsed().as_secs_f64()
     ));
 
-    let file = JobFile {
-        name: dataset.name.clone(),
-        schema: "schema.toml".into(),
-        model: spec.clone(),
-        training: TrainingAsked {
-            rounds: arguments.rounds,
-            expected_customers: dataset.expected_customers,
-            ..TrainingAsked::default()
-        },
-        privacy: PrivacyAsked {
-            epsilon: Some(arguments.epsilon),
-            noise_multiplier: None,
-            delta: arguments.delta,
-            clip_norm: Some(ClipNorm::new(0.5)?),
-        },
-        evaluation: EvaluationAsked::default(),
-        federation: FederationAsked {
-            min_sites: 2.max(dataset.sites.len() as u32 / 2),
-            ..FederationAsked::default()
-        },
-    };
+    let file = job::file(arguments, spec, dataset, arguments.mode.into())?;
+    let members = members::joined(&operator, &file).await?;
     let mut nonce = [0; 16];
     weighhouse_shared::privacy::Generator::from_system()?.fill(&mut nonce);
-    let contract = file.contract(dataset.schema.clone(), nonce)?;
-    let id = job::submit(&operator, &home, &contract).await?;
+    let contract = file.contract_among(dataset.schema.clone(), nonce, &members)?;
+    let id = submit(&operator, &home, &contract).await?;
 
     let (events, mut changed) = tokio::sync::mpsc::unbounded_channel();
     let watcher = Operator::connect(&home).await?;
@@ -380,7 +399,7 @@ async fn federate(
                         format!(", quality (noised {}) {value:.3}", figure.name())
                     });
                     let done = u64::from(round.round.0) + 1;
-                    if done <= u64::from(arguments.rounds) {
+                    if done <= u64::from(contract.training.rounds) {
                         progress.round(
                             done,
                             format!(
@@ -398,7 +417,7 @@ async fn federate(
                 JobEvent::Contributed { round, sites_in, sites } => {
                     progress.moving(format!("round {}: {sites_in} of {sites} sites in", round.0 + 1));
                 }
-                JobEvent::Answered { .. } => progress.moving(job::describe(&event)),
+                JobEvent::Answered { .. } => progress.moving(describe(&event)),
                 JobEvent::Status(status) => last = Some(status),
                 JobEvent::LedgerSetBack { .. }
                 | JobEvent::Refused { .. }
@@ -418,7 +437,7 @@ async fn federate(
     model::save(&folder.join("model.safetensors"), &contract, parameters.clone())?;
     // Every site gives back what it did not spend before it is asked to end.
     processes.end(Duration::from_secs(5)).await?;
-    let after_rounds = (1..=arguments.rounds)
+    let after_rounds = (1..=contract.training.rounds)
         .filter_map(|round| models.iter().rev().find(|(rounds, _)| *rounds == round))
         .map(|(_, parameters)| parameters.clone())
         .collect();
@@ -465,10 +484,12 @@ fn judge(
         sites: dataset.sites.len(),
         epsilon: arguments.epsilon.value(),
         delta: arguments.delta.value(),
+        mode: arguments.mode.into(),
         noise_multiplier: contract.privacy.noise_multiplier.value(),
         rounds,
         figure: Figure::of(label.target()),
         judged_rounds,
+        other_mode: job::other_mode(arguments, dataset, &contract)?,
         shared: figure_of(&parameters, &tests)?,
         shared_log_loss: yardstick::quality_of(&network, label, &parameters, &tests)?.log_loss,
         alone_own_rows: mean(|branch| branch.alone_own_rows),
@@ -500,29 +521,35 @@ fn summary(result: &DemoResult, report: &Path, model: &Path) -> String {
     let [alone, shared] = ["alone", "shared"].map(|whose| format!("{} {whose}", result.figure.name()));
     let header = ["branch", "customers", "epsilon spent", "ledger entries", &alone, &shared];
     let branches = table(&header, &result.branches.iter().map(row).collect::<Vec<_>>());
-    let quality = table(
-        &[&format!("held-out quality ({})", result.figure.name()), "own rows", "all rows", ""],
-        &[
-            vec![
-                "a branch alone (mean)".into(),
-                figure(result.alone_own_rows),
-                figure(result.alone_all_rows),
-                "not private, never leaves".into(),
-            ],
-            vec![
-                "shared model".into(),
-                figure(result.shared_own_rows),
-                figure(result.shared),
-                format!("epsilon {} at delta {:e}", result.epsilon, result.delta),
-            ],
-            vec![
-                "pooled model".into(),
-                String::new(),
-                figure(result.pooled),
-                "not private: what privacy forbids in real life".into(),
-            ],
+    let other = result.other_mode.as_ref().map(|other| {
+        let name = format!("shared model, {}", job::name(other.mode));
+        vec![name, String::new(), figure(other.shared), "simulated, the same epsilon".into()]
+    });
+    let rows: Vec<Vec<String>> = [
+        vec![
+            "a branch alone (mean)".into(),
+            figure(result.alone_own_rows),
+            figure(result.alone_all_rows),
+            "not private, never leaves".into(),
         ],
-    );
+        vec![
+            format!("shared model, {}", job::name(result.mode)),
+            figure(result.shared_own_rows),
+            figure(result.shared),
+            format!("epsilon {} at delta {:e}", result.epsilon, result.delta),
+        ],
+    ]
+    .into_iter()
+    .chain(other)
+    .chain([vec![
+        "pooled model".into(),
+        String::new(),
+        figure(result.pooled),
+        "not private: what privacy forbids in real life".into(),
+    ]])
+    .collect();
+    let held_out = format!("held-out quality ({})", result.figure.name());
+    let quality = table(&[&held_out, "own rows", "all rows", ""], &rows);
     let next = match &result.kept {
         Some(folder) => {
             let home = folder.join(&result.branches[0].site);

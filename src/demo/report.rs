@@ -4,6 +4,7 @@ use super::DemoResult;
 use crate::page::{Axis, Plane, WIDTH, document, escape, step_for};
 use std::fmt::Write;
 use weighhouse_shared::evaluation::Figure;
+use weighhouse_shared::job::ModeName;
 
 /// The page.
 pub fn page(result: &DemoResult) -> String {
@@ -44,8 +45,9 @@ pub fn page(result: &DemoResult) -> String {
          <th>{name} shared</th></tr>{rows}</table>\
          <p class=\"note\">{meaning} Quality is the \
          judge's view, on test rows that only the demo holds; the coordinator sees noised histograms only (open circles). \
-         Customers and the comparison with pooling are likewise the judge's view. Data: {data}. Noise multiplier \
+         Customers and the comparison with pooling are likewise the judge's view.{other} Data: {data}. Noise multiplier \
          {noise:.3}; federation {seconds:.1} s.</p>",
+        other = other_text(result),
         meaning = result.figure.meaning(),
         quality = quality_chart(result),
         privacy = privacy_chart(result),
@@ -74,8 +76,13 @@ fn quality_chart(result: &DemoResult) -> String {
         .zip(&result.judged_rounds)
         .filter_map(|(round, value)| Some((f64::from(round), (*value)?)))
         .collect();
-    let rounds = result.judged_rounds.len().max(1);
-    let values = judged.iter().map(|(_, value)| *value);
+    let other: Vec<(f64, f64)> = (1..)
+        .zip(result.other_mode.iter().flat_map(|other| &other.judged_rounds))
+        .filter_map(|(round, value)| Some((f64::from(round), (*value)?)))
+        .collect();
+    let others = result.other_mode.as_ref().map_or(0, |other| other.judged_rounds.len());
+    let rounds = result.judged_rounds.len().max(others).max(1);
+    let values = judged.iter().chain(&other).map(|(_, value)| *value);
     let levels = [result.pooled, result.alone_all_rows].into_iter().flatten();
     let values = values.chain(levels);
     let (low, high, step) = match result.figure {
@@ -98,9 +105,14 @@ fn quality_chart(result: &DemoResult) -> String {
     );
     plane.level(result.pooled, "#8a5a00", "pooled");
     plane.level(result.alone_all_rows, "#7b8794", "alone (mean)");
+    plane.curve(&other, "#7b5ea7");
     plane.curve(&judged, "#0b6e4f");
+    if let Some(((round, value), mode)) = other.last().zip(result.other_mode.as_ref().map(|other| other.mode))
+    {
+        plane.name((*round, *value), "#7b5ea7", &format!("{} {value:.3}", short_name(mode)));
+    }
     if let Some((round, value)) = judged.last() {
-        plane.name((*round, *value), "#0b6e4f", &format!("shared {value:.3}"));
+        plane.name((*round, *value), "#0b6e4f", &format!("{} {value:.3}", short_name(result.mode)));
     }
     for round in &result.rounds {
         if let Some((_, value)) = round.quality.and_then(|quality| quality.headline()) {
@@ -109,6 +121,25 @@ fn quality_chart(result: &DemoResult) -> String {
         }
     }
     plane.finish()
+}
+
+/// What the second curve is.
+fn other_text(result: &DemoResult) -> String {
+    result.other_mode.as_ref().map_or_else(String::new, |other| {
+        format!(
+            " Green: {}. Purple: the same job at the same epsilon with {}, simulated on the same branches.",
+            super::job::name(result.mode),
+            super::job::name(other.mode)
+        )
+    })
+}
+
+/// On the end of a curve.
+fn short_name(mode: ModeName) -> &'static str {
+    match mode {
+        ModeName::Site => "each site",
+        ModeName::SecureSum => "secure sum",
+    }
 }
 
 fn privacy_chart(result: &DemoResult) -> String {
@@ -173,6 +204,7 @@ fn dumbbell_chart(result: &DemoResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::BranchResult;
+    use super::super::job::OtherMode;
     use super::*;
 
     #[test]
@@ -192,10 +224,16 @@ mod tests {
             sites: 1,
             epsilon: 8.0,
             delta: 1e-4,
+            mode: ModeName::SecureSum,
             noise_multiplier: 4.5,
             rounds: Vec::new(),
             figure: Figure::Auc,
             judged_rounds: vec![Some(0.6), Some(0.8)],
+            other_mode: Some(OtherMode {
+                mode: ModeName::Site,
+                judged_rounds: vec![Some(0.6), Some(0.7), Some(0.75)],
+                shared: Some(0.75),
+            }),
             shared: Some(0.8),
             shared_log_loss: Some(0.3),
             alone_own_rows: Some(0.7),
@@ -211,6 +249,7 @@ mod tests {
         assert!(page.contains("&lt;b&gt;") && !page.contains("<b>"));
         assert!(!page.contains("http") && !page.contains("<script"));
         assert!(page.contains("pooled 0.830"));
+        assert!(page.contains("secure sum 0.800") && page.contains("each site 0.750"));
         let mut of_items = result;
         of_items.figure = Figure::HitRateAt10;
         let page = super::page(&of_items);

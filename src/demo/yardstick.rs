@@ -48,10 +48,17 @@ impl Yardsticks {
                 all_rows: figure_of(network, label, &parameters, &tests)?,
             });
         }
-        let pooled = Rows::pooled(network.inputs(), dataset.sites.iter().map(|site| &site.train));
-        let parameters = fit(network, start, &pooled, &mut generator)?;
-        Ok(Self { alone, pooled: figure_of(network, label, &parameters, &tests)? })
+        Ok(Self { alone, pooled: pooled(dataset, contract, network)? })
     }
+}
+
+/// The label's [`Figure`] on all branches' test rows of one model that learned from all branches' rows.
+pub fn pooled(dataset: &Dataset, contract: &JobContract, network: &Network) -> Result<Option<f64>> {
+    let start = network.initial_parameters(*contract.id().as_bytes());
+    let rows = Rows::pooled(network.inputs(), dataset.sites.iter().map(|site| &site.train));
+    let parameters = fit(network, start, &rows, &mut Generator::from_system()?)?;
+    let tests: Vec<&Rows> = dataset.sites.iter().map(|site| &site.test).collect();
+    figure_of(network, &dataset.schema.label.kind, &parameters, &tests)
 }
 
 /// Minimises the mean loss over customers plus |w|^2 / (2 customers), by full-batch Adam.

@@ -122,7 +122,9 @@ impl Ground {
         }
         let gradient = &signal[..parameters.len()];
         let norm = gradient.iter().map(|value| (*value as f64).powi(2)).sum::<f64>().sqrt();
-        let sigma = contract.privacy.noise_multiplier.value() * grid.sensitivity() as f64;
+        // Of each site: in a secure sum its share.
+        let alone = contract.local_charge().unwrap_or(contract.training_charge());
+        let sigma = alone.noise_multiplier.value() * grid.sensitivity() as f64;
         Ok(norm / (sigma * (self.sites as f64 * parameters.len() as f64).sqrt()))
     }
 }

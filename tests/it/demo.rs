@@ -22,10 +22,26 @@ fn the_demo_learns_together_and_every_ledger_stays_under_its_cap() {
     assert!(keep.join("model.safetensors").is_file());
     let report = std::fs::read_to_string(keep.join("report.html")).unwrap();
     assert!(report.contains("<svg") && !report.contains("http"));
+    // The coordinator saw sums only; what each site's own noise would have come to is drawn beside.
+    assert_eq!((&result["mode"], &result["other_mode"]["mode"]), (&"secure_sum".into(), &"site".into()));
+    assert_eq!(result["other_mode"]["judged_rounds"].as_array().unwrap().len(), 8);
+    assert!(report.contains("secure sum 0.") && report.contains("each site 0."));
     for file in ["site.key", "site.crt", "ledger.jsonl", "client.toml"] {
         assert!(keep.join("branch-01").join(file).is_file(), "{file}");
     }
     assert!(failure(&["demo", "--keep", keep_text]).contains("not an empty folder"));
+}
+
+#[test]
+fn the_demo_shows_each_sites_own_noise_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = folder.path().join("kept");
+    let asked = ["--sites", "2", "--rounds", "2", "--keep", keep.to_str().unwrap()];
+    assert!(failure(&[&["demo"], &asked[..]].concat()).contains("use --mode site"));
+    let site = ["demo", "--mode", "site", "--format", "json"];
+    let result: serde_json::Value = serde_json::from_str(&output(&[&site, &asked[..]].concat())).unwrap();
+    // Two are too few for a sum.
+    assert_eq!((&result["mode"], &result["other_mode"]), (&"site".into(), &serde_json::Value::Null));
 }
 
 #[test]

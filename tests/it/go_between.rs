@@ -45,6 +45,8 @@ pub enum Pass {
     NoContributions,
     /// Everything but the news that a job has ended.
     NoEnds,
+    /// Everything but the site's answers about a secure sum's survivors.
+    NoAnswers,
 }
 
 /// What an item that left is for.
@@ -170,7 +172,8 @@ async fn relay(
                 let purpose = (evaluation.job, evaluation.round, ReleaseKind::Evaluation);
                 desk.begin(purpose, ContentHash::of(&bytes), &bytes);
             }
-            if !(contributes && desk.keeps(Pass::NoContributions)) {
+            let answers = matches!(message, SiteToCoordinator::SumAnswer(_)) && desk.keeps(Pass::NoAnswers);
+            if !(answers || contributes && desk.keeps(Pass::NoContributions)) {
                 stream::send(&mut to_hq, &message).await?;
             }
             desk.seen.send(Seen::FromSite(message))?;

@@ -97,15 +97,13 @@ fn fault_noise_added_after_unmasking_instead_of_at_the_site() {
     assert!(values.clone().any(|value| value.abs() > longest), "{:?}", values.collect::<Vec<_>>());
 }
 
-/// There are no masks here whose keys could be folded, and no sum to be unmasked: whoever adds them has to
-/// come by.
 #[test]
-fn fault_pairwise_mask_keys_folded_to_28_bits_cannot_be_without_masks() {
+fn a_secure_sum_of_too_few_sites_is_refused_when_it_is_submitted() {
     let federation = Federation::start();
     let job = federation.job(1, 1.0, "[federation]\nmode = \"secure_sum\"");
     let home = federation.home();
     let said = failure(&["job", "submit", &job, "--home", home.to_str().unwrap()]);
-    assert!(said.contains("unknown variant `secure_sum`"), "{said}");
+    assert!(said.contains("needs 3 to 1024 sites that have joined, there are 0"), "{said}");
 }
 
 /// What the training customers paid by the ledger, and by adding up its debits one by one.

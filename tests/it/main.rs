@@ -27,6 +27,7 @@ mod policy;
 mod predict;
 mod privacy;
 mod restart;
+mod secure_sum;
 mod simulate;
 mod strace;
 mod targets;

@@ -61,7 +61,12 @@ fn what_is_not_noise_is_a_function_of_the_seed_for_generated_and_for_real_custom
 
 #[test]
 fn a_simulated_job_learns_what_its_privacy_allows_by_any_strategy() {
-    for federation in ["", "strategy = \"fedmedian\"", "compression = \"top_k\"\ntop_k_share = 0.5"] {
+    for federation in [
+        "",
+        "strategy = \"fedmedian\"",
+        "compression = \"top_k\"\ntop_k_share = 0.5",
+        "mode = \"secure_sum\"",
+    ] {
         let folder = folder(&format!("[federation]\n{federation}\n"));
         let report = simulate(folder.path(), &["--sites", "60", "--rounds", "15"]);
         let (end, best) = (&report["quality_in_the_end"], &report["best_possible"]);

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, Debited, Decision, Evaluation, Hello, Holding, JobAnswer, Outcome, Receipt, Renew,
-    RoundSkipped, RoundStart, SignedContract, SiteToCoordinator, Witnessed,
+    RoundSkipped, RoundStart, SignedContract, SiteToCoordinator, SumBatch, SumQuestion, SumRoster, Witnessed,
 };
 use weighhouse_shared::wire::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, common_version};
 
@@ -27,6 +27,8 @@ pub const MAX_PAUSE_MS: u64 = 30_000;
 pub const GREETING_MS: u64 = 30_000;
 /// The protocol version that brought [`Renew`], [`Holding`] and [`Debited`].
 const SECOND_VERSION: u16 = 2;
+/// The protocol version that brought secure sums.
+const SUM_VERSION: u16 = 3;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -111,6 +113,14 @@ pub enum Action {
         /// The parameters it starts from.
         model: Vec<f32>,
     },
+    /// Send the site's key for the secure sums of this job, once its secret is on disk.
+    TellSumKey(CheckedContract),
+    /// Take the roster of a job's secure sums, then send the site's part in its next batch.
+    TakeSumRoster(SumRoster),
+    /// Take a batch of a job's secure sums, then send the site's part in the next one.
+    TakeSumBatch(SumBatch),
+    /// Send the answer to a question about a round's survivors, once it is on disk that it was given.
+    AnswerSum(SumQuestion),
     /// Send an update.
     Upload {
         /// The job it is for.
@@ -192,6 +202,9 @@ pub struct SessionMachine {
     told: BTreeMap<JobId, Decision>,
     /// What the coordinator holds of this site's updates, in this session.
     held: BTreeMap<JobId, Holding>,
+    /// Updates that are sent once the evaluation of their round has its receipt: they travel on streams of their own, and
+    /// one that overtook it could close the round without it.
+    behind: BTreeMap<JobId, (RoundId, Vec<Action>)>,
 }
 
 impl SessionMachine {
@@ -204,6 +217,7 @@ impl SessionMachine {
             rounds: Rounds::default(),
             told: BTreeMap::new(),
             held: BTreeMap::new(),
+            behind: BTreeMap::new(),
         }
     }
 
@@ -251,6 +265,7 @@ impl SessionMachine {
                 self.phase = Phase::Down(now + self.pause);
                 self.told.clear();
                 self.held.clear();
+                self.behind.clear();
                 self.rounds.disconnected();
                 vec![Action::Notice(Notice::Disconnected { reason })]
             }
@@ -300,6 +315,7 @@ impl SessionMachine {
                 let known = self.takes_part(&job);
                 self.told.remove(&job);
                 self.held.remove(&job);
+                self.behind.remove(&job);
                 let mut actions = vec![Action::Expect { job, len: None }, Action::Ended { job, known }];
                 actions.extend(self.round(round::Event::JobEnded(job)));
                 actions
@@ -308,13 +324,31 @@ impl SessionMachine {
                 let Receipt { job, round, outcome } = receipt;
                 tracing::debug!(job = %job.short(), round = round.0, %outcome, "receipt");
                 let refused = outcome != Outcome::Admitted && self.takes_part(&job);
-                Vec::from_iter(refused.then_some(Action::Notice(Notice::Refused { job, round, outcome })))
+                let notice = refused.then_some(Action::Notice(Notice::Refused { job, round, outcome }));
+                let mut actions = Vec::from_iter(notice);
+                if self.behind.get(&job).is_some_and(|(of, _)| *of == round) {
+                    actions.extend(self.behind.remove(&job).into_iter().flat_map(|(_, behind)| behind));
+                }
+                actions
+            }
+            (Phase::Up, CoordinatorToSite::SumRoster(told)) => {
+                self.of_known_job(told.job, Action::TakeSumRoster(told))
+            }
+            (Phase::Up, CoordinatorToSite::SumBatch(told)) => {
+                self.of_known_job(told.job, Action::TakeSumBatch(told))
+            }
+            (Phase::Up, CoordinatorToSite::SumQuestion(told)) => {
+                self.of_known_job(told.job, Action::AnswerSum(told))
             }
             (Phase::Up, CoordinatorToSite::Renewed(renewed)) => {
                 vec![Action::KeepCertificate(renewed.certificate)]
             }
             _ => vec![Action::Fail(Failure::Protocol)],
         }
+    }
+
+    fn of_known_job(&self, job: JobId, action: Action) -> Vec<Action> {
+        if self.takes_part(&job) { vec![action] } else { Vec::new() }
     }
 
     /// An accepted job is known to the rounds before the coordinator hears of it, so that its model finds it.
@@ -326,7 +360,10 @@ impl SessionMachine {
         }
         self.told.insert(job, decision);
         let mut actions = vec![Action::Notice(notice)];
+        let mut sums = None;
         if let Some(contract) = contract {
+            let summed = contract.contract.federation.secure_sum().is_some();
+            sums = Some(contract.clone()).filter(|_| summed && self.version >= SUM_VERSION);
             self.rounds.handle(round::Event::JobAccepted(contract));
         }
         let len = self.rounds.model_len(&job).filter(|_| !left);
@@ -339,6 +376,8 @@ impl SessionMachine {
                 None => Action::TellPart(job),
             });
         }
+        // The key first: who agrees can be on the roster.
+        actions.extend(sums.map(Action::TellSumKey));
         actions.push(Action::Send(SiteToCoordinator::JobAnswer(answer)));
         if left {
             actions.extend(self.round(round::Event::JobEnded(job)));
@@ -351,11 +390,12 @@ impl SessionMachine {
         wanted.into_iter().flat_map(|action| self.wanted(action)).collect()
     }
 
-    fn wanted(&self, action: round::Action) -> Vec<Action> {
+    fn wanted(&mut self, action: round::Action) -> Vec<Action> {
         match action {
             round::Action::Work { contract, start, model } => vec![Action::Work { contract, start, model }],
             round::Action::Skip { job, round } => self.if_up(vec![skipped(job, round)]),
-            round::Action::Send { start, contribution } => self.if_up(self.sent(start, contribution)),
+            round::Action::Send { .. } if self.phase != Phase::Up => Vec::new(),
+            round::Action::Send { start, contribution } => self.sent(start, contribution),
             round::Action::Close(job) => vec![Action::Close(job), Action::TellStanding],
         }
     }
@@ -366,7 +406,7 @@ impl SessionMachine {
     }
 
     /// The head first: what released the contribution is on disk, so the head covers it.
-    fn sent(&self, start: RoundStart, contribution: Contribution) -> Vec<Action> {
+    fn sent(&mut self, start: RoundStart, contribution: Contribution) -> Vec<Action> {
         let (job, round) = (start.job, start.round);
         let Contribution { evaluation, update, charges } = contribution;
         let charges = charges.into_iter().filter(|_| self.version >= SECOND_VERSION);
@@ -375,6 +415,7 @@ impl SessionMachine {
         if evaluation.is_some() || update.is_some() {
             actions.push(Action::TellHead(Some((job, round))));
         }
+        let evaluated = evaluation.is_some();
         match evaluation {
             Some(histogram) => {
                 let evaluation = Evaluation { job, round, histogram };
@@ -383,17 +424,23 @@ impl SessionMachine {
             None if start.task.evaluate && !start.task.train => actions.push(skipped(job, round)),
             None => {}
         }
+        let mut behind = Vec::new();
         match update {
             Some(paid) => {
                 let held = self.held.get(&job);
                 let same = held.filter(|held| (held.round, held.content) == (round, paid.content));
                 let from = same.map_or(0, |held| held.received.min(paid.bytes.len() as u64));
-                actions.push(Action::Upload { job, round, paid, from });
+                behind.push(Action::Upload { job, round, paid, from });
             }
-            None if start.task.train => actions.push(skipped(job, round)),
+            None if start.task.train => behind.push(skipped(job, round)),
             None => {}
         }
-        actions.push(Action::Notice(Notice::Sent { job, round }));
+        behind.push(Action::Notice(Notice::Sent { job, round }));
+        if evaluated && start.task.train {
+            self.behind.insert(job, (round, behind));
+        } else {
+            actions.append(&mut behind);
+        }
         actions
     }
 }

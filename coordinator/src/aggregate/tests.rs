@@ -106,7 +106,7 @@ fn a_buffer_weighs_each_update_by_its_age_and_is_divided_by_their_number() {
     let mut aggregate = Aggregate::new(1, &keys, &spool).unwrap();
     aggregate.add(admitted(&[1000], &spool), 0).unwrap();
     aggregate.add(admitted(&[500], &spool), 3).unwrap();
-    let Combined { sums, divisor } = aggregate.combine().unwrap().unwrap();
+    let Combined { sums, divisor, .. } = aggregate.combine().unwrap().unwrap();
     assert_eq!(sums[0] as f64 / divisor as f64, (1000.0 + 500.0 / 2.0) / 2.0);
 }
 

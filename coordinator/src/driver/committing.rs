@@ -8,6 +8,8 @@
 use super::{Action, Driver, DriverError, Event, JobEvent, spool_failed, tell};
 use crate::aggregate::Aggregate;
 use crate::global_model::GlobalModel;
+use crate::opened_sum;
+use crate::secure_sum::JobSums;
 use std::io;
 use weighhouse_shared::evaluation::Quality;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
@@ -26,6 +28,8 @@ pub struct Closed {
     model: GlobalModel,
     state: Option<ServerState>,
     aggregate: Option<Aggregate>,
+    /// In a secure sum: what was opened, and of how many survivors.
+    opened: Option<(Vec<u32>, u32)>,
     /// Counts of the round's histograms, and how many there are.
     histogram: Option<(Vec<i64>, u32)>,
 }
@@ -45,16 +49,18 @@ impl Driver {
     pub(super) fn commit(&mut self, id: JobId, round: RoundId, counts: bool) -> Result<(), DriverError> {
         // From the store, if it is not in memory.
         let base = self.model(id)?.hash;
-        let trains = self.jobs.get(&id).and_then(|job| job.machine.contract().task(round));
-        let state = if trains.is_some_and(|task| task.train) { self.take_server_state(id)? } else { None };
+        let task = self.jobs.get(&id).and_then(|job| job.machine.contract().task(round));
+        let trains = task.is_some_and(|task| task.train);
+        let state = if trains { self.take_server_state(id)? } else { None };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let (mut aggregate, histogram) = (job.aggregate.take(), job.histogram.take());
+        let opened = job.sums.as_mut().filter(|_| trains).and_then(JobSums::take_opened).filter(|_| counts);
         if !counts && let Some(aggregate) = &mut aggregate {
             aggregate.clear().map_err(spool_failed)?;
         }
         let Some(model) = job.model.take() else { return Ok(()) };
         let histogram = histogram.filter(|_| counts);
-        let closed = Closed { job: id, round, base, model, state, aggregate, histogram };
+        let closed = Closed { job: id, round, base, model, state, aggregate, opened, histogram };
         if closed.aggregate.as_ref().is_some_and(Aggregate::compares) {
             self.closed.push_back(closed);
             return Ok(());
@@ -77,7 +83,7 @@ impl Driver {
 
     /// Stores what the closed round came to, then goes on.
     fn store_round(&mut self, closed: Closed) -> Result<(), DriverError> {
-        let Closed { job: id, round, base, model: mut new, mut state, aggregate, histogram } = closed;
+        let Closed { job: id, round, base, model: mut new, mut state, aggregate, opened, histogram } = closed;
         let now = self.now;
         // It may have been stopped in the meantime.
         let committing = self.jobs.get_mut(&id).filter(|job| job.machine.is_committing(round));
@@ -86,10 +92,19 @@ impl Driver {
         let trains = contract.task(round).is_some_and(|task| task.train);
         let concludes = trains && round.0 + 1 == contract.training.rounds;
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
-        let sites = if trains { aggregate.as_ref().map_or(0, Aggregate::updates) } else { evaluations };
+        let updates = match &opened {
+            Some((_, survivors)) => *survivors,
+            None => aggregate.as_ref().map_or(0, Aggregate::updates),
+        };
+        let sites = if trains { updates } else { evaluations };
         job.aggregate = aggregate;
         if let Some(aggregate) = &mut job.aggregate {
             aggregate.clear().map_err(spool_failed)?;
+        }
+        if let Some((sum, survivors)) = opened {
+            let step = || opened_sum::step(new, &contract, round, &sum, survivors, state.as_mut());
+            new = tokio::task::block_in_place(step)
+                .map_err(|error| DriverError::Job { reason: error.to_string() })?;
         }
         // From here on the model is what is measured and exported.
         if concludes {
@@ -123,6 +138,9 @@ impl Driver {
         if changed && !shared {
             self.parts.store.forget_model(base)?;
         }
+        if trains && contract.federation.secure_sum().is_some() {
+            self.parts.store.forget_sum(id)?;
+        }
         if keeps_state || concludes {
             self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;
         }
@@ -134,7 +152,13 @@ impl Driver {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::End(status) => self.end(id, status)?,
+                Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
+                Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
                 Action::Save
+                | Action::Brief(_)
+                | Action::KeepSum(_)
+                | Action::Ask(..)
+                | Action::OpenSum(_)
                 | Action::Offer(_)
                 | Action::Commit(_)
                 | Action::GiveUp(_)
@@ -181,7 +205,7 @@ mod tests {
         contribute(&mut driver, 11, quick, folder.path());
         assert_eq!(driver.jobs[&quick].machine.round(), RoundId(1));
         contribute(&mut driver, 12, slow, folder.path());
-        assert_eq!(receipts(&drain(&mut sent)), [Outcome::Admitted, Outcome::Late]);
+        assert_eq!(receipts(&drain(&mut sent)), [Outcome::Admitted, Outcome::Repeated]);
         assert_eq!(driver.jobs[&slow].machine.model(), start);
         assert!(driver.parts.store.rounds(slow).unwrap().is_empty(), "nothing is on disk before its time");
 

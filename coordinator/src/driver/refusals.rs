@@ -2,9 +2,8 @@
 //! again and again.
 
 use super::{Driver, DriverError, Job, tell};
-use crate::admission::{FaultRate, check_len};
+use crate::admission::{Expected, FaultRate, check_len};
 use crate::job::Part;
-use weighhouse_shared::compression::Encoding;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::ledger::{Charge, Population};
 use weighhouse_shared::privacy::accountant::GaussianEvent;
@@ -36,7 +35,7 @@ impl Driver {
 
     /// Whether the update that `piece` begins is read: what the job's updates are as bytes, or why not. What needs no
     /// body is checked here, so that a refused update costs no bandwidth.
-    pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<Encoding, Outcome> {
+    pub(super) fn announced(&self, site: SiteId, piece: &Piece) -> Result<Expected, Outcome> {
         if self.faults(site).is_exceeded(self.now) {
             return Err(Outcome::RateLimited);
         }
@@ -44,7 +43,7 @@ impl Driver {
         let encoding = job.machine.contract().update_encoding().map_err(|_| Outcome::WrongRound)?;
         check_len(piece.total, encoding.len())?;
         job.machine.verdict(site, piece.round, Some(piece.base), Part::Update)?;
-        Ok(encoding)
+        Ok(Expected { encoding, masked: job.sums.is_some() })
     }
 
     /// Whether the ledger of `site` debited for its contribution what the contract says.
@@ -74,7 +73,7 @@ impl Driver {
     }
 
     /// A contribution does not count: its site is told why, watchers are told, and its job's counters are on their way to
-    /// disk. The sync of the next commit makes them durable.
+    /// disk. The sync of the next commit makes them durable. Of one that counted before, its site alone is told.
     pub(super) fn refuse(
         &mut self,
         site: SiteId,
@@ -82,8 +81,13 @@ impl Driver {
         round: RoundId,
         outcome: Outcome,
     ) -> Result<(), DriverError> {
-        tracing::warn!(site = %site.short(), job = %id.short(), round = round.0, %outcome, "a contribution was refused");
         self.parts.metrics.contributed(outcome.label());
+        if outcome == Outcome::Repeated {
+            // It counted when it came first: sent again after a lost link, it is nobody's concern but the site's.
+            self.send(site, CoordinatorToSite::Receipt(Receipt { job: id, round, outcome }));
+            return Ok(());
+        }
+        tracing::warn!(site = %site.short(), job = %id.short(), round = round.0, %outcome, "a contribution was refused");
         let (now, name) = (self.now, self.site_name(site));
         if outcome.is_fault() {
             self.faults.entry(site).or_default().note(now);
@@ -144,7 +148,7 @@ mod tests {
         let job = submit(&mut driver, "[training]\nrounds = 2");
         let good = piece(&driver, job);
         let answer = |driver: &Driver, piece: Piece| driver.announced(SITE, &piece);
-        assert_eq!(answer(&driver, good).unwrap().len(), 8);
+        assert_eq!(answer(&driver, good).unwrap().encoding.len(), 8);
         for (bad, outcome) in [
             (Piece { total: 12, ..good }, Outcome::TooLong),
             (Piece { total: 4, ..good }, Outcome::WrongShape),

@@ -4,6 +4,7 @@ use super::{Driver, DriverError, Job, ToSite};
 use crate::global_model::GlobalModel;
 use crate::job::{Event, JobMachine};
 use crate::roster;
+use crate::secure_sum::JobSums;
 use crate::store::{InviteRecord, StandingRecord, StoreError};
 use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
@@ -196,6 +197,7 @@ impl Driver {
         let contract = Arc::new(contract);
         let (round, status) = (RoundId(0), JobStatus::Waiting);
         let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now);
+        let sums = JobSums::of(machine.contract());
         let job = Job {
             number,
             signed,
@@ -203,6 +205,7 @@ impl Driver {
             model: Some(model),
             state: None,
             aggregate: None,
+            sums,
             histogram: None,
             refused: BTreeMap::new(),
             watchers: Vec::new(),

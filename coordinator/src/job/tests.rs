@@ -86,9 +86,10 @@ fn only_the_first_contribution_of_an_expected_site_to_the_open_round_counts() {
     contribute(&mut machine, 1, Part::Update, 10);
     assert_eq!(verdict(&machine, 1, 0, model(0)), Err(Outcome::Repeated));
     contribute(&mut machine, 2, Part::Update, 11);
-    assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Late), "the round is being stored");
+    assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Repeated), "the round is being stored");
     machine.handle(Event::Committed(model(1)), 12);
-    assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Late), "the next round is open");
+    assert_eq!(verdict(&machine, 2, 0, model(0)), Err(Outcome::Repeated), "the next round is open");
+    assert_eq!(verdict(&machine, 3, 0, model(0)), Err(Outcome::Late), "it was not in it");
     machine.handle(Event::Stop, 13);
     assert_eq!(verdict(&machine, 2, 1, model(1)), Err(Outcome::Late), "the job is over");
 }

@@ -180,6 +180,9 @@ impl SessionMachine {
             }
             SiteToCoordinator::Debited(debited) => Action::Tell(Input::Debited { site, session, debited }),
             SiteToCoordinator::Holding(holding) => Action::Holds(holding),
+            SiteToCoordinator::SumKey(told) => Action::Tell(Input::SumKey(site, told)),
+            SiteToCoordinator::SumOffer(told) => Action::Tell(Input::SumOffer(site, told)),
+            SiteToCoordinator::SumAnswer(told) => Action::Tell(Input::SumAnswer(site, told)),
             SiteToCoordinator::Renew(_) => Action::Tell(Input::Renew(site)),
             SiteToCoordinator::LedgerHead(_) | SiteToCoordinator::Hello(_) | SiteToCoordinator::Enrol(_) => {
                 return self.fail(Failure::Protocol);

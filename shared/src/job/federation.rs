@@ -1,9 +1,11 @@
 //! Who takes part in a job's rounds, when they close, and what is made of them: what a person asks for, where most keys may
 //! be left out, and what the contract fixes.
 
+use super::secure_sum::{self, SecureSum};
 use super::strategy::StrategyAsked;
-use super::{JobError, Rule, Strategy, StrategyName, range};
+use super::{JobError, Rule, Strategy, StrategyName, Training, range};
 use crate::compression::Compression;
+use crate::ids::SiteId;
 use serde::{Deserialize, Serialize};
 
 /// The `[federation]` of a job file. A key that its `strategy` does not know is refused, not ignored.
@@ -11,11 +13,16 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct FederationAsked {
     /// How a site's contribution is protected.
-    pub mode: ProtectionMode,
-    /// A round with fewer contributions is not committed.
-    pub min_sites: u32,
-    /// A job takes the first this many sites that accept it.
-    pub max_sites: u32,
+    pub mode: ModeName,
+    /// A round with fewer contributions is not committed; left out: 2, for secure_sum 85 % of the members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_sites: Option<u32>,
+    /// For site: a job takes the first this many sites that accept it; left out: 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_sites: Option<u32>,
+    /// For secure_sum: sites that may be in league with the coordinator; left out: a third of the members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub colluding_sites: Option<u32>,
     /// Seconds a round stays open at least; a site that comes in that time takes part in it.
     pub min_time_s: u32,
     /// Seconds after which a round closes, whoever is missing.
@@ -60,6 +67,17 @@ pub struct FederationAsked {
     pub top_k_share: Option<f64>,
 }
 
+/// Ways to protect a site's contribution, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeName {
+    /// [`ProtectionMode::Site`].
+    #[default]
+    Site,
+    /// [`ProtectionMode::SecureSum`].
+    SecureSum,
+}
+
 /// When the coordinator steps, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,9 +107,10 @@ pub enum CompressionName {
 impl Default for FederationAsked {
     fn default() -> Self {
         Self {
-            mode: ProtectionMode::Site,
-            min_sites: 2,
-            max_sites: 10_000,
+            mode: ModeName::Site,
+            min_sites: None,
+            max_sites: None,
+            colluding_sites: None,
             min_time_s: 0,
             max_time_s: 600,
             max_idle_s: 120,
@@ -113,9 +132,28 @@ impl Default for FederationAsked {
 }
 
 impl FederationAsked {
-    /// Every number fixed, none checked but for keys that do not go with what was chosen.
-    pub(super) fn fixed(&self) -> Result<Federation, JobError> {
-        let Self { mode, min_sites, max_sites, min_time_s, max_time_s, max_idle_s, norm_bound, .. } = *self;
+    /// Every number fixed, none checked but for keys that do not go with what was chosen; `members` is who may take part
+    /// in a secure sum.
+    pub(super) fn fixed(&self, members: &[SiteId]) -> Result<Federation, JobError> {
+        let Self { min_time_s, max_time_s, max_idle_s, norm_bound, .. } = *self;
+        let stray = |field, belongs_to| Err(JobError::Stray { field, belongs_to });
+        let (mode, min_sites, max_sites) = match self.mode {
+            ModeName::Site if self.colluding_sites.is_some() => {
+                return stray("federation.colluding_sites", "mode = \"secure_sum\"");
+            }
+            ModeName::SecureSum if self.max_sites.is_some() => {
+                return stray("federation.max_sites", "mode = \"site\"");
+            }
+            ModeName::Site => {
+                (ProtectionMode::Site, self.min_sites.unwrap_or(2), self.max_sites.unwrap_or(10_000))
+            }
+            ModeName::SecureSum => {
+                let mode = secure_sum::fixed(members, self.colluding_sites);
+                let threshold = secure_sum::default_threshold(mode.members.len());
+                let count = u32::try_from(mode.members.len()).unwrap_or(u32::MAX);
+                (ProtectionMode::SecureSum(mode), self.min_sites.unwrap_or(threshold), count)
+            }
+        };
         let strategy = StrategyAsked {
             name: self.strategy,
             learning_rate: self.server_learning_rate,
@@ -133,16 +171,12 @@ impl FederationAsked {
             }
             (ScheduleName::Synchronous, None) => FederationSchedule::Synchronous,
             (ScheduleName::Synchronous, Some(_)) => {
-                let belongs_to = "schedule = \"buffered\"";
-                return Err(JobError::Stray { field: "federation.buffer_size", belongs_to });
+                return stray("federation.buffer_size", "schedule = \"buffered\"");
             }
         };
         let compression = match (self.compression, self.top_k_share) {
             (CompressionName::TopK, share) => Compression::TopK { share: share.unwrap_or(0.1) },
-            (_, Some(_)) => {
-                let belongs_to = "compression = \"top_k\"";
-                return Err(JobError::Stray { field: "federation.top_k_share", belongs_to });
-            }
+            (_, Some(_)) => return stray("federation.top_k_share", "compression = \"top_k\""),
             (CompressionName::None, None) => Compression::None,
             (CompressionName::Int8, None) => Compression::Int8,
             (CompressionName::Int4, None) => Compression::Int4,
@@ -189,8 +223,19 @@ pub struct Federation {
 }
 
 impl Federation {
-    /// Checks every number; `proximal` is that of the training.
-    pub(super) fn check(&self, proximal: f64) -> Result<(), JobError> {
+    /// The secure sum, if that is the mode.
+    pub fn secure_sum(&self) -> Option<&SecureSum> {
+        match &self.mode {
+            ProtectionMode::Site => None,
+            ProtectionMode::SecureSum(sum) => Some(sum),
+        }
+    }
+
+    /// Checks every number; `training` is what stands beside it.
+    pub(super) fn check(&self, training: &Training) -> Result<(), JobError> {
+        if let Some(sum) = self.secure_sum() {
+            sum.check(self, training)?;
+        }
         let Federation { min_sites, max_sites, min_time_s, max_time_s, max_idle_s, strategy, .. } = *self;
         range(
             "federation.min_sites",
@@ -210,7 +255,7 @@ impl Federation {
         range("federation.min_time_s", "from 0 to max_time_s", min_time_s.into(), min_holds)?;
         let idle_holds = (1..=1_000_000).contains(&max_idle_s);
         range("federation.max_idle_s", "from 1 to 1000000", max_idle_s.into(), idle_holds)?;
-        strategy.check(min_sites, max_sites, proximal)?;
+        strategy.check(min_sites, max_sites, training.proximal)?;
         if let FederationSchedule::Buffered { buffer_size } = self.schedule {
             let holds = (1..=min_sites).contains(&buffer_size);
             range("federation.buffer_size", "from 1 to min_sites", buffer_size.into(), holds)?;
@@ -262,9 +307,11 @@ pub fn staleness_weight(staleness: u32) -> u32 {
 }
 
 /// How a site's contribution is protected before it leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProtectionMode {
     /// The site's update is differentially private on its own.
     Site,
+    /// The coordinator learns only the sum over the sites of a round, which is differentially private.
+    SecureSum(SecureSum),
 }

@@ -1,6 +1,6 @@
 //! How a model is trained: what a person asks for, where most keys may be left out, and what the contract fixes.
 
-use super::{JobError, range};
+use super::{JobError, ModeName, range};
 use crate::model::{Optimizer, Schedule};
 use crate::privacy::grid::Clipping;
 use crate::privacy::{ClipNorm, SamplingRate};
@@ -10,15 +10,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingAsked {
-    /// Rounds of the job; each ends with one new global model.
-    pub rounds: u32,
-    /// Private gradient steps a site makes in one round.
-    pub local_steps: u32,
-    /// Step size at the sites; left out: 1.5 for sgd, 0.3 if the label is a count or a number, 0.1 for adam and adamw.
+    /// Rounds of the job; each ends with one new global model. Left out: 30, with mode = "secure_sum" 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<u32>,
+    /// Private gradient steps a site makes in one round; left out: 3, with mode = "secure_sum" 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_steps: Option<u32>,
+    /// Step size at the sites; left out: 1.5 for sgd, with mode = "secure_sum" 3, 0.3 if the label is a count or a
+    /// number, 0.1 for adam and adamw.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// Probability with which a customer is in a step's batch.
-    pub sampling_rate: SamplingRate,
+    /// Probability with which a customer is in a step's batch; left out: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampling_rate: Option<SamplingRate>,
     /// The denominator of every site's gradient, in customers.
     pub expected_customers: u32,
     /// Rows of one customer that count; a customer's later rows are left out.
@@ -46,9 +50,12 @@ pub struct TrainingAsked {
     pub warmup_steps: u32,
     /// FedProx's mu: how strongly local steps are pulled back to the round's global model; 0 for not at all.
     pub proximal: f64,
-    /// Decay, a round, of the average of the rounds' models that becomes the final model; 0 for none.
-    pub average_weights: f64,
-    /// How gradients are scaled to the clip norm; left out: fixed if there is a `clip_norm`, else automatic.
+    /// Decay, a round, of the average of the rounds' models that becomes the final model; 0 for none. Left out: 0, with mode
+    /// = "secure_sum" 0.9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average_weights: Option<f64>,
+    /// How gradients are scaled to the clip norm; left out: fixed if there is a `clip_norm` or with mode = "secure_sum", else
+    /// automatic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clipping: Option<Clipping>,
     /// For clipping by quantile: the share of customers whose norm is to be within the clip norm; left out: 0.5.
@@ -75,10 +82,10 @@ pub enum OptimizerName {
 impl Default for TrainingAsked {
     fn default() -> Self {
         Self {
-            rounds: 30,
-            local_steps: 3,
+            rounds: None,
+            local_steps: None,
             learning_rate: None,
-            sampling_rate: SamplingRate::new(1.0).expect("1 is a rate"),
+            sampling_rate: None,
             expected_customers: 100,
             max_rows_per_customer: 25,
             optimizer: OptimizerName::Sgd,
@@ -90,7 +97,7 @@ impl Default for TrainingAsked {
             schedule: Schedule::Constant,
             warmup_steps: 0,
             proximal: 0.0,
-            average_weights: 0.0,
+            average_weights: None,
             clipping: None,
             clip_quantile: None,
             clip_rate: None,
@@ -151,7 +158,12 @@ fn chosen(
 impl TrainingAsked {
     /// Every number fixed, none checked but for keys that do not go with the optimizer or the clipping, which is
     /// `clipping` if not said, as sgd's step size is `rate`.
-    pub(super) fn fixed(&self, clipping: Clipping, rate: f64) -> Result<Training, JobError> {
+    pub(super) fn fixed(&self, clipping: Clipping, rate: f64, mode: ModeName) -> Result<Training, JobError> {
+        let (rounds, local_steps, average) = match mode {
+            ModeName::Site => (30, 3, 0.0),
+            // Few, long steps with little noise each, and the average of the last ten or so.
+            ModeName::SecureSum => (50, 1, 0.9),
+        };
         let clipping = self.clipping.unwrap_or(clipping);
         let quantile = |field, value, default| {
             let belongs = clipping == Clipping::Quantile;
@@ -176,17 +188,17 @@ impl TrainingAsked {
             OptimizerName::AdamW => Optimizer::AdamW { beta1, beta2, epsilon, weight_decay },
         };
         Ok(Training {
-            rounds: self.rounds,
-            local_steps: self.local_steps,
+            rounds: self.rounds.unwrap_or(rounds),
+            local_steps: self.local_steps.unwrap_or(local_steps),
             learning_rate: self.learning_rate.unwrap_or(if adaptive { 0.1 } else { rate }),
-            sampling_rate: self.sampling_rate,
+            sampling_rate: self.sampling_rate.unwrap_or(SamplingRate::new(1.0).expect("1 is a rate")),
             expected_customers: self.expected_customers,
             max_rows_per_customer: self.max_rows_per_customer,
             optimizer,
             schedule: self.schedule,
             warmup_steps: self.warmup_steps,
             proximal: self.proximal,
-            average_weights: self.average_weights,
+            average_weights: self.average_weights.unwrap_or(average),
             clipping,
             clip_quantile,
             clip_rate,

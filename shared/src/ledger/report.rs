@@ -90,8 +90,13 @@ pub struct JobTotal {
     pub running: bool,
     /// What its debits alone come to: the Renyi figure at the cap's delta.
     pub epsilon: f64,
+    /// The same if its secure sum's masks protected nothing, so that the site's share of the noise stood alone; None if it
+    /// is no secure sum.
+    pub epsilon_without_masks: Option<f64>,
     #[serde(skip)]
     paid: BTreeMap<Population, Kinds>,
+    #[serde(skip)]
+    alone: Alone,
 }
 
 /// A policy that was in force.
@@ -160,6 +165,9 @@ pub struct Report {
     pub lifetime: Figures,
     /// As `lifetime`, for a customer known at `max_sites` sites, each of which released as much.
     pub at_max_sites: Figures,
+    /// As `lifetime`, by Renyi, if what protects the other sites' part of secure sums' noise were broken, so that each of
+    /// this site's shares stood alone; None if there is no such share.
+    pub without_masks: Option<f64>,
     /// Policies, in order.
     pub policies: Vec<PolicyVersion>,
     /// Jobs, in order of their first reservation.
@@ -182,6 +190,40 @@ struct Notes {
     /// Least standard deviation in integers, by the bits of noise multiplier and sampling rate.
     sigmas: BTreeMap<(u64, u64), f64>,
     curve: Vec<(u64, f64)>,
+    alone: Alone,
+}
+
+/// What training customers paid, with the noise of each share of a secure sum by itself.
+#[derive(Debug, Clone, Default)]
+struct Alone {
+    events: Kinds,
+    /// Whether there was a share.
+    shares: bool,
+    /// Whether one has less noise than any figure is given for.
+    unbounded: bool,
+}
+
+impl Alone {
+    fn add(&mut self, charge: &Charge, mechanism: &Mechanism) {
+        let Some(multiplier) = mechanism.local_multiplier() else {
+            if charge.population == Population::Training {
+                self.events.add(charge.event);
+            }
+            return;
+        };
+        self.shares = true;
+        match NoiseMultiplier::new(multiplier) {
+            Ok(noise_multiplier) => self.events.add(GaussianEvent { noise_multiplier, ..charge.event }),
+            Err(_) => self.unbounded = true,
+        }
+    }
+
+    /// The Renyi figure; None without a share.
+    fn epsilon(&self, balance: &Balance, delta: Delta) -> Option<f64> {
+        let figure =
+            if self.unbounded { f64::INFINITY } else { balance.epsilon_of(&self.events.events(), delta) };
+        self.shares.then_some(figure)
+    }
 }
 
 impl Notes {
@@ -205,10 +247,12 @@ impl Notes {
             Body::Debited { job, charge, mechanism, .. } => {
                 self.unused.insert(entry.sequence, (*charge, *mechanism));
                 let least = self.sigmas.entry(charge.event.kind()).or_insert(f64::INFINITY);
-                *least = least.min(mechanism.sigma());
+                *least = least.min(mechanism.paid_sigma());
+                self.alone.add(charge, mechanism);
                 if let Some(total) = self.jobs.get_mut(job) {
                     total.wasted += 1;
                     total.paid.entry(charge.population).or_default().add(charge.event);
+                    total.alone.add(charge, mechanism);
                 }
             }
             Body::Released { job, round, kind, debit, content, len } => {
@@ -262,7 +306,9 @@ impl JobTotal {
             wasted: 0,
             running: false,
             epsilon: 0.0,
+            epsilon_without_masks: None,
             paid: BTreeMap::new(),
+            alone: Alone::default(),
         }
     }
 }
@@ -322,6 +368,7 @@ impl Audited {
             period,
             lifetime,
             at_max_sites,
+            without_masks: self.notes.alone.epsilon(balance, delta),
             policies: self.policies(),
             jobs: self.jobs(delta),
             releases: self.notes.releases.clone(),
@@ -352,7 +399,9 @@ impl Audited {
             let noted = self.notes.jobs.get(job)?;
             let of = |paid: &Kinds| balance.epsilon_of(&paid.events(), delta);
             let epsilon = noted.paid.values().map(of).fold(0.0, f64::max);
-            Some(JobTotal { running: running.contains(job), epsilon, ..noted.clone() })
+            let epsilon_without_masks = noted.alone.epsilon(balance, delta);
+            let running = running.contains(job);
+            Some(JobTotal { running, epsilon, epsilon_without_masks, ..noted.clone() })
         };
         self.notes.order.iter().filter_map(total).collect()
     }
@@ -494,6 +543,16 @@ impl Report {
                 factor(cap),
             ),
         });
+        if let Some(epsilon) = self.without_masks {
+            paragraphs.push(format!(
+                "In secure sums a site adds only its share of the noise: these figures count on the shares of the other \
+                 honest sites, as many as each job's contract names, and on the masks. If they were broken, were \
+                 more sites in league with the coordinator than the contract allows for, this site's own \
+                 shares would still bound the loss since the ledger began by epsilon {} (a factor {}).",
+                short(epsilon),
+                factor(raised(epsilon)),
+            ));
+        }
         if self.max_sites > 1 {
             paragraphs.push(format!(
                 "A customer known at {} sites, each of which released as much as this one: epsilon {} since the ledger \

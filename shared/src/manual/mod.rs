@@ -6,3 +6,4 @@ pub mod privacy;
 pub mod production;
 pub mod protocol;
 pub mod robustness;
+pub mod secure_sum;

@@ -26,6 +26,7 @@
 //! - A site: `site.key`, the certificates, `client.toml`, `policy.toml` and its signature. **Not the ledger**: a site whose
 //!   `ledger.jsonl` was put back to an older copy has forgotten what it spent. It is found out at its next contact, and stops.
 //!   A copy for the archive is right; putting one back is not. A site that lost its ledger joins anew.
+//!   Nor the folder `secure_sums`: it holds the secrets of running jobs, is deleted with them, and must not be put back.
 //! - The authority's key: offline, twice ([`protocol`](super::protocol), Certificates).
 //! - The officer's key: with the officer.
 //!

@@ -94,6 +94,10 @@
 //! Renew (by the calendar)        ->
 //!                                <-      Renewed (its next certificate)
 //! ```
+//! In a job whose mode is `secure_sum` a site says `SumKey` before its answer, hears `SumRoster` and, every eight rounds,
+//! `SumBatch`, answers each of the two with a `SumOffer`, and after its update hears `SumQuestion` and says
+//! `SumAnswer`: see [`secure_sum`](super::secure_sum).
+//!
 //! A site that says it waits, for its own people to approve the job, may say accepted or refused at any later time
 //! without being asked; the job does not wait for it, unless it has too few sites without it.
 //!
@@ -108,6 +112,10 @@
 //! site that comes back. A site is missing while it is online and silent; one whose connection is gone is waited for 10 s.
 //! At `max_time_s` with fewer than `min_sites` the job ends with a reason; a round that everyone skipped or left
 //! before is given up.
+//!
+//! In a secure sum a round that would commit is opened first ([`secure_sum`](super::secure_sum)): the survivors are on disk
+//! before any of them is asked; whoever leaves, or does not answer in 30 s, is left out of those who are asked; at
+//! `max_time_s` after its close a round that is not open is given up, and the job goes on.
 //!
 //! With `schedule = "buffered"` sites do not go through rounds together (Nguyen et al. 2022, "FedBuff"). A `RoundStart` then
 //! names the number of the site's own next update, and the newest model. Its update counts from whichever version

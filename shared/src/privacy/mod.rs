@@ -5,6 +5,7 @@ pub mod grid;
 mod discrete_gaussian;
 mod generator;
 mod mechanism;
+pub mod noise_share;
 mod parameters;
 
 pub use discrete_gaussian::{DiscreteGaussian, SigmaOutOfRange};

@@ -106,6 +106,9 @@ frame_numbers!(SiteToCoordinator {
     7 => Standing,
     8 => Renew,
     9 => Holding,
+    10 => SumKey,
+    11 => SumOffer,
+    12 => SumAnswer,
     21 => Debited,
 });
 
@@ -120,6 +123,9 @@ frame_numbers!(CoordinatorToSite {
     108 => Witnessed,
     109 => Renewed,
     110 => Holding,
+    111 => SumRoster,
+    112 => SumBatch,
+    113 => SumQuestion,
 });
 
 frame_numbers!(OperatorToCoordinator {

@@ -12,6 +12,9 @@ use crate::ledger::{
 use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::{Delta, Epsilon, NoiseMultiplier, SamplingRate};
+use crate::secure_sum::agreement::{Answer, Question};
+use crate::secure_sum::batch::{Grant, Offer, PeerOffer};
+use crate::secure_sum::keys::SignedKey;
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 use std::fmt::Debug;
@@ -77,7 +80,27 @@ fn from_sites() -> Vec<(&'static str, SiteToCoordinator)> {
         ("holding", M::Holding(HOLDING)),
         ("job_answer_waiting", M::JobAnswer(JobAnswer { job: JOB, decision: Decision::Waiting })),
         ("debited", M::Debited(Debited { job: JOB, round: ROUND, charge: charge() })),
+        ("sum_key", M::SumKey(SumKey { job: JOB, key: signed_key() })),
+        ("sum_offer", M::SumOffer(SumOffer { job: JOB, offer: offer() })),
+        ("sum_answer", M::SumAnswer(SumAnswer { job: JOB, answer: answer() })),
     ]
+}
+
+fn signed_key() -> SignedKey {
+    SignedKey { identity: [1; 32], key: [2; 32], signature: vec![3, 4] }
+}
+
+fn offer() -> Offer {
+    Offer { batch: 5, publics: vec![[6; 32]], commitments: vec![[7; 32]], sealed: vec![vec![8, 9]] }
+}
+
+fn answer() -> Answer {
+    Answer { round: ROUND, question: [1; 32], sealed: vec![2, 3], pads: vec![[4; 32]] }
+}
+
+fn grant() -> Grant {
+    let peer = PeerOffer { publics: vec![[6; 32]], sealed: vec![8, 9] };
+    Grant { batch: 5, present: vec![0, 2, 600], offers: vec![peer] }
 }
 
 fn event() -> GaussianEvent {
@@ -140,6 +163,15 @@ fn to_sites() -> Vec<(&'static str, CoordinatorToSite)> {
         (
             "receipt_rate_limited",
             M::Receipt(Receipt { job: JOB, round: ROUND, outcome: Outcome::RateLimited }),
+        ),
+        ("sum_roster", M::SumRoster(SumRoster { job: JOB, keys: vec![signed_key()] })),
+        ("sum_batch", M::SumBatch(SumBatch { job: JOB, grant: grant() })),
+        (
+            "sum_question",
+            M::SumQuestion(SumQuestion {
+                job: JOB,
+                question: Question { round: ROUND, survivors: vec![0, 1, 600], asked: vec![0, 600] },
+            }),
         ),
     ]
 }

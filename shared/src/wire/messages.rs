@@ -8,6 +8,9 @@ use crate::job::RoundTask;
 use crate::ledger::{Charge, Head, SignedWitness, Standing};
 use crate::policy::PolicyRule;
 use crate::privacy::accountant::GaussianEvent;
+use crate::secure_sum::agreement::{Answer, Question};
+use crate::secure_sum::batch::{Grant, Offer};
+use crate::secure_sum::keys::SignedKey;
 use serde::{Deserialize, Serialize};
 
 /// From a site.
@@ -35,6 +38,12 @@ pub enum SiteToCoordinator {
     /// What the site's ledger debited for a contribution: before the [`LedgerHead`] that announces it; since
     /// version 2.
     Debited(Debited),
+    /// The site's key for a job's secure sums: before its [`JobAnswer`]; since version 3.
+    SumKey(SumKey),
+    /// The site's part in a batch of a job's secure sums; since version 3.
+    SumOffer(SumOffer),
+    /// The site's answer to a [`SumQuestion`]; since version 3.
+    SumAnswer(SumAnswer),
 }
 
 /// To a site.
@@ -61,6 +70,12 @@ pub enum CoordinatorToSite {
     Renewed(Renewed),
     /// How much of an update is here, before its round's start: the rest is sent from there; since version 2.
     Holding(Holding),
+    /// The sites of a job's secure sums; since version 3.
+    SumRoster(SumRoster),
+    /// A batch of a job's secure sums: before the start of its rounds; since version 3.
+    SumBatch(SumBatch),
+    /// Who survived a round of a job's secure sums: since version 3.
+    SumQuestion(SumQuestion),
 }
 
 /// From an operator.
@@ -224,6 +239,61 @@ pub struct Debited {
     pub round: RoundId,
     /// What was debited, and whose it is: training customers pay for an update, held-out ones for an evaluation.
     pub charge: Charge,
+}
+
+/// Constant: a key made by chance, for one job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumKey {
+    /// The job.
+    pub job: JobId,
+    /// The key.
+    pub key: SignedKey,
+}
+
+/// Depends on chance only: public halves of keys, hashes of seeds, and shares of both that none but their receivers can
+/// read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumOffer {
+    /// The job.
+    pub job: JobId,
+    /// The site's part in a batch.
+    pub offer: Offer,
+}
+
+/// Depends on chance and on who survived only: shares of masks, see [`secure_sum`](crate::secure_sum).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumAnswer {
+    /// The job.
+    pub job: JobId,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// The sites of a job's secure sums.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumRoster {
+    /// The job.
+    pub job: JobId,
+    /// Their keys, in the order of the sites' identifiers.
+    pub keys: Vec<SignedKey>,
+}
+
+/// A batch of a job's secure sums, for one of its sites.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumBatch {
+    /// The job.
+    pub job: JobId,
+    /// What the site is told of it.
+    pub grant: Grant,
+}
+
+/// Who survived a round of a job's secure sums, and who is to answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SumQuestion {
+    /// The job.
+    pub job: JobId,
+    /// The question.
+    pub question: Question,
 }
 
 /// How much of a content has arrived. From a site it depends on the link and a public model only.

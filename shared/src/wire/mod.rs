@@ -25,7 +25,8 @@ pub const ALPN: &[u8] = b"weighhouse/1";
 ///
 /// 1: the first. 2: sites' certificates are renewed ([`messages::Renew`]), sites tell what they debited
 /// ([`messages::Debited`]), and what was cut off goes on ([`messages::Holding`]).
-pub const PROTOCOL_VERSION: u16 = 2;
+/// 3: secure sums ([`messages::SumKey`]).
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// The oldest version that is still spoken.
 pub const OLDEST_PROTOCOL_VERSION: u16 = 1;

@@ -1,16 +1,20 @@
 //! What must hold, whatever happens: kept apart from the machines, by what leaves them and by what is on disk.
 
-use super::keys::Job;
+use super::keys::{Job, keys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use weighhouse_client::budget::read_ledger;
+use weighhouse_coordinator::global_model::GlobalModel;
+use weighhouse_coordinator::opened_sum;
 use weighhouse_coordinator::store::{MemoryDisk, Store};
-use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::job::{FederationSchedule, Rule, UPDATE_STEP, WHOLE_WEIGHT, staleness_weight};
 use weighhouse_shared::ledger::{Body, Population, ReleaseKind};
 use weighhouse_shared::model::ServerState;
+use weighhouse_shared::secure_sum::agreement::Question;
+use weighhouse_shared::secure_sum::keys::SignedKey;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, JobEnded, JobStatus, Outcome, Receipt, RoundStart,
+    CoordinatorToSite, JobEnded, JobStatus, Outcome, Receipt, RoundStart, SumQuestion, SumRoster,
 };
 
 type Purpose = (usize, JobId, RoundId, ReleaseKind);
@@ -32,6 +36,22 @@ impl Implied {
     fn hash(&self) -> ContentHash {
         let bytes: Vec<u8> = self.model.iter().flat_map(|parameter| parameter.to_le_bytes()).collect();
         ContentHash::of(&bytes)
+    }
+
+    /// The step of a secure sum over what its survivors added before their masks.
+    fn sum_step(&mut self, added: &[[u32; 2]]) {
+        if added.is_empty() {
+            return;
+        }
+        let sum =
+            added.iter().fold([0u32; 2], |sum, values| [0, 1].map(|at| sum[at].wrapping_add(values[at])));
+        let bytes: Vec<u8> = self.model.iter().flat_map(|parameter| parameter.to_le_bytes()).collect();
+        let model = GlobalModel { hash: ContentHash::of(&bytes), bytes: bytes.into() };
+        let (contract, survivors) = (&self.job.contract, added.len() as u32);
+        let next =
+            opened_sum::step(model, contract, self.round, &sum, survivors, self.state.as_mut()).unwrap();
+        let (values, _) = next.bytes.as_chunks::<4>();
+        self.model = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
     }
 
     fn is_buffered(&self) -> bool {
@@ -91,6 +111,11 @@ pub struct Book {
     left: BTreeMap<Purpose, (ContentHash, Vec<u8>)>,
     /// The models from which updates were made.
     bases: BTreeMap<(usize, JobId, RoundId), ContentHash>,
+    /// In secure sums: what each site added before its masks.
+    added: BTreeMap<(usize, JobId, RoundId), [u32; 2]>,
+    rosters: BTreeMap<JobId, Vec<SiteId>>,
+    /// Of each round, by their numbers on the roster.
+    survivors: BTreeMap<(JobId, RoundId), Vec<u16>>,
     /// For the report: how many of each.
     pub commits: u32,
     pub contributions: u32,
@@ -122,6 +147,24 @@ impl Book {
     pub fn made(&mut self, site: usize, job: JobId, round: RoundId, kind: ReleaseKind) {
         let new = self.made.insert((site, job, round, kind));
         assert!(new, "site {site} made {kind:?} of round {round} anew");
+    }
+
+    /// Whether a job is in a secure sum.
+    pub fn is_summed(&self, job: JobId) -> bool {
+        self.jobs[&job].job.contract.federation.secure_sum().is_some()
+    }
+
+    /// What a site adds to a round's sum, before its masks.
+    pub fn adds(&mut self, site: usize, job: JobId, round: RoundId, values: [u32; 2]) {
+        self.added.insert((site, job, round), values);
+    }
+
+    /// What was added by those in a round's sum.
+    fn sum_of(&self, job: JobId, round: RoundId) -> Vec<[u32; 2]> {
+        let survivors = self.survivors.get(&(job, round)).expect("nobody was asked about the round");
+        let site = |number: &u16| self.rosters[&job][usize::from(*number)];
+        let place = |id: SiteId| keys().sites.iter().position(|site| *site == id).unwrap();
+        survivors.iter().map(|number| self.added[&(place(site(number)), job, round)]).collect()
     }
 
     /// Bytes leave a site: they are released in its ledger, and are the only ones for their purpose.
@@ -172,6 +215,16 @@ impl Book {
                 let known = self.started.entry((*job, *round)).or_insert(*model);
                 assert_eq!(known, model, "round {round} of {} was started from two models", job.short());
             }
+            CoordinatorToSite::SumRoster(SumRoster { job, keys }) => {
+                let sites: Vec<SiteId> = keys.iter().map(SignedKey::site).collect();
+                let known = self.rosters.entry(*job).or_insert_with(|| sites.clone());
+                assert_eq!(*known, sites, "{} has two rosters", job.short());
+            }
+            CoordinatorToSite::SumQuestion(SumQuestion { job, question }) => {
+                let Question { round, survivors, .. } = question;
+                let known = self.survivors.entry((*job, *round)).or_insert_with(|| survivors.clone());
+                assert_eq!(known, survivors, "round {round} of {} has two lists of survivors", job.short());
+            }
             CoordinatorToSite::JobEnded(JobEnded { job, status }) => {
                 let known = self.ended.entry(*job).or_insert_with(|| status.clone());
                 assert_eq!(known, status, "{} ended in two ways", job.short());
@@ -184,7 +237,8 @@ impl Book {
     pub fn check(&mut self, disk: &MemoryDisk) {
         let store = Store::in_memory(disk).unwrap();
         let records: BTreeMap<_, _> = store.jobs().unwrap().into_iter().collect();
-        for (id, implied) in &mut self.jobs {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        for (id, implied) in &mut jobs {
             let Some(record) = records.get(id) else {
                 let told = self.started.keys().any(|(job, _)| job == id) || self.ended.contains_key(id);
                 assert!(!told && implied.round == RoundId(0), "{} is forgotten", id.short());
@@ -233,11 +287,19 @@ impl Book {
                     );
                     implied.released.extend(counted);
                 }
-                implied.step(&updates);
                 let summary = &rounds[round.0 as usize];
+                let summed = trains && implied.job.contract.federation.secure_sum().is_some();
+                let count = if summed {
+                    let added = if summary.sites == 0 { Vec::new() } else { self.sum_of(*id, round) };
+                    implied.sum_step(&added);
+                    added.len()
+                } else {
+                    implied.step(&updates);
+                    updates.len()
+                };
                 assert_eq!(summary.round, round);
                 assert_eq!(summary.model, implied.hash(), "round {round} of {} is another model", id.short());
-                assert!(!trains || summary.sites as usize == updates.len());
+                assert!(!trains || summary.sites as usize == count);
                 implied.round = round.next();
                 implied.versions.insert(implied.hash(), implied.round);
                 self.commits += 1;
@@ -245,6 +307,7 @@ impl Book {
             assert_eq!(record.model, implied.hash(), "{} goes on from another model", id.short());
             assert!(store.model(record.model).is_ok(), "the model of {} is lost", id.short());
         }
+        self.jobs = jobs;
         for ((job, round), model) in &self.started {
             let implied = &self.jobs[job];
             assert!(*round <= implied.round, "round {round} was started before the one before was on disk");

@@ -92,7 +92,11 @@ impl Keys {
             (2, 3, 2, "strategy = \"fedmedian\""),
             (2, 4, 0, "schedule = \"buffered\""),
             (3, 3, 1, "schedule = \"buffered\"\nbuffer_size = 2\nstrategy = \"fedavgm\""),
+            (3, 2, 0, "mode = \"secure_sum\""),
+            (2, 3, 2, "mode = \"secure_sum\"\ncolluding_sites = 0\nmax_idle_s = 5"),
+            (2, 10, 0, "mode = \"secure_sum\"\ncolluding_sites = 0\nstrategy = \"fedadam\"\nmax_time_s = 60"),
         ];
+        let members: Vec<SiteId> = sites.iter().map(Identity::site).collect();
         let jobs = shapes.iter().enumerate().map(|(number, (min_sites, rounds, every, more))| {
             let file: JobFile = toml::from_str(&format!(
                 "name = \"test\"\nschema = \"x\"\n[privacy]\nnoise_multiplier = 8.0\ndelta = 1e-4\n\
@@ -100,7 +104,7 @@ impl Keys {
                  [federation]\nmin_sites = {min_sites}\n{more}"
             ))
             .unwrap();
-            let contract = file.contract(schema.clone(), [number as u8; 16]).unwrap();
+            let contract = file.contract_among(schema.clone(), [number as u8; 16], &members).unwrap();
             let bytes = codec::encode(&contract);
             let signature = operator.sign(Purpose::JobContract, &bytes).to_vec();
             let signed = SignedContract { contract: bytes, certificate: certificate.clone(), signature };

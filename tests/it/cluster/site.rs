@@ -14,12 +14,14 @@ use weighhouse_client::contribute::{Contribution, Item, items};
 use weighhouse_client::global_model::ArrivingModel;
 use weighhouse_client::outbox::Outbox;
 use weighhouse_client::payment::{self, PaidBytes, Payment};
+use weighhouse_client::secure_sum::{SumError, Sums};
 use weighhouse_client::session::machine::{Action, Event, Failure, SessionMachine};
 use weighhouse_client::session::{Terms, judge};
 use weighhouse_client::update::histogram_counts;
 use weighhouse_shared::clock;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::ledger::ReleaseKind;
+use weighhouse_shared::secure_sum::site::Refusal;
 use weighhouse_shared::wire::messages::{
     CoordinatorToSite, HeadVerdict, LedgerHead, RoundStart, SiteToCoordinator, Witnessed,
 };
@@ -36,6 +38,7 @@ struct Daemon {
     machine: SessionMachine,
     budget: Budget,
     outbox: Outbox,
+    sums: Sums,
     works: Vec<Work>,
     link: Option<u64>,
     /// Bytes of the models that may come.
@@ -88,9 +91,10 @@ impl Site {
             }
         };
         let outbox = Outbox::open(&self.folder.join("outbox")).unwrap();
+        let sums = Sums::open(&self.folder.join("secure_sums")).unwrap();
         let (works, link, expected) = (Vec::new(), None, BTreeMap::new());
         let machine = SessionMachine::new(now);
-        self.daemon = Some(Daemon { machine, budget, outbox, works, link, expected });
+        self.daemon = Some(Daemon { machine, budget, outbox, sums, works, link, expected });
     }
 
     pub fn runs(&self) -> bool {
@@ -201,7 +205,13 @@ impl Site {
                         daemon.expected.remove(&job);
                     }
                     Action::Work { contract, start, .. } => {
-                        let items = items(&contract.contract, &start).into();
+                        let parameters = contract.contract.network().unwrap().parameter_count();
+                        let mut items: VecDeque<Item> =
+                            items(&contract.contract, parameters, &start).unwrap().into();
+                        let summed = contract.contract.federation.secure_sum().is_some();
+                        if summed && !daemon.sums.is_prepared(start.job, start.round) {
+                            items.retain(|item| item.kind != ReleaseKind::Update);
+                        }
                         let contribution =
                             Contribution { evaluation: None, update: None, charges: Vec::new() };
                         let work = Work { start, items, paying: None, contribution, begun: false };
@@ -219,6 +229,26 @@ impl Site {
                     Action::Close(job) => {
                         daemon.budget.give_back(job).unwrap();
                         daemon.outbox.forget(job, None).unwrap();
+                        daemon.sums.forget(job).unwrap();
+                    }
+                    Action::TellSumKey(contract) => {
+                        let key = daemon.sums.key(&contract, &keys().site_key(number)).unwrap();
+                        link.send_up(SiteToCoordinator::SumKey(key));
+                    }
+                    Action::TakeSumRoster(told) => {
+                        let offer = daemon.sums.take_roster(told);
+                        link.send_sum(number, offer.map(|offer| offer.map(SiteToCoordinator::SumOffer)));
+                    }
+                    Action::TakeSumBatch(told) => {
+                        let offer = daemon.sums.take_batch(told);
+                        link.send_sum(number, offer.map(|offer| offer.map(SiteToCoordinator::SumOffer)));
+                    }
+                    Action::AnswerSum(told) => {
+                        let answer = daemon.sums.answer(&told);
+                        link.send_sum(
+                            number,
+                            answer.map(|answer| Some(SiteToCoordinator::SumAnswer(answer))),
+                        );
                     }
                     Action::Fail(Failure::Silent) => return Came::Left,
                     Action::Fail(failure) => {
@@ -261,7 +291,7 @@ impl Site {
             return None;
         }
         let at = random.random_range(0..daemon.works.len());
-        let Daemon { budget, outbox, works, .. } = daemon;
+        let Daemon { budget, outbox, sums, works, .. } = daemon;
         let work = &mut works[at];
         let (job, round) = (work.start.job, work.start.round);
         if !work.begun {
@@ -305,8 +335,12 @@ impl Site {
                 book.made(number, job, round, item.kind);
                 payment::Event::Made(match item.kind {
                     ReleaseKind::Update => {
-                        let value = |_| random.random_range(-(1i32 << 20)..1 << 20).to_le_bytes();
-                        [0, 1].map(value).concat()
+                        let mut values = [0, 1].map(|_| random.random_range(-(1i32 << 20)..1 << 20) as u32);
+                        if book.is_summed(job) {
+                            book.adds(number, job, round, values);
+                            sums.masks(job, round).unwrap().apply(&mut values, 1);
+                        }
+                        values.map(u32::to_le_bytes).concat()
                     }
                     ReleaseKind::Evaluation => {
                         let count = |_| random.random_range(-100i64..100).to_le_bytes();
@@ -341,6 +375,20 @@ impl Site {
         let next = payment.handle(done);
         work.paying = Some((item, payment, next));
         None
+    }
+}
+
+impl Link {
+    /// What a site says in a secure sum; an honest coordinator is refused only what came too late.
+    fn send_sum(&mut self, number: usize, said: Result<Option<SiteToCoordinator>, SumError>) {
+        match said {
+            Ok(said) => said.into_iter().for_each(|said| self.send_up(said)),
+            // What comes late, or twice over a faulty network.
+            Err(SumError::Unknown) => {}
+            Err(SumError::Refused(Refusal::NoBatch | Refusal::OtherBatch | Refusal::OtherSurvivors)) => {}
+            Err(SumError::Refused(Refusal::NotInRoster)) => {}
+            Err(error) => panic!("site {number} refused an honest coordinator: {error:?}"),
+        }
     }
 }
 

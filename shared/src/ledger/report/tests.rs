@@ -20,11 +20,21 @@ fn delta() -> Delta {
 
 /// A ledger of one job with `rounds` rounds, a day apart, under a policy that `change` made; its last round crashed.
 fn ledger(rounds: u32, rate: f64, change: impl Fn(String) -> String) -> Audited {
+    let grid = Grid::new(ClipNorm::new(0.5).unwrap());
+    ledger_of(rounds, rate, change, |noise| Mechanism::clipped_gradient_sum(&grid, noise))
+}
+
+/// The same, each debit for what `drawn` makes of its noise multiplier.
+fn ledger_of(
+    rounds: u32,
+    rate: f64,
+    change: impl Fn(String) -> String,
+    drawn: impl Fn(NoiseMultiplier) -> Mechanism,
+) -> Audited {
     let identity = Identity::generate().unwrap();
     let one = Charge { population: Population::Training, event: event(5.0, rate, 1) };
     let all = Charge { event: GaussianEvent { steps: rounds, ..one.event }, ..one };
-    let mechanism =
-        Mechanism::clipped_gradient_sum(&Grid::new(ClipNorm::new(0.5).unwrap()), one.event.noise_multiplier);
+    let mechanism = drawn(one.event.noise_multiplier);
     let text = change(first_policy(Epsilon::new(8.0).unwrap(), delta()));
     let mut bodies = vec![
         Body::Opened {
@@ -131,4 +141,23 @@ fn many_kinds_of_events_are_rounded_together_on_the_costlier_side() {
 #[test]
 fn an_empty_ledger_has_no_report() {
     assert!(Audited::read(b"", |_| ()).unwrap().report(None).is_none());
+}
+
+/// Of 16 honest shares one alone has a quarter of the noise: sixteen times the loss, about.
+#[test]
+fn a_report_of_secure_sums_says_what_the_sites_own_shares_alone_still_promise() {
+    assert_eq!(ledger(4, 1.0, |text| text).report(None).unwrap().without_masks, None);
+    let clip = ClipNorm::new(0.5).unwrap();
+    let audited = ledger_of(4, 1.0, |text| text, |noise| Mechanism::noise_share(clip, 10, 30, 16, noise));
+    let report = audited.report(None).unwrap();
+    let (with, without) = (report.lifetime.renyi, report.without_masks.unwrap());
+    let wanted = crate::privacy::accountant::renyi_epsilon(&[event(1.25, 1.0, 4)], delta());
+    assert!((without / wanted - 1.0).abs() < 1e-9, "{without} is not {wanted}");
+    assert!(without > 3.0 * with && report.jobs[0].epsilon_without_masks == Some(without));
+    let words = report.guarantee().join("\n");
+    assert!(
+        words.contains("this site's own shares would still bound") && words.contains(&short(without)),
+        "{words}"
+    );
+    assert!(report.lifetime.certified_upper <= with && report.lifetime.certified_lower > 0.0);
 }

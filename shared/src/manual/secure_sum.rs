@@ -1,0 +1,120 @@
+//! Secure sums: what the coordinator learns of a round is the sum of the surviving sites' noised integers modulo 2^32, and
+//! nothing else of them. Here are the protocol, whom it withstands, and why.
+//!
+//! The mode is a job's `[federation] mode = "secure_sum"`. What the noise inside the sum promises is
+//! [`noise_share`](crate::privacy::noise_share)'s; this page is about the masks around it
+//! ([`secure_sum`](crate::secure_sum)).
+//!
+//! # Whom it withstands
+//! Let n members be named by the contract, t be the fewest survivors of a round (`min_sites`), c the members that may
+//! collude (`colluding_sites`; a third by default), with 2 t > n + c.
+//!
+//! | who | may | learns |
+//! | --- | --- | --- |
+//! | the coordinator and up to c members | see all that they are sent and keep, together | sums over all honest survivors of a round, at least t - c sites' |
+//! | a coordinator that lies | besides: send each site other rosters, batches, lists of survivors, keys, or bits, in any order, at any time, again and again | the same, or nothing |
+//! | a member that does not keep to the protocol | stop sums from opening, or add what it likes to them | nothing more |
+//! | who takes a site's disk once the job is over | | nothing of its rounds: the job's secret is deleted |
+//!
+//! Not withstood: more than c members in league with the coordinator (what then still protects a site is its own share of
+//! the noise: see [`JobContract::local_charge`](crate::job::JobContract::local_charge)); an operator and a
+//! coordinator in league that name members who are nobody (a site's policy may list the members that it accepts); a
+//! home put back from a backup in the middle of a job, with the file of its secure sums (the ledger's witnesses find the
+//! home out, and a site that is found out ends its service). Members are not proved to send sums of clipped gradients: what
+//! a hostile member adds is bounded by nothing but the ring.
+//!
+//! # The protocol
+//! Every secret of a site in a job derives from 32 random bytes, the job secret ([`keys`](crate::secure_sum::keys)): drawn
+//! once, on disk before anything of it leaves, deleted when the job ends. So a site that was killed says the same
+//! bytes again. All derivations are HKDF-SHA256 with labels of their own; all secrets have 256 bits.
+//!
+//! 1. *Once a job: keys.* With its acceptance each site sends an X25519 key for the job, signed by its identity over
+//!    purpose, job and key. The coordinator fixes the roster, at least t members, and sends it to all on it. A site checks
+//!    that each is a member by the contract, none is there twice, each signature holds, its own key is there. It takes one
+//!    roster a job, on disk. The roster's hash R is in every derivation from here on.
+//! 2. *Once every eight rounds: a batch.* For each of the rounds a site draws a seed b of its self-mask and an X25519 key
+//!    x. It sends the public halves X, hashes of the b, and for each member of its circle a share of every b and x (Shamir
+//!    with the circle's threshold, which is t while everyone is everyone's neighbour), sealed with AES-256-GCM by a key
+//!    that only the two know, the public halves bound to it. The coordinator fixes the batch: those whose
+//!    messages came, at least t; it passes their messages on. A site refuses the batch if any of them does not open: its public
+//!    halves could be anyone's. It takes one list of sites a batch, on disk. The hash of the list, B, is in every mask.
+//!    The message for the next batch goes up as soon as the one before is taken, so no round waits for it.
+//! 3. *Each round, first trip.* Model down. Site i sends `y_i = v_i + PRG(b_i) + sum over neighbours j of
+//!    (+ if i < j, - if i > j) PRG(s_ij)` modulo 2^32, with `v_i` its noised integers, `s_ij` HKDF of the X25519
+//!    agreement of `x_i` and `x_j`, R, B and the round, and PRG AES-256 in counter mode. It is stored before it is sent, and
+//!    debited before it is made, as every update; the coordinator adds it up as it arrives.
+//! 4. *Each round, second trip.* The coordinator writes down the sum and whose it is of: the survivors U. It sends U and
+//!    the list V of those who are to answer: at first the survivors that are there. A site answers if U and V are at
+//!    least t sites of the batch, V is part of U, it is in V, of each survivor's circle the threshold is in U, and it has
+//!    not answered for another U in this round, or in a later round. It writes down that it answers for U before
+//!    it does. For each member of its circle it tells the share of b of a survivor or the share of x of another: one
+//!    [`Told`](crate::secure_sum::agreement::Told) a site, which cannot hold both.
+//! 5. *The answers open together or not at all.* Site j seals its answer with a key `e_j` for this answer and, for each k
+//!    in V, sends `pad_jk`, the exclusive or, over the other l in V, of `PRF(pair secret of j and l; R, B, round, U, V)`
+//!    at k, and `e_j` if k = j. The exclusive or over all j in V of `pad_jk` is `e_k`. This takes the place of a round of
+//!    signatures: there is no third trip.
+//! 6. From the shares the coordinator puts together b of each survivor (held against its hash) and x of each other site
+//!    of the batch (held against X), expands the masks and takes them off. What is left is the sum of the survivors'
+//!    `v_i`, bit for bit.
+//!
+//! A site that leaves between its upload and its answer is in U and not in V: the others are asked anew, with the same U
+//! and a smaller V. A site that never uploads is not in U. With fewer than t at any stage the round waits until its time
+//! is over and is abandoned: nothing is opened, the debit is spent, and the next round draws new noise and new masks. An
+//! upload that comes later is still covered by its self-mask.
+//!
+//! # Why nothing else can be learned
+//! HKDF and the hash are taken for random oracles, AES for a pseudorandom permutation, AES-GCM for an authenticated
+//! encryption, X25519 for a group where the oracle Diffie-Hellman assumption holds, Ed25519 for unforgeable. The argument is that
+//! of Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning", theorem 6.5) and Bell et
+//! al. 2020, with the consistency check moved into the answers.
+//!
+//! **One list a round.** *Claim: of the questions (U, V) of one round, only those of one U have answers that open.* An
+//! honest site answers for one U a round, of one batch, under one roster. Let j honest be in V. Its key `e_j` is covered in
+//! `pad_jj` by the strings of j with each other honest l in V; such a string is known to j and l only, and l says it in its
+//! `pad_lj` for this very question, exclusive-or'ed with its strings with all other honest sites of V, or not at all. So
+//! while one honest site of V has not answered this question, the sum of what the honest ones said at place j is
+//! uniform, and `e_j` with it. Hence an answer of an honest site opens only if all honest sites of V answered the same
+//! question, at least t - c of them. If answers for U and for U' both opened, two sets of t - c honest sites, which are
+//! disjoint, would be among the n - c honest members: 2 (t - c) <= n - c, that is 2 t <= n + c, which the contract
+//! excludes.
+//!
+//! **Never both secrets of a site.** For a site i, honest sites tell shares of b of i if i is in U, of x of i if it is not.
+//! By the claim what opens is for one U; the colluding ones hold fewer shares than the threshold (c < t; beyond 64 sites by the first
+//! promise of [`graph`](crate::secure_sum::graph)). So of an honest site, the coordinator learns at most b if it
+//! survived, and at most x if it did not. In the second case `PRG(b)` covers its upload for good, if there is one.
+//!
+//! **Only the sum.** Let H be the honest sites of U. Each pair of neighbours in H shares a mask whose seed takes the x of one
+//! of the two, and neither is opened. Replaced by uniform masks, these cover `v_i` such that all that is left of
+//! the `v_i` is their sum over each connected part of H (Bonawitz et al., lemma 6.1). With the complete graph
+//! H is connected; beyond 64 sites by the second promise of the graph. H has at least t - c sites, whose shares of the noise are
+//! in every sum that is opened.
+//!
+//! **Past and future.** Round keys and seeds of different rounds derive from the job secret by HKDF: to open one says nothing
+//! of another. The job's X25519 key is never opened. Once the job secret is deleted, nobody can answer for a past round.
+//!
+//! **The same vector under two lists.** `y_i` is made once a round, as a debit is spent; its masks are a function of R, B and the
+//! round, of which a site takes one each. Whatever the coordinator starts again, it gets those bytes or none.
+//!
+//! # The graph
+//! Up to 64 sites everyone shares masks with everyone. Beyond, as few neighbours as keep both promises for *any* list of
+//! survivors that the coordinator may choose after it knows the graph: see [`graph`](crate::secure_sum::graph)
+//! for the bound and its proof. Since it pays for every choice of the lost, it saves little below some 300 sites, and a third
+//! to four fifths of the masks at 1024. Pads are always among all who are asked: the claim above needs no graph.
+//!
+//! # What it costs
+//! For n sites on the complete graph and p parameters, a site a round: n masks of 4 p bytes of AES, n X25519 agreements,
+//! 16 n bytes of shares up and 112 n down (a batch is 8 rounds), 68 n bytes of answers up; the coordinator:
+//! n + d n masks for d sites lost, and 4 p bytes of memory. `benches/secure_sum.rs` measures all of it beside plain rounds
+//! in the same run.
+//!
+//! # Tests
+//! | what must not happen | test |
+//! | --- | --- |
+//! | a dropout at any stage changes the sum, or opens one below the threshold | `secure_sum::tests::whoever_is_lost_at_whatever_stage_the_sum_is_that_of_the_survivors_or_nothing_opens` |
+//! | both shares of a site are told | `secure_sum::tests::a_site_answers_for_one_list_of_survivors_a_round_also_after_a_restart` |
+//! | two lists of survivors open | `secure_sum::tests::two_lists_of_survivors_open_neither` |
+//! | a site is invented | `secure_sum::roster::tests::a_roster_of_strangers_doubles_forged_keys_or_too_few_is_refused`, `secure_sum::tests::questions_that_are_none_are_refused` |
+//! | a key is put in the place of another | `secure_sum::tests::a_site_takes_one_list_of_sites_for_a_batch_and_only_what_they_sealed` |
+//! | tampered, replayed, late or reordered messages open anything or change the sum | `secure_sum::tests::{what_was_tampered_with_is_found_and_the_others_open_without_it, an_answer_to_another_round_is_no_answer, messages_before_their_turn_are_refused}` |
+//! | masked integers show anything | `secure_sum::tests::masked_integers_pass_a_test_of_uniformity_and_do_not_hang_together` |
+//! | a kill at any stage changes a sum or draws noise anew | `tests/it/secure_sum.rs` |

@@ -1,0 +1,297 @@
+//! Jobs in a secure sum, as processes on real sockets: each round's model is the one that the survivors' integers lead
+//! to, whoever is killed at whatever stage; and what is told to nobody opens nothing.
+
+use crate::federation::{Daemon, Federation, records};
+use crate::go_between::{Book, GoBetween, Pass, Seen};
+use crate::kill_loop::check;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+use weighhouse_coordinator::global_model::GlobalModel;
+use weighhouse_coordinator::opened_sum;
+use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
+use weighhouse_shared::job::JobContract;
+use weighhouse_shared::ledger::ReleaseKind;
+use weighhouse_shared::secure_sum::batch_of;
+use weighhouse_shared::secure_sum::roster::Terms;
+use weighhouse_shared::secure_sum::site::{Member, Record};
+use weighhouse_shared::wire::codec;
+use weighhouse_shared::wire::messages::{
+    CoordinatorToSite, SiteToCoordinator, SumBatch, SumQuestion, SumRoster,
+};
+
+/// What a stuck federation is given before the test fails; nothing waits for it otherwise.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A site, and what passed between it and the coordinator.
+struct Site {
+    home: PathBuf,
+    between: GoBetween,
+    daemon: Option<Daemon>,
+    contract: Option<JobContract>,
+    /// Its file as it was when it told its key: with its secret, before it was committed to anything.
+    record: Option<Record>,
+    roster: Option<SumRoster>,
+    batches: BTreeMap<u32, SumBatch>,
+    questions: BTreeMap<RoundId, Vec<SumQuestion>>,
+    ended: bool,
+}
+
+impl Site {
+    fn serve(&mut self, federation: &Federation) {
+        self.daemon = Some(federation.serve_site(&self.home));
+    }
+
+    fn kill(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill();
+        }
+    }
+
+    fn id(&self) -> SiteId {
+        weighhouse_client::home::Home::at(&self.home).identity().unwrap().site()
+    }
+
+    fn note(&mut self, seen: &Seen) {
+        match seen {
+            Seen::ToSite(CoordinatorToSite::JobOffer(offer)) => {
+                self.contract = Some(codec::decode(&offer.contract).unwrap());
+            }
+            Seen::FromSite(SiteToCoordinator::SumKey(told)) if self.record.is_none() => {
+                let path = self.home.join("secure_sums").join(told.job.to_string());
+                self.record = Some(codec::decode(&std::fs::read(path).unwrap()).unwrap());
+            }
+            Seen::ToSite(CoordinatorToSite::SumRoster(told)) => {
+                assert!(self.roster.as_ref().is_none_or(|known| known == told), "two rosters");
+                self.roster = Some(told.clone());
+            }
+            Seen::ToSite(CoordinatorToSite::SumBatch(told)) => {
+                let known = self.batches.entry(told.grant.batch).or_insert_with(|| told.clone());
+                assert_eq!(known, told, "two batches of one number");
+            }
+            Seen::ToSite(CoordinatorToSite::SumQuestion(told)) => {
+                self.questions.entry(told.question.round).or_default().push(told.clone());
+            }
+            Seen::ToSite(CoordinatorToSite::JobEnded(_)) => self.ended = true,
+            _ => {}
+        }
+    }
+
+    /// Waits until something passes for which `wanted` holds.
+    fn until(&mut self, wanted: impl Fn(&Seen) -> bool) {
+        loop {
+            let seen = self.between.seen.recv_timeout(PATIENCE).expect("nothing goes on");
+            self.note(&seen);
+            if wanted(&seen) {
+                return;
+            }
+        }
+    }
+
+    fn catch_up(&mut self) {
+        while let Ok(seen) = self.between.seen.try_recv() {
+            self.note(&seen);
+        }
+    }
+
+    /// What the site added to the sum of `round` before its masks, from what left it and its secret.
+    fn unmasked(&self, job: JobId, contract: &JobContract, book: &Book, round: RoundId) -> Option<Vec<u32>> {
+        let contents = book.get(&(job, round, ReleaseKind::Update))?;
+        assert_eq!(contents.len(), 1, "one vector a round");
+        let (hash, copies) = contents.first_key_value()?;
+        let bytes = copies.iter().find(|copy| ContentHash::of(copy) == *hash)?;
+        let sum = contract.federation.secure_sum().unwrap();
+        let (threshold, colluding) = (contract.federation.min_sites, sum.colluding_sites);
+        let mut member = Member::new(job, self.id(), self.record.clone()?);
+        let terms = Terms { members: &sum.members, threshold, colluding };
+        member.take_roster(terms, self.roster.clone()?.keys).unwrap();
+        member.take_batch(self.batches.get(&batch_of(round))?.grant.clone()).unwrap();
+        let mut mask = vec![0; bytes.len() / 4];
+        member.masks(round).unwrap().apply(&mut mask, 1);
+        let masked = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
+        Some(masked.zip(mask).map(|(value, mask)| value.wrapping_sub(mask)).collect())
+    }
+}
+
+/// A federation of so many sites with a job of `rounds` rounds submitted, each site's key told.
+fn begun(sites: usize, rounds: u32, more: &str) -> (Federation, Vec<Site>) {
+    let federation = Federation::start();
+    let caps = ["--cap-epsilon", "1000", "--cap-delta", "1e-4"];
+    let names = ["berlin", "bonn", "kiel", "mainz", "ulm"];
+    let mut all: Vec<Site> = names[..sites]
+        .iter()
+        .map(|name| {
+            let home = federation.join(name, &records(40), &caps);
+            let between = GoBetween::start(&federation, &home);
+            Site {
+                home,
+                between,
+                daemon: None,
+                contract: None,
+                record: None,
+                roster: None,
+                batches: BTreeMap::new(),
+                questions: BTreeMap::new(),
+                ended: false,
+            }
+        })
+        .collect();
+    all.iter_mut().for_each(|site| site.serve(&federation));
+    let job = federation.job(
+        rounds,
+        8.0,
+        &format!("[evaluation]\nevery = 5\n[federation]\nmode = \"secure_sum\"\n{more}"),
+    );
+    federation.operator(&["job", "submit", &job]);
+    for site in &mut all {
+        site.until(|seen| matches!(seen, Seen::FromSite(SiteToCoordinator::SumKey(_))));
+    }
+    (federation, all)
+}
+
+/// Waits for the job's end and holds every round against what left the sites; how many survived each.
+fn settled(federation: &Federation, sites: &mut [Site], rounds: u32) -> Vec<usize> {
+    let watched = federation.operator(&["job", "watch", "--format", "json"]);
+    assert!(watched.contains("finished"), "{watched}");
+    sites.iter_mut().for_each(Site::kill);
+    sites.iter_mut().for_each(Site::catch_up);
+    let books: Vec<Book> = sites.iter().map(|site| site.between.book()).collect();
+    sites.iter().zip(&books).for_each(|(site, book)| check(&site.home, book));
+    let contract = sites.iter().find_map(|site| site.contract.clone()).unwrap();
+    let id = contract.id();
+    let events = watched.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let committed: Vec<_> = events.filter_map(|event| event.get("committed").cloned()).collect();
+    assert_eq!(committed.len() as u32, rounds + 1);
+    let mut model = GlobalModel::initial(id, &contract).unwrap();
+    let mut state = contract.server_state(model.bytes.len() / 4);
+    let mut counts = Vec::new();
+    for (round, summary) in (0..rounds).map(RoundId).zip(&committed) {
+        let asked: BTreeSet<Vec<u16>> = sites
+            .iter()
+            .filter_map(|site| site.questions.get(&round))
+            .flatten()
+            .map(|told| told.question.survivors.clone())
+            .collect();
+        let counted = summary["sites"].as_u64().unwrap() as usize;
+        if counted == 0 {
+            counts.push(0);
+            assert_eq!(summary["model"], model.hash.to_string(), "an abandoned round moves nothing");
+            continue;
+        }
+        assert_eq!(asked.len(), 1, "round {round} has one list of survivors");
+        let survivors = asked.into_iter().next().unwrap();
+        assert_eq!(survivors.len(), counted);
+        let roster = sites.iter().find_map(|site| site.roster.as_ref()).unwrap();
+        let mut sum = vec![0u32; model.bytes.len() / 4];
+        for number in &survivors {
+            let of = roster.keys[usize::from(*number)].site();
+            let at = sites.iter().position(|site| site.id() == of).unwrap();
+            let values = sites[at].unmasked(id, &contract, &books[at], round).unwrap();
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
+        }
+        model = opened_sum::step(model, &contract, round, &sum, counted as u32, state.as_mut()).unwrap();
+        assert_eq!(summary["model"], model.hash.to_string(), "round {round} with {counted} sites");
+        counts.push(counted);
+    }
+    counts
+}
+
+fn starts(round: u32) -> impl Fn(&Seen) -> bool {
+    move |seen| matches!(seen, Seen::ToSite(CoordinatorToSite::RoundStart(start)) if start.round == RoundId(round))
+}
+
+fn asks(round: u32) -> impl Fn(&Seen) -> bool {
+    move |seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumQuestion(told)) if told.question.round == RoundId(round))
+}
+
+fn answers(round: u32) -> impl Fn(&Seen) -> bool {
+    move |seen| matches!(seen, Seen::FromSite(SiteToCoordinator::SumAnswer(told)) if told.answer.round == RoundId(round))
+}
+
+#[test]
+fn a_job_in_a_secure_sum_ends_with_the_model_that_its_sites_sum_leads_to_and_no_secret_is_left() {
+    let (federation, mut sites) = begun(4, 10, "strategy = \"fedadam\"");
+    for site in &mut sites {
+        // What the budget still allows is said once the job is closed here.
+        site.until(|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::JobEnded(_))));
+        site.until(|seen| matches!(seen, Seen::FromSite(SiteToCoordinator::Standing(_))));
+    }
+    let counts = settled(&federation, &mut sites, 10);
+    assert_eq!(counts, [4; 10]);
+    for site in &sites {
+        assert_eq!(site.batches.len(), 2, "ten rounds are in two batches");
+        assert!(site.ended);
+        assert_eq!(std::fs::read_dir(site.home.join("secure_sums")).unwrap().count(), 0);
+        let status = federation.status(&site.home);
+        assert_eq!(status["updates_released"].as_u64(), Some(10));
+    }
+}
+
+#[test]
+fn a_site_killed_at_any_stage_comes_back_or_is_left_out_and_the_sums_are_right() {
+    let (federation, mut sites) = begun(5, 12, "min_sites = 4");
+    type Stage = fn(u32) -> Box<dyn Fn(&Seen) -> bool>;
+    let stages: [(u32, Stage); 4] = [
+        (1, |round| Box::new(starts(round))),
+        (3, |round| {
+            Box::new(move |seen| {
+                matches!(seen, Seen::FromSite(SiteToCoordinator::LedgerHead(told))
+                    if told.contribution.is_some_and(|(_, of)| of == RoundId(round)))
+            })
+        }),
+        (5, |round| Box::new(asks(round))),
+        (7, |round| Box::new(answers(round))),
+    ];
+    for (round, stage) in stages {
+        let victim = (round as usize) % sites.len();
+        sites[victim].until(stage(round));
+        sites[victim].kill();
+        sites[victim].serve(&federation);
+    }
+    // One stays away from round 9 on: the others wait a while for it, and go on without.
+    sites[2].until(starts(9));
+    sites[2].kill();
+    let counts = settled(&federation, &mut sites, 12);
+    assert!(counts.iter().all(|count| *count >= 4), "{counts:?}");
+    assert_eq!(counts[11], 4);
+}
+
+#[test]
+fn a_coordinator_killed_at_any_stage_goes_on_with_the_same_survivors() {
+    let (mut federation, mut sites) = begun(4, 11, "min_sites = 3");
+    let stages: [&dyn Fn(&Seen) -> bool; 7] = [
+        &|seen| matches!(seen, Seen::FromSite(SiteToCoordinator::SumOffer(_))),
+        &|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumBatch(_))),
+        &starts(1),
+        &|seen| matches!(seen, Seen::Update),
+        &asks(4),
+        &answers(6),
+        &|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumBatch(told)) if told.grant.batch == 1),
+    ];
+    for stage in stages {
+        sites[1].until(stage);
+        federation.kill_coordinator();
+        federation.serve();
+    }
+    settled(&federation, &mut sites, 11);
+}
+
+#[test]
+fn with_fewer_answers_than_the_threshold_a_round_is_abandoned_and_the_next_goes_on() {
+    let (federation, mut sites) = begun(4, 3, "min_sites = 3\nmax_time_s = 8");
+    for site in &sites[..2] {
+        site.between.pass(Pass::NoAnswers);
+    }
+    sites[0].until(asks(0));
+    sites[0].until(starts(1));
+    for site in &sites[..2] {
+        site.between.pass(Pass::Everything);
+    }
+    let counts = settled(&federation, &mut sites, 3);
+    assert_eq!(counts[0], 0);
+    assert!(counts[2] >= 3);
+    for site in &sites {
+        let status = federation.status(&site.home);
+        assert_eq!(status["updates_released"].as_u64(), Some(3), "an abandoned round is paid for");
+    }
+}
