@@ -2,6 +2,7 @@
 //! is not yet private. It can go only into [`crate::noise`].
 
 use crate::features::FeatureTable;
+use rayon::ThreadPool;
 use std::fmt;
 use std::num::NonZero;
 use std::thread;
@@ -16,6 +17,8 @@ const MICRO_BATCH_BYTES: usize = 12 << 20;
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.
 const THREAD_WORK: usize = 1 << 19;
+/// Entries that are worked on with one generator.
+const PIECE: usize = 1 << 14;
 
 /// A sum over customers, in units of the grid. One customer more or less changes it by at most
 /// [`Grid::sensitivity`] in L2 norm.
@@ -43,16 +46,20 @@ pub struct Step<'a> {
     pub grid: &'a Grid,
 }
 
-/// The threads' buffers, kept between steps.
+/// The threads and their buffers, kept between steps.
 #[derive(Debug)]
 pub struct Workers {
     /// One for each thread, at least one.
     workers: Vec<Worker>,
+    /// All threads but the caller's.
+    pool: Option<ThreadPool>,
+    /// Memory for the next sum.
+    memory: Vec<i64>,
 }
 
 struct Worker {
     workspace: SumWorkspace,
-    /// The thread's part of the sum; of the first thread memory for all of it.
+    /// Of the threads other than the first: their part of the sum.
     sum: Vec<i64>,
 }
 
@@ -74,13 +81,45 @@ impl Workers {
 
     /// As many as `threads`, at least one.
     pub fn with_threads(engine: &Engine, threads: usize) -> Self {
+        let others = threads.saturating_sub(1);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(others);
+        // Without threads of its own, which the system may refuse, the caller's does it all.
+        let pool = (others > 0).then(|| pool.build().ok()).flatten();
+        let threads = 1 + pool.as_ref().map_or(0, ThreadPool::current_num_threads);
         let worker = |_| Worker { workspace: SumWorkspace::on(engine.clone()), sum: Vec::new() };
-        Self { workers: (0..threads.max(1)).map(worker).collect() }
+        Self { workers: (0..threads).map(worker).collect(), pool, memory: Vec::new() }
     }
 
-    /// Takes back a sum's memory, for the next one.
+    /// Takes back the memory of a sum that is done with.
     pub(crate) fn keep(&mut self, memory: Vec<i64>) {
-        self.workers[0].sum = memory;
+        self.memory = memory;
+    }
+
+    /// Calls `work` with each piece of `entries` and a generator of its own, drawn from `generator`, on all threads.
+    /// Which entries share a generator does not depend on the number of threads.
+    pub(crate) fn by_pieces(
+        &self,
+        entries: &mut [i64],
+        generator: &mut Generator,
+        work: impl Fn(&mut [i64], &mut Generator) + Sync,
+    ) {
+        if entries.len() <= PIECE {
+            return work(entries, generator);
+        }
+        let mut pieces: Vec<_> = entries.chunks_mut(PIECE).map(|piece| (piece, generator.fork())).collect();
+        let work = |pieces: &mut [(&mut [i64], Generator)]| {
+            pieces.iter_mut().for_each(|(piece, generator)| work(piece, generator));
+        };
+        let each = pieces.len().div_ceil(self.workers.len());
+        let mut parts = pieces.chunks_mut(each);
+        let own = parts.next().unwrap_or_default();
+        match &self.pool {
+            None => work(own),
+            Some(pool) => pool.in_place_scope(|scope| {
+                parts.for_each(|part| scope.spawn(|_| work(part)));
+                work(own);
+            }),
+        }
     }
 }
 
@@ -97,38 +136,50 @@ pub fn clip_and_sum(
 ) -> Result<ClippedSum, ModelError> {
     let count = step.network.parameter_count();
     let entries = count + step.grid.clipping().counts();
-    let mut sum = std::mem::take(&mut workers.workers[0].sum);
+    let mut sum = std::mem::take(&mut workers.memory);
     sum.clear();
     sum.resize(entries, 0);
     let threads = workers.workers.len().min(1 + chosen.len().saturating_mul(count) / THREAD_WORK);
     let mut parts = chosen.chunks(chosen.len().div_ceil(threads).max(1));
     let (first, others) = workers.workers[..threads].split_first_mut().expect("at least one worker");
     let own = parts.next().unwrap_or_default();
-    let others: Vec<_> =
-        others.iter_mut().zip(parts).map(|(worker, part)| (worker, part, generator.fork())).collect();
-    thread::scope(|scope| {
-        let others: Vec<_> = others
-            .into_iter()
-            .map(|(worker, part, mut generator)| {
-                scope.spawn(move || {
-                    let Worker { workspace, sum } = worker;
-                    sum.clear();
-                    sum.resize(entries, 0);
-                    add_customers(step, table, part, workspace, &mut generator, sum).map(|()| &*sum)
-                })
-            })
-            .collect();
-        let mut done = add_customers(step, table, own, &mut first.workspace, generator, &mut sum);
-        for other in others {
-            match other.join() {
-                Ok(Ok(part)) => sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part),
-                Ok(Err(error)) => done = done.and(Err(error)),
-                Err(panic) => std::panic::resume_unwind(panic),
+    let others = others.iter_mut().zip(parts);
+    let mut others: Vec<_> = others
+        .map(|(worker, chosen)| Part { worker, chosen, generator: generator.fork(), done: Ok(()) })
+        .collect();
+    let mut own = || add_customers(step, table, own, &mut first.workspace, generator, &mut sum);
+    let done = match &workers.pool {
+        None => own(),
+        Some(pool) => pool.in_place_scope(|scope| {
+            for part in &mut others {
+                scope.spawn(|_| part.work(step, table, entries));
             }
-        }
-        done
-    })?;
+            own()
+        }),
+    };
+    done?;
+    for Part { worker, done, .. } in others {
+        done?;
+        sum.iter_mut().zip(&worker.sum).for_each(|(sum, part)| *sum += part);
+    }
     Ok(ClippedSum { sum, grid: *step.grid })
+}
+
+/// What another thread does of a sum.
+struct Part<'a> {
+    worker: &'a mut Worker,
+    chosen: &'a [usize],
+    generator: Generator,
+    done: Result<(), ModelError>,
+}
+
+impl Part<'_> {
+    fn work(&mut self, step: Step<'_>, table: &FeatureTable, entries: usize) {
+        let Worker { workspace, sum } = &mut *self.worker;
+        sum.clear();
+        sum.resize(entries, 0);
+        self.done = add_customers(step, table, self.chosen, workspace, &mut self.generator, sum);
+    }
 }
 
 /// Adds the clipped gradients of the customers at `chosen` to `sum`, a micro-batch at a time.
@@ -180,6 +231,22 @@ mod tests {
         let batch = table.gather(&chosen, 25);
         clipped_sum(&network, &parameters, &batch.as_batch(), &grid, &mut workspace, &mut sum).unwrap();
         assert_eq!(whole.sum, sum);
+    }
+
+    #[test]
+    fn pieces_and_their_generators_are_the_same_on_any_number_of_threads() {
+        let drawn = |threads: usize| {
+            let mut entries = vec![0; 3 * PIECE + 5];
+            let workers = Workers::with_threads(&Engine::Processor, threads);
+            workers.by_pieces(&mut entries, &mut Generator::from_seed(1), |piece, generator| {
+                piece.iter_mut().for_each(|entry| *entry += generator.next_u64() as i64);
+            });
+            entries
+        };
+        let one = drawn(1);
+        assert!(one.iter().all(|&entry| entry != 0) && one[0] != one[PIECE]);
+        assert_eq!(drawn(2), one);
+        assert_eq!(drawn(5), one);
     }
 
     #[test]

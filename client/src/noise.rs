@@ -3,7 +3,7 @@
 //! [`NoisedHistogram`] that may leave. A simulated site's sum is noised here as well and bears that in its type.
 
 use crate::budget::Debit;
-use crate::clip::ClippedSum;
+use crate::clip::{ClippedSum, Workers};
 use crate::payer::Payer;
 use opendp::domains::{AtomDomain, VectorDomain};
 use opendp::measurements::make_gaussian;
@@ -40,11 +40,19 @@ pub struct NoisedSum<P = Debit> {
 }
 
 impl<P> NoisedSum<P> {
-    /// The sum of the gradients, in their units.
-    pub fn values(&self) -> impl Iterator<Item = f64> {
-        let gradient = &self.sum[..self.sum.len() - self.grid.clipping().counts()];
-        let unit = self.grid.unit();
-        gradient.iter().map(move |value| *value as f64 * unit)
+    /// The sum of the gradients, in units of [`Grid::unit`].
+    pub fn gradient(&self) -> &[i64] {
+        &self.sum[..self.sum.len() - self.grid.clipping().counts()]
+    }
+
+    /// The unit of the loss gradient in one integer.
+    pub fn unit(&self) -> f64 {
+        self.grid.unit()
+    }
+
+    /// The memory alone, for another sum.
+    pub(crate) fn into_memory(self) -> Vec<i64> {
+        self.sum
     }
 
     /// The share of the batch whose norm was within the clip norm, of a batch of `expected` customers; about one half
@@ -52,11 +60,6 @@ impl<P> NoisedSum<P> {
     pub fn share_within(&self, expected: f64) -> Option<f64> {
         let count = (self.grid.clipping().counts() > 0).then(|| self.sum.last()).flatten()?;
         Some(0.5 + *count as f64 / (2.0 * COUNT as f64 * expected))
-    }
-
-    /// The memory, for the next sum.
-    pub(crate) fn into_memory(self) -> Vec<i64> {
-        self.sum
     }
 }
 
@@ -83,6 +86,7 @@ pub fn noise_sum<P: Payer>(
     clipped: ClippedSum,
     payer: &mut P,
     sampler: &mut Sampler,
+    workers: &Workers,
     generator: &mut Generator,
 ) -> Result<NoisedSum<P>, NoiseError> {
     let ClippedSum { mut sum, grid } = clipped;
@@ -92,7 +96,8 @@ pub fn noise_sum<P: Payer>(
     if !paid || !payer.use_step() {
         return Err(NoiseError::Unpaid);
     }
-    sampler.of(mechanism.sigma())?.add_to(&mut sum, generator);
+    let noise = sampler.of(mechanism.sigma())?;
+    workers.by_pieces(&mut sum, generator, |piece, generator| noise.add_to(piece, generator));
     Ok(NoisedSum { sum, grid, payer: PhantomData })
 }
 
@@ -141,6 +146,7 @@ pub(crate) fn noise_histogram(
 mod tests {
     use super::*;
     use weighhouse_shared::ledger::Charge;
+    use weighhouse_shared::model::Engine;
     use weighhouse_shared::privacy::accountant::GaussianEvent;
     use weighhouse_shared::privacy::grid::Grid;
     use weighhouse_shared::privacy::{ClipNorm, NoiseMultiplier, SamplingRate};
@@ -165,8 +171,10 @@ mod tests {
     #[test]
     fn a_debit_pays_for_its_steps_and_its_population_only() {
         let (mut sampler, mut generator) = (Sampler::default(), Generator::from_seed(3));
-        let mut noise =
-            |clipped: ClippedSum, debit: &mut Debit| noise_sum(clipped, debit, &mut sampler, &mut generator);
+        let workers = Workers::with_threads(&Engine::Processor, 1);
+        let mut noise = |clipped: ClippedSum, debit: &mut Debit| {
+            noise_sum(clipped, debit, &mut sampler, &workers, &mut generator)
+        };
         let mut training = debit(Population::Training, 1);
         noise(zeros(), &mut training).unwrap();
         assert!(matches!(noise(zeros(), &mut training), Err(NoiseError::Unpaid)));
@@ -182,11 +190,14 @@ mod tests {
     #[test]
     fn the_noise_has_the_paid_standard_deviation() {
         let (mut sampler, mut generator) = (Sampler::default(), Generator::from_seed(4));
+        let workers = Workers::with_threads(&Engine::Processor, 1);
         // Of another noise, whose tables must not be used.
         sampler.of(3.0).unwrap();
         let mut debit = debit(Population::Training, 1);
-        let noised = noise_sum(zeros(), &mut debit, &mut sampler, &mut generator).unwrap();
-        let variance = noised.values().map(|value| value * value).sum::<f64>() / 4000.0;
+        let noised = noise_sum(zeros(), &mut debit, &mut sampler, &workers, &mut generator).unwrap();
+        let variance =
+            noised.gradient().iter().map(|&value| (value as f64 * noised.unit()).powi(2)).sum::<f64>()
+                / 4000.0;
         assert!((variance.sqrt() / (2.0 * 0.5) - 1.0).abs() < 5.0 / 8000f64.sqrt(), "{}", variance.sqrt());
     }
 

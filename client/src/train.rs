@@ -117,7 +117,7 @@ pub fn local_steps<P: Payer>(
         let chosen = poisson_sample(table.customers(), training.sampling_rate, generator);
         let of = Step { network, parameters: model.parameters(), max_rows, grid: &grid };
         let clipped = clip_and_sum(of, table, &chosen, workers, generator)?;
-        let noised = noise_sum(clipped, &mut payer, sampler, generator)?;
+        let noised = noise_sum(clipped, &mut payer, sampler, workers, generator)?;
         model.step(&noised, training.rate(base.round.0, step));
         if let Some(share) = noised.share_within(training.expected_batch()) {
             grid = grid.with_clip(training.next_clip_norm(grid.clip(), share));

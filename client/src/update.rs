@@ -5,12 +5,11 @@ use crate::budget::Debit;
 use crate::feedback::Feedback;
 use crate::noise::{NoisedHistogram, NoisedSum};
 use crate::payer::Simulated;
-use pulp::{Arch, Simd, WithSimd};
 use std::marker::PhantomData;
 use weighhouse_shared::compression::Compression;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{Training, UPDATE_LIMIT, UPDATE_STEP};
-use weighhouse_shared::model::LocalOptimizer;
+use weighhouse_shared::model::{LocalOptimizer, all_finite, vectorised};
 use weighhouse_shared::privacy::{Generator, GeneratorError};
 use weighhouse_shared::wire::messages::Evaluation;
 
@@ -44,16 +43,13 @@ impl<'a, P> LocalModel<'a, P> {
     /// One step of size `rate` along the mean gradient: `sum` over the contract's expected batch, never over the
     /// batch's own size.
     pub fn step(&mut self, sum: &NoisedSum<P>, rate: f64) {
-        let Self { global, parameters, optimizer, batch, .. } = self;
-        let gradient = sum.values().map(|value| value / *batch);
-        Arch::new().dispatch(OneStep { optimizer, parameters, global, gradient, rate });
+        let gradient = (sum.gradient(), sum.unit() / self.batch);
+        self.optimizer.step(&mut self.parameters, self.global, gradient, rate);
     }
 
     /// Whether every parameter is a number; a step size that is too large ends in infinity.
     pub fn is_finite(&self) -> bool {
-        // Without an early end, so that the loop is one pass of wide comparisons.
-        let parameters = self.parameters.iter().fold(true, |all, parameter| all & parameter.is_finite());
-        parameters && self.optimizer.is_finite()
+        all_finite(&self.parameters) && self.optimizer.is_finite()
     }
 
     /// The change since the start, on the public update grid, saturated at its limit; written into `memory`. Beside it
@@ -63,29 +59,8 @@ impl<'a, P> LocalModel<'a, P> {
         let change = |(local, global): (&f32, &f32)| {
             whole_steps((f64::from(*local) - f64::from(*global)) * UPDATE_STEP.recip())
         };
-        let update = Arch::new().dispatch(
-            #[inline(always)]
-            || ModelUpdate::of(parameters.iter().zip(global).map(change), memory),
-        );
+        let update = ModelUpdate::of(parameters.iter().zip(global).map(change), memory);
         (update, parameters)
-    }
-}
-
-/// The work of [`LocalModel::step`], compiled for each instruction set.
-struct OneStep<'a, G> {
-    optimizer: &'a mut LocalOptimizer,
-    parameters: &'a mut [f32],
-    global: &'a [f32],
-    gradient: G,
-    rate: f64,
-}
-
-impl<G: Iterator<Item = f64>> WithSimd for OneStep<'_, G> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        self.optimizer.step(self.parameters, self.global, self.gradient, self.rate);
     }
 }
 
@@ -122,11 +97,13 @@ pub struct ModelUpdate<P = Debit> {
 }
 
 impl<P> ModelUpdate<P> {
-    #[inline(always)]
-    fn of(values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
+    fn of(mut values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
         memory.resize(4 * values.len(), 0);
         let (cells, _) = memory.as_chunks_mut::<4>();
-        cells.iter_mut().zip(values).for_each(|(cell, value)| *cell = value.to_le_bytes());
+        vectorised(
+            #[inline(always)]
+            || cells.iter_mut().zip(&mut values).for_each(|(cell, value)| *cell = value.to_le_bytes()),
+        );
         Self { bytes: memory, payer: PhantomData }
     }
 

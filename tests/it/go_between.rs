@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use tokio::sync::watch;
 use weighhouse_client::session::connect;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
 use weighhouse_shared::ledger::ReleaseKind;
@@ -58,6 +59,8 @@ struct Desk {
     seen: mpsc::Sender<Seen>,
     /// A [`Pass`].
     pass: AtomicU8,
+    /// The last round whose start is passed on; a later one waits.
+    until: watch::Sender<RoundId>,
 }
 
 /// The go-between.
@@ -88,7 +91,8 @@ impl GoBetween {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (sender, seen) = mpsc::channel();
-        let desk = Desk { book: Mutex::default(), seen: sender, pass: AtomicU8::new(Pass::Everything as u8) };
+        let (pass, until) = (AtomicU8::new(Pass::Everything as u8), watch::Sender::new(RoundId(u32::MAX)));
+        let desk = Desk { book: Mutex::default(), seen: sender, pass, until };
         let (desk, client) = (Arc::new(desk), Arc::new(client));
         let tls = tls::server_config(
             &server,
@@ -126,6 +130,11 @@ impl GoBetween {
     /// What is passed on from now on.
     pub fn pass(&self, pass: Pass) {
         self.desk.pass.store(pass as u8, Ordering::SeqCst);
+    }
+
+    /// Rounds after `last` do not begin here until this is called again with a later one.
+    pub fn pass_until(&self, last: u32) {
+        self.desk.until.send_replace(RoundId(last));
     }
 
     /// Where to say that a daemon has ended.
@@ -170,6 +179,9 @@ async fn relay(
     };
     let down = async {
         while let Some(message) = stream::receive::<CoordinatorToSite>(&mut from_hq).await? {
+            if let CoordinatorToSite::RoundStart(start) = &message {
+                desk.until.subscribe().wait_for(|last| start.round <= *last).await?;
+            }
             let ends = matches!(message, CoordinatorToSite::JobEnded(_));
             if !(ends && desk.keeps(Pass::NoEnds)) {
                 stream::send(&mut to_site, &message).await?;

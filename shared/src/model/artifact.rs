@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
-use super::{ModelError, ModelSpec, Network, error::expect_length, product::first_not_finite};
+use super::{ModelError, ModelSpec, Network, error::expect_length, vectors::first_not_finite};
 use crate::schema::DataShape;
 
 /// Longest header that is read, in bytes: a few kilobytes of tensors and the rest for the schema.

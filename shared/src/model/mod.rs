@@ -10,6 +10,7 @@ mod artifact;
 mod batch;
 mod device;
 mod error;
+mod gram;
 mod graph;
 mod layers;
 mod loss;
@@ -22,6 +23,7 @@ mod score;
 mod server_optimizer;
 mod spec;
 mod tensors;
+mod vectors;
 mod workspace;
 mod zoo;
 
@@ -29,11 +31,12 @@ pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
 pub use batch::{Batch, Rows};
 pub use device::{DeviceChoice, DeviceError, Engine};
 pub use error::ModelError;
+pub(crate) use gram::{GramElement, gram_error, push_gram};
 pub use graph::{Level, MAX_INPUTS, MAX_LINEAR_TAPS, MAX_OUTPUTS, MAX_PARAMETERS, Slot, Tap, TensorSpec};
 pub use loss::{binary_cross_entropy, loss, predict};
 pub use network::Network;
 pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
-pub(crate) use product::{Packing, add_outer_products, add_rows, add_weighted_rows, dot, push_gram};
+pub(crate) use product::{Packing, add_outer_products};
 pub use score::score;
 pub use server_optimizer::{ServerOptimizer, ServerState};
 pub use spec::{
@@ -41,5 +44,7 @@ pub use spec::{
     MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, MAX_KERNEL, MAX_NEGATIVES, MAX_RIDGE, MAX_TRANSFORMER_LAYERS,
     MAX_TRANSFORMER_WIDTH, ModelSpec,
 };
+pub(crate) use vectors::{add_rows, add_weighted_rows, dot};
+pub use vectors::{all_finite, vectorised};
 pub use workspace::Workspace;
 pub use zoo::{MAX_STEPS, MAX_VOCABULARY};

@@ -14,7 +14,7 @@ use super::{
     graph::{Graph, IdSource, Init, Level, LstmSlots, Node, Slot, SlotShape},
     layers::{LstmStates, add_embedding_gradient, add_linear_gradient},
     loss,
-    product::{dot, first_not_finite},
+    vectors::{dot, first_not_finite},
     workspace::Buffers,
     zoo,
 };

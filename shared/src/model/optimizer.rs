@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::vectors::{all_finite, vectorised};
+
 /// How a noised gradient `g` moves the parameters `w`, at step size `rate`. In all rules, the proximal term
 /// `mu (w - w_global)` (FedProx: Li et al. 2020, "Federated optimization in heterogeneous networks") is added to
 /// `g` first.
@@ -99,20 +101,23 @@ impl LocalOptimizer {
         Self { rule, proximal, steps: 0, first: vec![0.0; first], second: vec![0.0; second] }
     }
 
-    /// One step of size `rate` from `parameters`, on the way from `global`, along `gradient`: all of one length.
-    /// Computed in f64.
-    #[inline(always)]
-    pub fn step(
-        &mut self,
-        parameters: &mut [f32],
-        global: &[f32],
-        gradient: impl Iterator<Item = f64>,
-        rate: f64,
-    ) {
+    /// One step of size `rate` from `parameters`, on the way from `global`, along `gradient`, integers and their unit: all
+    /// of one length. Computed in f64.
+    pub fn step(&mut self, parameters: &mut [f32], global: &[f32], gradient: (&[i64], f64), rate: f64) {
         self.steps = self.steps.saturating_add(1);
+        vectorised(
+            #[inline(always)]
+            || self.advance(parameters, global, gradient, rate),
+        );
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, parameters: &mut [f32], global: &[f32], gradient: (&[i64], f64), rate: f64) {
         let proximal = self.proximal;
+        let (gradient, unit) = gradient;
         let places = parameters.iter_mut().zip(global).zip(gradient);
         let places = places.map(|((parameter, global), gradient)| {
+            let gradient = *gradient as f64 * unit;
             let weight = f64::from(*parameter);
             (parameter, weight, gradient + proximal * (weight - f64::from(*global)))
         });
@@ -151,11 +156,12 @@ impl LocalOptimizer {
 
     /// Whether its state is made of numbers: a square that overflowed would only stand still.
     pub fn is_finite(&self) -> bool {
-        self.first.iter().chain(&self.second).all(|value| value.is_finite())
+        all_finite(&self.first) && all_finite(&self.second)
     }
 }
 
 /// Adam's step number `steps` (from 1) from each weight along its slope, with the bias of the zero start corrected.
+#[inline(always)]
 fn adapt<'a>(
     places: impl Iterator<Item = (&'a mut f32, f64, f64)>,
     means: &mut [f32],
@@ -179,6 +185,8 @@ mod tests {
     use super::*;
 
     const GLOBAL: [f32; 3] = [0.5, -1.0, 2.0];
+    /// Of a gradient's integers.
+    const UNIT: f64 = 1.0 / (1u64 << 40) as f64;
 
     /// A fixed sequence of gradients.
     fn gradient(step: usize) -> [f64; 3] {
@@ -190,7 +198,8 @@ mod tests {
         let mut weights = GLOBAL;
         let mut optimizer = LocalOptimizer::start(rule, proximal, 3);
         for step in 0..steps {
-            optimizer.step(&mut weights, &GLOBAL, gradient(step).into_iter(), 0.05);
+            let integers = gradient(step).map(|slope| (slope * UNIT.recip()).round() as i64);
+            optimizer.step(&mut weights, &GLOBAL, (&integers, UNIT), 0.05);
             assert!(optimizer.is_finite());
         }
         weights.map(f64::from).to_vec()

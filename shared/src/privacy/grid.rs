@@ -32,15 +32,17 @@
 //! norm is `S = 2^24` units. An embedding table is a linear layer without bias on the one-hot encoding of an id,
 //! whose one activation is the constant 1, that is `2^10`: row `r` adds `2^10 g_r` to the vector of its id, and a
 //! customer's rows with one id add up to one vector. A gain is a linear layer with diagonal weight: factor row `r` adds
-//! `a_r g_r`, entry by entry. The sum over all customers is one product of integer-valued
-//! f64 matrices, exact because no partial sum reaches 2^53, so the order of summing does not matter.
+//! `a_r g_r`, entry by entry. The sum over all customers is a product of integer-valued float matrices, over as many rows at
+//! a time as the floats sum exactly (`sum`), so the order of summing does not matter.
 //!
 //! A layer that is used several times a row (at each step of a sequence, for each candidate item) has that many *factor
 //! rows* a row; they are summed like the rows of a customer.
 //!
 //! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
 //! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves
-//! the norm a little; the margin `2^-10` makes it rare that it ends past `S`. **Check.** `|v_i|^2` is a sum in integers: over linear layers and rows r, s of
+//! the norm a little; the margin `2^-10` makes it rare that it ends past `S`. **Check.** `|v_i|^2` is found in floats, with a
+//! proved bound of what they may be off by (`norm`); if with it the norm could be past `S`, it is
+//! found in integers: the sum over linear layers and rows r, s of
 //! `(a_r . a_s + 2^20)(g_r . g_s)`, without the `2^20` where there is no bias; over embedding tables and the
 //! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`; and over gains, entry by entry, of
 //! `(sum of a_r g_r)^2 + (2^10 sum of g_r)^2`. These *taps* ([`Tap`]) own
@@ -48,8 +50,8 @@
 //! noise is drawn if they do not fill it. If the squared norm is more than `S^2` (less the square of the count's entry, if
 //! there is one), `c` shrinks by the root of their ratio and the
 //! margin, and `g` is rounded again; after four times it is rounded towards zero; if that does not do either, the
-//! customer counts as zero. A customer whose gradient is not finite (the parameters may be a hostile coordinator's)
-//! counts as zero as well: a refusal would tell.
+//! customer counts as zero. A customer whose gradient is not finite, or whose squared norm f32 does not hold (the parameters
+//! may be a hostile coordinator's), counts as zero as well: a refusal would tell.
 //!
 //! **No overflow.** A network has at most 2^16 inputs to a linear layer, 2^12 outputs to any, 2^6 linear layers, and
 //! 2^18 other taps, of embeddings and gains; a customer at most 2^16 factor rows of a tap. Dot products:
@@ -65,16 +67,15 @@
 //! device's library.
 
 mod norm;
+mod sum;
 
 use norm::NormScratch;
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
+use sum::SumScratch;
 
 use super::ClipNorm;
-use crate::model::{
-    Batch, Engine, ModelError, Network, Packing, Slot, Tap, Workspace, add_outer_products, add_rows,
-    add_weighted_rows,
-};
+use crate::model::{Batch, Engine, ModelError, Network, Slot, Workspace};
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
 pub const SENSITIVITY: u64 = 1 << 24;
@@ -92,11 +93,8 @@ const FACTOR_LIMIT: f32 = 32_768.0;
 const MARGIN: f64 = 1.0 - 1.0 / 1024.0;
 /// Times the clip factor is shrunk before rounding goes towards zero.
 const ATTEMPTS: usize = 4;
-/// Rows whose products are summed in f64 before they go to the i64 sum.
-const BLOCK_ROWS: usize = 1 << 20;
 
 const _: () = assert!(SENSITIVITY as f64 == ACTIVATION_STEPS as f64 * GRADIENT_STEPS);
-const _: () = assert!(BLOCK_ROWS as f64 * FACTOR_LIMIT as f64 * FACTOR_LIMIT as f64 <= INTEGER_LIMIT);
 
 /// How a customer's gradient of norm `n` is scaled to the clip norm `C`. The check in integers follows whichever it
 /// is, so the sensitivity is the same.
@@ -208,9 +206,7 @@ pub struct SumWorkspace {
     engine: Engine,
     floats: Workspace,
     integers: IntegerFactors,
-    products: Vec<f64>,
-    biases: Vec<f64>,
-    packing: Packing<f64>,
+    sums: SumScratch,
     scratch: NormScratch,
 }
 
@@ -280,7 +276,7 @@ pub fn clipped_sum(
     workspace.engine.differentiate(network, parameters, batch, &mut workspace.floats)?;
     let within = workspace.clip(grid);
     let (gradient, counts) = sum.split_at_mut(network.parameter_count());
-    workspace.add_to(gradient);
+    workspace.sums.add_taps(&workspace.floats, &workspace.integers, gradient);
     if let [count] = counts {
         *count += COUNT * (2 * within as i64 - batch.customers() as i64);
     }
@@ -301,94 +297,6 @@ impl SumWorkspace {
             scratch,
         })
     }
-
-    /// The exact integer products of all taps, added to `sum`.
-    ///
-    /// # Panics
-    /// If the taps do not fill `sum`: a parameter that is in none would leave without its norm counted.
-    fn add_to(&mut self, sum: &mut [i64]) {
-        let Self { floats, integers, products, biases, packing, .. } = self;
-        let mut rest = sum;
-        let mut next =
-            |entries: usize| rest.split_off_mut(..entries).expect("no more entries than the sum's");
-        for tap in floats.taps() {
-            let width = floats.width(tap.output());
-            let gradients = integers.gradients[tap.output().index()].as_slice();
-            match *tap {
-                Tap::Linear { input, biased, .. } => {
-                    let inputs = floats.width(input);
-                    let (weight, bias) = (next(width * inputs), next(if biased { width } else { 0 }));
-                    let activations = integers.activations[input.index()].chunks(BLOCK_ROWS * inputs);
-                    for (activations, gradients) in activations.zip(gradients.chunks(BLOCK_ROWS * width)) {
-                        products.clear();
-                        products.resize(weight.len(), 0.0);
-                        if width == 1 {
-                            add_weighted_rows(gradients, activations, products);
-                        } else {
-                            add_outer_products([width, inputs], gradients, activations, products, packing);
-                        }
-                        add_integers(products, weight);
-                        add_biases(gradients, bias, biases);
-                    }
-                }
-                Tap::Embedding { ids, vocabulary, .. } => {
-                    let table = next(vocabulary * width);
-                    for (&id, gradient) in floats.ids(ids).iter().zip(gradients.chunks_exact(width)) {
-                        let vector = &mut table[id as usize * width..][..width];
-                        for (slot, &entry) in vector.iter_mut().zip(gradient) {
-                            *slot += entry as i64 * ACTIVATION_STEPS as i64;
-                        }
-                    }
-                }
-                Tap::Scale { input, .. } => {
-                    let (weight, bias) = (next(width), next(width));
-                    let activations = integers.activations[input.index()].chunks(BLOCK_ROWS * width);
-                    for (activations, gradients) in activations.zip(gradients.chunks(BLOCK_ROWS * width)) {
-                        products.clear();
-                        products.resize(width, 0.0);
-                        let rows = activations.chunks_exact(width).zip(gradients.chunks_exact(width));
-                        for (activations, gradients) in rows {
-                            for ((slot, &a), &g) in products.iter_mut().zip(activations).zip(gradients) {
-                                *slot += f64::from(a) * f64::from(g);
-                            }
-                        }
-                        add_integers(products, weight);
-                        add_biases(gradients, bias, biases);
-                    }
-                }
-            }
-        }
-        assert!(rest.is_empty(), "{} parameters in no tap", rest.len());
-    }
-}
-
-/// Adds to `bias` the sum of the gradients' rows times the constant activation; nothing if there is no bias.
-fn add_biases(gradients: &[f32], bias: &mut [i64], sums: &mut Vec<f64>) {
-    if !bias.is_empty() {
-        sums.clear();
-        sums.resize(bias.len(), 0.0);
-        add_rows(gradients, sums);
-        sums.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
-        add_integers(sums, bias);
-    }
-}
-
-/// Magnitude up to which [`add_integers`] is exact.
-const INTEGER_LIMIT: f64 = (1u64 << 51) as f64;
-
-/// Adds integer-valued f64 of magnitude at most 2^51 to integers.
-fn add_integers(values: &[f64], sum: &mut [i64]) {
-    // With 1.5 * 2^52 added, the last bits of the f64 are the integer: vectorises where a cast does not.
-    const SHIFT: f64 = 6_755_399_441_055_744.0;
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (sum, &value) in sum.iter_mut().zip(values) {
-                debug_assert!(value.abs() <= INTEGER_LIMIT && value.fract() == 0.0);
-                *sum += (value + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i64;
-            }
-        },
-    );
 }
 
 impl IntegerFactors {
@@ -472,10 +380,12 @@ fn clip_customer(
 ) -> bool {
     let limit = clipping.squared_limit();
     let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
-    scratch.measure_inputs(floats, integers, customer);
-    // In units of the activation's integers.
+    // Integers below 2^53: exact, as is their product with a power of two.
+    let below = (limit as f64).next_down();
+    scratch.measure_inputs::<f64>(floats, integers, customer);
+    // In units of the activation's integers. Where rows cancel it may come out below zero.
     let squared: f64 = scratch.squared_norm(floats, integers, customer, |slot| floats.gradients(slot));
-    let norm = squared.sqrt() / f64::from(ACTIVATION_STEPS);
+    let norm = if squared < 0.0 { 0.0 } else { squared.sqrt() } / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
         let factor = clipping.factor(norm, bound * MARGIN);
         let mut scale = factor * (GRADIENT_STEPS / clip);
@@ -488,7 +398,11 @@ fn clip_customer(
                     .write_gradients(floats, customer, |from, to| truncate_gradients(from, scale as f32, to));
             }
             let gradients = |slot: Slot| integers.gradients[slot.index()].as_slice();
-            let squared: i128 = scratch.squared_norm(floats, integers, customer, gradients);
+            let near: f64 = scratch.squared_norm(floats, integers, customer, gradients);
+            if near + scratch.uncertainty(near) <= below {
+                return norm <= bound;
+            }
+            let squared = scratch.exact_squared_norm(floats, integers, customer, gradients);
             if squared <= limit {
                 return norm <= bound;
             }

@@ -43,7 +43,7 @@ impl Implied {
         if self.job.contract.federation.strategy.rule() == Rule::Median {
             values.sort_unstable();
             let middle = values[values.len() / 2].0;
-            let other = if values.len() % 2 == 0 { values[values.len() / 2 - 1].0 } else { middle };
+            let other = if values.len().is_multiple_of(2) { values[values.len() / 2 - 1].0 } else { middle };
             return (i64::from(middle) + i64::from(other), 2);
         }
         let unit = if self.is_buffered() { WHOLE_WEIGHT } else { 1 };

@@ -7,7 +7,8 @@
 use pulp::Arch;
 
 use super::elementwise::{exp, largest};
-use crate::model::product::{Packing, View, add_product, dot, sum};
+use crate::model::product::{Packing, View, add_product};
+use crate::model::vectors::{dot, sum};
 
 /// `softmax(q k^T / sqrt(width / heads)) v` for each head of each row, from a slot that holds `q`, `k` and `v` of
 /// `width` columns each side by side; head `h` has the columns from `h * width / heads` on of each.

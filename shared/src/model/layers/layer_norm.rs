@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-use crate::model::product::{dot, sum};
+use crate::model::vectors::{dot, sum};
 
 /// What is added to the variance, as in PyTorch.
 pub(in crate::model) const EPSILON: f32 = 1e-5;

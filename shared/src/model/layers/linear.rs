@@ -1,10 +1,8 @@
 //! One linear layer with the activation behind it: forward, and the gradient handed to the layer before.
 
 use super::squash::{sigmoid, tanh};
-use crate::model::product::{
-    Packing, View, add_dots, add_outer_products, add_product, add_rows, add_weighted_rows, mask, rectify,
-    vectorised,
-};
+use crate::model::product::{Packing, View, add_outer_products, add_product};
+use crate::model::vectors::{add_dots, add_rows, add_weighted_rows, mask, rectify, vectorised};
 
 /// What is done to each entry of a layer's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

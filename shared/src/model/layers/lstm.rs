@@ -4,7 +4,8 @@
 use std::cmp::Reverse;
 
 use super::squash::{sigmoid, tanh};
-use crate::model::product::{PackedRight, View, add_packed_product, vectorised};
+use crate::model::product::{PackedRight, View, add_packed_product};
+use crate::model::vectors::vectorised;
 
 /// `gates += h' U^T` for the hidden state `h'` of the step before; `i, f, o = sigmoid`, `g = tanh` of their quarters;
 /// `c = f c' + i g`; `h = o tanh(c)`. States before the first step are zero.

@@ -1,8 +1,9 @@
-//! The norm of one customer's gradient from its factors, without the gradient: in floats for the clip factor, in integers
-//! for the check. What is summed, and why nothing overflows, is in [`grid`](super).
+//! The norm of one customer's gradient from its factors, without the gradient: in floats with a bound of their error, for
+//! the clip factor and for most checks, and in integers for the others. What is summed, and why nothing overflows, is in
+//! [`grid`](super).
 
 use super::{ACTIVATION_STEPS, IntegerFactors, entries, part};
-use crate::model::{Slot, Tap, Workspace, dot, push_gram};
+use crate::model::{GramElement, Slot, Tap, Workspace, dot, gram_error, push_gram};
 
 /// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.
 #[derive(Clone, Default)]
@@ -13,19 +14,36 @@ pub(super) struct NormScratch {
     gradient_gram: Vec<f64>,
     /// For each embedding tap the customer's ids with the factor row each is of, counted from its first, sorted.
     sorted_ids: Vec<(u32, u32)>,
+    /// What the Gram matrices of the norm last found in f64 may be off by.
+    gram_error: f64,
     line: Vec<f64>,
-    padded: Vec<f64>,
+    padded: Padded,
 }
 
-/// What a squared norm is summed in: f64 for the clip factor, i128 for the check.
+/// Rows filled up to whole vectors.
+#[derive(Clone, Default)]
+pub(super) struct Padded {
+    near: Vec<f32>,
+    exact: Vec<f64>,
+}
+
+/// What a squared norm is summed in: f64, within a bound, or i128, exact if the factors are integers.
 pub(super) trait Total: Copy + std::ops::AddAssign {
     const ZERO: Self;
+    /// What its Gram matrices are made in.
+    type Gram: GramElement + std::ops::Mul<Output = Self::Gram>;
+    fn padded(padded: &mut Padded) -> &mut Vec<Self::Gram>;
     /// The product of two factors, which are integers below 2^53 if `Self` is exact.
     fn product(a: f64, b: f64) -> Self;
 }
 
 impl Total for f64 {
     const ZERO: Self = 0.0;
+    type Gram = f32;
+    #[inline(always)]
+    fn padded(padded: &mut Padded) -> &mut Vec<f32> {
+        &mut padded.near
+    }
     #[inline(always)]
     fn product(a: f64, b: f64) -> Self {
         a * b
@@ -34,6 +52,11 @@ impl Total for f64 {
 
 impl Total for i128 {
     const ZERO: Self = 0;
+    type Gram = f64;
+    #[inline(always)]
+    fn padded(padded: &mut Padded) -> &mut Vec<f64> {
+        &mut padded.exact
+    }
     #[inline(always)]
     fn product(a: f64, b: f64) -> Self {
         i128::from(a as i64) * i128::from(b as i64)
@@ -48,18 +71,29 @@ pub(super) fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> boo
 
 /// [`push_gram`], for the usual customer of one row without leaving the loops here.
 #[inline(always)]
-fn push_dots(matrix: &[f32], width: usize, constant: f64, gram: &mut Vec<f64>, padded: &mut Vec<f64>) {
+fn push_dots<N: Total>(
+    matrix: &[f32],
+    width: usize,
+    constant: f64,
+    gram: &mut Vec<f64>,
+    padded: &mut Padded,
+) {
     if matrix.len() == width {
         gram.push(dot::<_, f64>(matrix, matrix) + constant);
     } else {
-        push_gram(matrix, width, constant, gram, padded);
+        push_gram::<N::Gram>(matrix, width, constant, gram, N::padded(padded));
     }
 }
 
 impl NormScratch {
-    /// Prepares [`squared_norm`](Self::squared_norm), which may be asked several times for one customer.
+    /// Prepares [`squared_norm`](Self::squared_norm) in `N`, which may be asked several times for one customer.
     #[inline(always)]
-    pub(super) fn measure_inputs(&mut self, floats: &Workspace, integers: &IntegerFactors, customer: usize) {
+    pub(super) fn measure_inputs<N: Total>(
+        &mut self,
+        floats: &Workspace,
+        integers: &IntegerFactors,
+        customer: usize,
+    ) {
         self.grams.clear();
         self.sorted_ids.clear();
         for tap in floats.taps() {
@@ -70,7 +104,7 @@ impl NormScratch {
                         part(&integers.activations[input.index()], entries(floats, input, customer));
                     if gram_is_cheaper(activations.len() / inputs, inputs, outputs) {
                         let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
-                        push_dots(activations, inputs, bias, &mut self.grams, &mut self.padded);
+                        push_dots::<N>(activations, inputs, bias, &mut self.grams, &mut self.padded);
                     }
                 }
                 Tap::Embedding { ids, output, .. } => self.sort_ids(floats, ids, output, customer),
@@ -94,7 +128,8 @@ impl NormScratch {
     /// Squared norm of one customer's gradient, over all taps, from the integer activations and the ids, and the output
     /// gradients, `[factor rows, width]`, that `gradients` has of each slot.
     ///
-    /// Exact in i128 if the output gradients are integers; else as good as f64 sums are.
+    /// Exact in i128 if the output gradients are integers. In f64 within what [`uncertainty`](Self::uncertainty) says
+    /// afterwards.
     #[inline(always)]
     pub(super) fn squared_norm<'a, N: Total>(
         &mut self,
@@ -104,6 +139,7 @@ impl NormScratch {
         gradients: impl Fn(Slot) -> &'a [f32],
     ) -> N {
         let mut total = N::ZERO;
+        self.gram_error = 0.0;
         let (mut grams, mut ids) = (0, 0);
         let mut gram_of = None;
         for tap in floats.taps() {
@@ -117,12 +153,16 @@ impl NormScratch {
                     if gram_is_cheaper(rows, inputs, width) {
                         if gram_of != Some(output) {
                             self.gradient_gram.clear();
-                            push_dots(gradients, width, 0.0, &mut self.gradient_gram, &mut self.padded);
+                            push_dots::<N>(gradients, width, 0.0, &mut self.gradient_gram, &mut self.padded);
                             gram_of = Some(output);
                         }
                         let own = &self.grams[grams..grams + self.gradient_gram.len()];
                         grams += own.len();
                         total += gram_norm(own, &self.gradient_gram, rows);
+                        if rows > 1 {
+                            let [a, g] = [gram_error(inputs), gram_error(width)];
+                            self.gram_error += (a + g + a * g) * largest_norm(own, &self.gradient_gram, rows);
+                        }
                     } else {
                         let activations =
                             part(&integers.activations[input.index()], entries(floats, input, customer));
@@ -142,6 +182,34 @@ impl NormScratch {
             }
         }
         total
+    }
+
+    /// What the squared norm last found in f64, `total`, may be too small by, for integer factors.
+    ///
+    /// Of the Gram matrices of several rows see [`gram_error`]; with `e` of the activations' and of the gradients' the sum
+    /// of their products is within `(e + e' + e e') (sum over rows of |a_r| |g_r|)^2`. The norms therein are found with
+    /// relative errors of at most `2^-8`, and the sum has at most `2^31` terms, in f64 within `2^-22` of their magnitudes:
+    /// below an eighth of `e`, which is at least `2^-19`. All else are sums in f64 of at most `2^28` terms that are not
+    /// negative.
+    #[inline(always)]
+    pub(super) fn uncertainty(&self, total: f64) -> f64 {
+        total.abs() * 2f64.powi(-20) + 1.5 * self.gram_error
+    }
+
+    /// The squared norm in integers; what was measured of the inputs is again for f64 afterwards. Not inlined: hardly ever
+    /// called.
+    #[inline(never)]
+    pub(super) fn exact_squared_norm<'a>(
+        &mut self,
+        floats: &Workspace,
+        integers: &IntegerFactors,
+        customer: usize,
+        gradients: impl Fn(Slot) -> &'a [f32],
+    ) -> i128 {
+        self.measure_inputs::<i128>(floats, integers, customer);
+        let squared = self.squared_norm(floats, integers, customer, gradients);
+        self.measure_inputs::<f64>(floats, integers, customer);
+        squared
     }
 
     /// Squared norm of a linear layer's gradient from the gradient itself, line by line.
@@ -219,6 +287,17 @@ impl NormScratch {
         }
         total
     }
+}
+
+/// `(sum over rows r of |a_r| |g_r|)^2`, from the products for `r <= s`: what the sum below is at most, whatever the signs.
+#[inline(always)]
+fn largest_norm(activations: &[f64], gradients: &[f64], rows: usize) -> f64 {
+    let (mut total, mut diagonal) = (0.0, 0);
+    for pairs in (1..=rows).rev() {
+        total += (activations[diagonal] * gradients[diagonal]).sqrt();
+        diagonal += pairs;
+    }
+    total * total
 }
 
 /// `sum over rows r, s of (a_r . a_s)(g_r . g_s)`, from the products for `r <= s`.
