@@ -59,7 +59,7 @@ pub struct Workers {
 
 struct Worker {
     workspace: SumWorkspace,
-    /// The thread's part of the sum; of the first thread memory for all of it.
+    /// Of the threads other than the first: their part of the sum.
     sum: Vec<i64>,
 }
 

@@ -5,12 +5,11 @@ use crate::budget::Debit;
 use crate::feedback::Feedback;
 use crate::noise::{NoisedHistogram, NoisedSum};
 use crate::payer::Simulated;
-use pulp::Arch;
 use std::marker::PhantomData;
 use weighhouse_shared::compression::Compression;
 use weighhouse_shared::ids::JobId;
 use weighhouse_shared::job::{Training, UPDATE_LIMIT, UPDATE_STEP};
-use weighhouse_shared::model::{LocalOptimizer, all_finite};
+use weighhouse_shared::model::{LocalOptimizer, all_finite, vectorised};
 use weighhouse_shared::privacy::{Generator, GeneratorError};
 use weighhouse_shared::wire::messages::Evaluation;
 
@@ -60,10 +59,7 @@ impl<'a, P> LocalModel<'a, P> {
         let change = |(local, global): (&f32, &f32)| {
             whole_steps((f64::from(*local) - f64::from(*global)) * UPDATE_STEP.recip())
         };
-        let update = Arch::new().dispatch(
-            #[inline(always)]
-            || ModelUpdate::of(parameters.iter().zip(global).map(change), memory),
-        );
+        let update = ModelUpdate::of(parameters.iter().zip(global).map(change), memory);
         (update, parameters)
     }
 }
@@ -101,11 +97,13 @@ pub struct ModelUpdate<P = Debit> {
 }
 
 impl<P> ModelUpdate<P> {
-    #[inline(always)]
-    fn of(values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
+    fn of(mut values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
         memory.resize(4 * values.len(), 0);
         let (cells, _) = memory.as_chunks_mut::<4>();
-        cells.iter_mut().zip(values).for_each(|(cell, value)| *cell = value.to_le_bytes());
+        vectorised(
+            #[inline(always)]
+            || cells.iter_mut().zip(&mut values).for_each(|(cell, value)| *cell = value.to_le_bytes()),
+        );
         Self { bytes: memory, payer: PhantomData }
     }
 

@@ -11,7 +11,7 @@ use super::product::Element;
 /// [`Arch::dispatch`] would take it by `FnOnce::call_once`, which nothing inlines where the closure is large: what it
 /// calls then runs in plain code.
 #[inline(always)]
-pub(crate) fn vectorised<R>(work: impl FnMut() -> R) -> R {
+pub fn vectorised<R>(work: impl FnMut() -> R) -> R {
     struct Work<F>(F);
     impl<R, F: FnMut() -> R> WithSimd for Work<F> {
         type Output = R;
