@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-use upload::Resumed;
 pub use upload::Uploads;
+use upload::{Resumed, Told};
 use weighhouse_shared::ids::{JobId, SiteId};
 use weighhouse_shared::tls::{self, Peer};
 use weighhouse_shared::wire::messages::{CoordinatorToSite, Holding, LedgerHead, SiteToCoordinator};
@@ -195,10 +195,10 @@ impl Served {
         let (site, session) = (self.site, self.session);
         let (outbox, commands) = outbox();
         self.tell(Input::Connected { site, session, head, outbox }).await?;
-        let resumed = Resumed::default();
+        let (resumed, told) = (Resumed::default(), Told::default());
         let outcome = tokio::select! {
-            outcome = self.read_control(machine, now, receive) => outcome,
-            outcome = self.shared.uploads.read(&self.connection, site, &self.shared.inbox, &resumed) => outcome,
+            outcome = self.read_control(machine, now, receive, &told) => outcome,
+            outcome = self.shared.uploads.read(&self.connection, site, &self.shared.inbox, &resumed, &told) => outcome,
             outcome = self.write(send, commands, &resumed) => outcome,
         };
         self.connection.close(0u8.into(), b"");
@@ -216,8 +216,13 @@ impl Served {
         mut machine: SessionMachine,
         now: impl Fn() -> u64,
         mut receive: RecvStream,
+        told: &Told,
     ) -> Result<(), SessionError> {
         while let Some(message) = stream::receive::<SiteToCoordinator>(&mut receive).await? {
+            let contribution = match &message {
+                SiteToCoordinator::LedgerHead(head) => head.contribution,
+                _ => None,
+            };
             for action in machine.handle(Event::Heard(message), now()) {
                 match action {
                     Action::Tell(input) => self.tell(input).await?,
@@ -225,6 +230,9 @@ impl Served {
                     Action::Fail(failure) => return Err(failure.into()),
                     _ => return Err(SessionError::Protocol),
                 }
+            }
+            if let Some(contribution) = contribution {
+                told.note(contribution);
             }
         }
         Ok(())

@@ -6,10 +6,11 @@ use crate::admission::{Arriving, ParsedUpdate};
 use crate::driver::{Inbox, Input};
 use crate::spool::Spool;
 use quinn::{Connection, ReadExactError, RecvStream, VarInt};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Semaphore, oneshot};
-use weighhouse_shared::ids::SiteId;
+use std::time::Duration;
+use tokio::sync::{Semaphore, oneshot, watch};
+use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::wire::messages::{Holding, Outcome, Receipt, RoundStart};
 use weighhouse_shared::wire::stream::{self, Piece, StreamError};
 use weighhouse_shared::wire::transport::{CONNECTION_WINDOW, WAITING_WINDOW};
@@ -17,6 +18,12 @@ use weighhouse_shared::wire::transport::{CONNECTION_WINDOW, WAITING_WINDOW};
 /// Uploads read at a time, over all sites, until each is counted: more only fight for the same processors, and each
 /// may hold its body in memory.
 const MAX_UPLOADS: usize = 8;
+
+/// How long a whole update waits for the control stream, which it may have overtaken where packets are lost.
+const OVERTAKEN: Duration = Duration::from_secs(10);
+
+/// Jobs of whose contributions a session remembers what was told before.
+const MAX_TOLD: usize = 64;
 
 /// Uploads that came in part and are kept for their sites' next connection; the oldest is dropped.
 const MAX_PARKED: usize = 16;
@@ -36,6 +43,35 @@ pub struct Resumed(Mutex<Option<Arriving>>);
 impl Resumed {
     fn lock(&self) -> MutexGuard<'_, Option<Arriving>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The rounds for which a site has told the head of its ledger in this session, and with it what it debited.
+#[derive(Debug)]
+pub struct Told(watch::Sender<BTreeMap<JobId, RoundId>>);
+
+impl Default for Told {
+    fn default() -> Self {
+        Self(watch::Sender::new(BTreeMap::new()))
+    }
+}
+
+impl Told {
+    /// The driver has been told.
+    pub fn note(&self, (job, round): (JobId, RoundId)) {
+        self.0.send_modify(|told| {
+            told.insert(job, round);
+            if told.len() > MAX_TOLD {
+                told.pop_first();
+            }
+        });
+    }
+
+    /// Waits until it has been told for `round` of `job`, within reason: without it the update is refused.
+    async fn wait(&self, job: JobId, round: RoundId) {
+        let mut told = self.0.subscribe();
+        let of_it = told.wait_for(|told| told.get(&job) == Some(&round));
+        let _ = tokio::time::timeout(OVERTAKEN, of_it).await;
     }
 }
 
@@ -95,6 +131,7 @@ impl Uploads {
         site: SiteId,
         inbox: &Inbox,
         resumed: &Resumed,
+        told: &Told,
     ) -> Result<(), SessionError> {
         let mut refused = None;
         loop {
@@ -112,7 +149,10 @@ impl Uploads {
             let read = self.read_one(connection, first, piece, site, inbox, resumed).await?;
             connection.set_receive_window(VarInt::from_u32(WAITING_WINDOW));
             let input = match read {
-                Ok(update) => Input::Update(site, update),
+                Ok(update) => {
+                    told.wait(job, round).await;
+                    Input::Update(site, update)
+                }
                 Err(outcome) => {
                     refused = Some((job, round, content));
                     Input::Refused(site, Receipt { job, round, outcome })
@@ -189,7 +229,7 @@ impl Uploads {
 mod tests {
     use super::*;
     use weighhouse_shared::compression::{Compression, Encoding};
-    use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+    use weighhouse_shared::ids::ContentHash;
     use weighhouse_shared::job::RoundTask;
 
     const JOB: JobId = JobId::from_bytes([1; 32]);
