@@ -126,6 +126,7 @@ fn what_a_rogue_site_sends_is_refused_by_label_and_the_job_goes_on() {
         assert_eq!(rogue.update(integers([1; 4])).await, Outcome::WrongCharge);
         rogue.announce(Some(due)).await;
         assert_eq!(rogue.update(integers([1; 4])).await, Outcome::Admitted);
+        rogue.announce(None).await;
         let again = rogue.update(integers([1; 4])).await;
         assert!([Outcome::Repeated, Outcome::Late].contains(&again), "{again}");
     });

@@ -67,11 +67,15 @@ impl Told {
         });
     }
 
-    /// Waits until it has been told for `round` of `job`, within reason: without it the update is refused.
+    /// Waits until it has been told for `round` of `job`, within reason: without it the update is refused. Each update
+    /// has a head of its own before it.
     async fn wait(&self, job: JobId, round: RoundId) {
         let mut told = self.0.subscribe();
         let of_it = told.wait_for(|told| told.get(&job) == Some(&round));
         let _ = tokio::time::timeout(OVERTAKEN, of_it).await;
+        self.0.send_modify(|told| {
+            told.remove(&job);
+        });
     }
 }
 
