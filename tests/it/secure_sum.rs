@@ -190,6 +190,9 @@ fn settled(federation: &Federation, sites: &mut [Site], rounds: u32) -> Vec<usiz
             sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
         }
         model = opened_sum::step(model, &contract, round, &sum, counted as u32, state.as_mut()).unwrap();
+        if round.0 + 1 == rounds {
+            model = model.concluded(state.as_ref());
+        }
         assert_eq!(summary["model"], model.hash.to_string(), "round {round} with {counted} sites");
         counts.push(counted);
     }

@@ -79,14 +79,14 @@
 //! excludes.
 //!
 //! **Never both secrets of a site.** For a site i, honest sites tell shares of b of i if i is in U, of x of i if it is not.
-//! By the claim what opens is for one U; the colluding ones hold fewer shares than the threshold (c < t; beyond 64 sites by the first
+//! By the claim what opens is for one U; the colluding ones hold fewer shares than the threshold (c < t; beyond 255 sites by the first
 //! promise of [`graph`](crate::secure_sum::graph)). So of an honest site, the coordinator learns at most b if it
 //! survived, and at most x if it did not. In the second case `PRG(b)` covers its upload for good, if there is one.
 //!
 //! **Only the sum.** Let H be the honest sites of U. Each pair of neighbours in H shares a mask whose seed takes the x of one
 //! of the two, and neither is opened. Replaced by uniform masks, these cover `v_i` such that all that is left of
 //! the `v_i` is their sum over each connected part of H (Bonawitz et al., lemma 6.1). With the complete graph
-//! H is connected; beyond 64 sites by the second promise of the graph. H has at least t - c sites, whose shares of the noise are
+//! H is connected; beyond 255 sites by the second promise of the graph. H has at least t - c sites, whose shares of the noise are
 //! in every sum that is opened.
 //!
 //! **Past and future.** Round keys and seeds of different rounds derive from the job secret by HKDF: to open one says nothing
@@ -96,14 +96,15 @@
 //! round, of which a site takes one each. Whatever the coordinator starts again, it gets those bytes or none.
 //!
 //! # The graph
-//! Up to 64 sites everyone shares masks with everyone. Beyond, as few neighbours as keep both promises for *any* list of
-//! survivors that the coordinator may choose after it knows the graph: see [`graph`](crate::secure_sum::graph)
-//! for the bound and its proof. Since it pays for every choice of the lost, it saves little below some 300 sites, and a third
-//! to four fifths of the masks at 1024. Pads are always among all who are asked: the claim above needs no graph.
+//! Up to 255 sites everyone shares masks with everyone. Beyond, some two hundred neighbours each keep both promises for
+//! *any* list of survivors that the coordinator may choose after it knows the graph: see
+//! [`graph`](crate::secure_sum::graph) for the bound and its proof, and for how many sites no such graph goes on with the
+//! default terms (256 to some 430: fewer colluding sites, or two jobs). Pads are always among all who are asked: the
+//! claim above needs no graph.
 //!
 //! # What it costs
 //! For n sites on the complete graph and p parameters, a site a round: n masks of 4 p bytes of AES, n X25519 agreements,
-//! 16 n bytes of shares up and 112 n down (a batch is 8 rounds), 68 n bytes of answers up; the coordinator:
+//! 66 n bytes of shares up and 98 n down (an eighth of a batch), 68 n bytes of answers up; the coordinator:
 //! n + d n masks for d sites lost, and 4 p bytes of memory. `benches/secure_sum.rs` measures all of it beside plain rounds
 //! in the same run.
 //!

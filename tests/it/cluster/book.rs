@@ -50,6 +50,14 @@ impl Implied {
         self.model = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
     }
 
+    /// After the last round of training: the average of the rounds' models, if the job keeps one.
+    fn conclude(&mut self) {
+        let last = self.round.0 + 1 == self.job.contract.training.rounds;
+        if let (true, Some(average)) = (last, self.state.as_ref().and_then(ServerState::average)) {
+            self.model = average.to_vec();
+        }
+    }
+
     fn step(&mut self, updates: &[Vec<u8>]) {
         if updates.is_empty() {
             return;
@@ -223,6 +231,7 @@ impl Book {
                     implied.step(&updates);
                     updates.len()
                 };
+                implied.conclude();
                 assert_eq!(summary.round, round);
                 assert_eq!(summary.model, implied.hash(), "round {round} of {} is another model", id.short());
                 assert!(!trains || summary.sites as usize == count);
