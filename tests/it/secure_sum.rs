@@ -230,20 +230,22 @@ fn a_job_in_a_secure_sum_ends_with_the_model_that_its_sites_sum_leads_to_and_no_
     }
 }
 
+/// Whether what was seen is what is waited for.
+type Stage = Box<dyn Fn(&Seen) -> bool>;
+
 #[test]
 fn a_site_killed_at_any_stage_comes_back_or_is_left_out_and_the_sums_are_right() {
     let (federation, mut sites) = begun(5, 12, "min_sites = 4");
-    type Stage = fn(u32) -> Box<dyn Fn(&Seen) -> bool>;
-    let stages: [(u32, Stage); 4] = [
-        (1, |round| Box::new(starts(round))),
-        (3, |round| {
+    let stages: [(u32, &dyn Fn(u32) -> Stage); 4] = [
+        (1, &|round| Box::new(starts(round))),
+        (3, &|round| {
             Box::new(move |seen| {
                 matches!(seen, Seen::FromSite(SiteToCoordinator::LedgerHead(told))
                     if told.contribution.is_some_and(|(_, of)| of == RoundId(round)))
             })
         }),
-        (5, |round| Box::new(asks(round))),
-        (7, |round| Box::new(answers(round))),
+        (5, &|round| Box::new(asks(round))),
+        (7, &|round| Box::new(answers(round))),
     ];
     for (round, stage) in stages {
         let victim = (round as usize) % sites.len();
