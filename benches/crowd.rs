@@ -204,8 +204,9 @@ fn main() {
     // They answer offers with a refusal, as a site does that has no such data.
     for mut site in idle {
         runtime.spawn(async move {
-            loop {
-                if let CoordinatorToSite::JobOffer(offer) = site.hear().await {
+            // Until the bench ends.
+            while let Ok(Some(message)) = stream::receive::<CoordinatorToSite>(&mut site.receive).await {
+                if let CoordinatorToSite::JobOffer(offer) = message {
                     let job = weighhouse_client::session::machine::job_of(&offer);
                     let answer = JobAnswer { job, decision: Decision::RefusedSchema };
                     site.say(SiteToCoordinator::JobAnswer(answer)).await;

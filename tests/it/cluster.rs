@@ -27,6 +27,9 @@ use weighhouse_client::session::machine::Event;
 const ACTIONS: u32 = 250;
 /// Actions without faults in which every job must end, at most.
 const LAST_ACTIONS: u32 = 3_000;
+/// Milliseconds without faults in which every job must end, at most: what reconnecting, the rounds' shortest times and
+/// the patience with a site that is gone add up to. A site that is there and never answers costs more.
+const LAST_MS: u64 = 100_000;
 
 /// What everyone acts in.
 pub struct World {
@@ -331,8 +334,9 @@ impl Cluster {
             || self.notice()
     }
 
-    /// The faults have stopped: every job ends, and the sites hold nothing for it any more.
-    fn end(&mut self) {
+    /// The faults have stopped: every job ends, and the sites hold nothing for it any more. How long it took.
+    fn end(&mut self) -> u64 {
+        let stopped = self.world.now;
         self.hq.disk.fail_after(u64::MAX);
         if !self.hq.runs() {
             self.hq.start(self.world.now);
@@ -353,7 +357,9 @@ impl Cluster {
                 continue;
             }
             if self.world.book.all_over() && self.sites.iter().all(|site| !site.holds()) {
-                return;
+                let took = self.world.now - stopped;
+                assert!(took <= LAST_MS, "a job waits for a site that is there: {took} ms without a fault");
+                return took;
             }
             let due = self.sites.iter().filter_map(Site::next_timeout).chain(self.hq.next_timeout()).min();
             let due = due.unwrap_or_else(|| panic!("a job never ends: nothing is to come and nobody waits"));
@@ -363,8 +369,8 @@ impl Cluster {
     }
 }
 
-/// Runs one sequence; commits and contributions in it.
-fn run(seed: u64, traced: bool) -> (u32, u32) {
+/// Runs one sequence; commits and contributions in it, and the milliseconds from the last fault to its end.
+fn run(seed: u64, traced: bool) -> (u32, u32, u64) {
     let _seed = Seed(seed);
     let mut cluster = Cluster::new(seed, traced);
     cluster.submit();
@@ -372,11 +378,11 @@ fn run(seed: u64, traced: bool) -> (u32, u32) {
         cluster.act();
     }
     cluster.say(|| "the faults stop".into());
-    cluster.end();
+    let took = cluster.end();
     for (number, site) in cluster.sites.iter().enumerate() {
         cluster.world.book.audit(number, &site.ledger());
     }
-    (cluster.world.book.commits, cluster.world.book.contributions)
+    (cluster.world.book.commits, cluster.world.book.contributions, took)
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -390,7 +396,7 @@ fn no_sequence_of_faults_breaks_a_promise() {
         return;
     }
     let runs = number("WEIGHHOUSE_CLUSTER_RUNS").unwrap_or(2_000);
-    let (next, commits, contributions) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let [next, commits, contributions, longest] = [(); 4].map(|()| AtomicU64::new(0));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -400,7 +406,8 @@ fn no_sequence_of_faults_breaks_a_promise() {
                     if seed >= runs {
                         return;
                     }
-                    let (committed, contributed) = run(seed, false);
+                    let (committed, contributed, took) = run(seed, false);
+                    longest.fetch_max(took, Ordering::Relaxed);
                     commits.fetch_add(committed.into(), Ordering::Relaxed);
                     contributions.fetch_add(contributed.into(), Ordering::Relaxed);
                 }
@@ -408,6 +415,9 @@ fn no_sequence_of_faults_breaks_a_promise() {
         }
     });
     let (commits, contributions) = (commits.into_inner(), contributions.into_inner());
-    println!("{runs} sequences, {commits} rounds committed, {contributions} contributions sent");
+    let longest = longest.into_inner();
+    println!(
+        "{runs} sequences, {commits} rounds committed, {contributions} contributions sent; {longest} ms from the last fault to the end, at most"
+    );
     assert!(commits > 2 * runs && contributions > 4 * runs, "too little happened");
 }
