@@ -289,7 +289,7 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.sort_unstable();
     numbers.dedup();
     // 10 + 10 + 12 + 13; progress has eight samples of one number.
-    assert_eq!(numbers.len(), 45);
+    assert_eq!(numbers.len(), 51);
 }
 
 fn survives(bytes: &[u8]) {
