@@ -230,10 +230,13 @@ fn a_job_in_a_secure_sum_ends_with_the_model_that_its_sites_sum_leads_to_and_no_
     }
 }
 
+/// Whether what was seen is what is waited for.
+type Stage = Box<dyn Fn(&Seen) -> bool>;
+
 #[test]
 fn a_site_killed_at_any_stage_comes_back_or_is_left_out_and_the_sums_are_right() {
     let (federation, mut sites) = begun(5, 12, "min_sites = 4");
-    let stages: [(u32, &dyn Fn(u32) -> Box<dyn Fn(&Seen) -> bool>); 4] = [
+    let stages: [(u32, &dyn Fn(u32) -> Stage); 4] = [
         (1, &|round| Box::new(starts(round))),
         (3, &|round| {
             Box::new(move |seen| {

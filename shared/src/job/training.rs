@@ -51,7 +51,7 @@ pub struct TrainingAsked {
     /// FedProx's mu: how strongly local steps are pulled back to the round's global model; 0 for not at all.
     pub proximal: f64,
     /// Decay, a round, of the average of the rounds' models that becomes the final model; 0 for none. Left out: 0, with mode
-    /// = "secure_sum" 0.9.
+    /// = "secure_sum" 1 - 5 / rounds, about the last fifth of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub average_weights: Option<f64>,
     /// How gradients are scaled to the clip norm; left out: fixed if there is a `clip_norm` or with mode = "secure_sum", else
@@ -159,10 +159,15 @@ impl TrainingAsked {
     /// Every number fixed, none checked but for keys that do not go with the optimizer or the clipping, which is
     /// `clipping` if not said, as sgd's step size is `rate`.
     pub(super) fn fixed(&self, clipping: Clipping, rate: f64, mode: ModeName) -> Result<Training, JobError> {
-        let (rounds, local_steps, average) = match mode {
-            ModeName::Site => (30, 3, 0.0),
-            // Few, long steps with little noise each, and the average of the last ten or so.
-            ModeName::SecureSum => (50, 1, 0.9),
+        let (rounds, local_steps) = match mode {
+            ModeName::Site => (30, 3),
+            // Few, long steps with little noise each.
+            ModeName::SecureSum => (50, 1),
+        };
+        let rounds = self.rounds.unwrap_or(rounds);
+        let average = match mode {
+            ModeName::Site => 0.0,
+            ModeName::SecureSum => (1.0 - 5.0 / f64::from(rounds)).max(0.0),
         };
         let clipping = self.clipping.unwrap_or(clipping);
         let quantile = |field, value, default| {
@@ -188,7 +193,7 @@ impl TrainingAsked {
             OptimizerName::AdamW => Optimizer::AdamW { beta1, beta2, epsilon, weight_decay },
         };
         Ok(Training {
-            rounds: self.rounds.unwrap_or(rounds),
+            rounds,
             local_steps: self.local_steps.unwrap_or(local_steps),
             learning_rate: self.learning_rate.unwrap_or(if adaptive { 0.1 } else { rate }),
             sampling_rate: self.sampling_rate.unwrap_or(SamplingRate::new(1.0).expect("1 is a rate")),

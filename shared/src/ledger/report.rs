@@ -3,6 +3,9 @@
 //! Enters: a ledger's bytes. Leaves: [`Audited`], the ledger read and checked once, and from it a [`Report`] with
 //! every figure worked out anew. Nothing here reads a clock, a file or the network.
 
+mod alone;
+
+use self::alone::Alone;
 use super::balance::{Balance, Kinds, Spent};
 use super::chain::{Chain, LedgerFault, Torn, read};
 use super::entry::{Body, Charge, Entry, Population, ReleaseKind};
@@ -191,39 +194,6 @@ struct Notes {
     sigmas: BTreeMap<(u64, u64), f64>,
     curve: Vec<(u64, f64)>,
     alone: Alone,
-}
-
-/// What training customers paid, with the noise of each share of a secure sum by itself.
-#[derive(Debug, Clone, Default)]
-struct Alone {
-    events: Kinds,
-    /// Whether there was a share.
-    shares: bool,
-    /// Whether one has less noise than any figure is given for.
-    unbounded: bool,
-}
-
-impl Alone {
-    fn add(&mut self, charge: &Charge, mechanism: &Mechanism) {
-        let Some(multiplier) = mechanism.local_multiplier() else {
-            if charge.population == Population::Training {
-                self.events.add(charge.event);
-            }
-            return;
-        };
-        self.shares = true;
-        match NoiseMultiplier::new(multiplier) {
-            Ok(noise_multiplier) => self.events.add(GaussianEvent { noise_multiplier, ..charge.event }),
-            Err(_) => self.unbounded = true,
-        }
-    }
-
-    /// The Renyi figure; None without a share.
-    fn epsilon(&self, balance: &Balance, delta: Delta) -> Option<f64> {
-        let figure =
-            if self.unbounded { f64::INFINITY } else { balance.epsilon_of(&self.events.events(), delta) };
-        self.shares.then_some(figure)
-    }
 }
 
 impl Notes {

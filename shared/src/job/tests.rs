@@ -1,0 +1,319 @@
+use super::*;
+use crate::model::Optimizer;
+
+#[test]
+fn a_name_that_could_forge_a_line_at_the_site_is_refused() {
+    let schema: Schema = toml::from_str(
+        "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+         features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+    )
+    .unwrap();
+    let mut file: JobFile =
+        toml::from_str("name = \"\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4").unwrap();
+    for name in ["", "churn\n3f2a  safe", "\u{1b}[2Kchurn", &"n".repeat(129)] {
+        file.name = name.into();
+        assert_eq!(file.contract(schema.clone(), [0; 16]), Err(JobError::Name), "{name:?}");
+    }
+    file.name = "Kündigung, Frühjahr".into();
+    assert!(file.contract(schema, [0; 16]).is_ok());
+}
+
+fn contract_of(training: &str, federation: &str) -> Result<JobContract, JobError> {
+    contract_among(training, federation, &[])
+}
+
+fn secure_sum(members: usize, training: &str, federation: &str) -> Result<JobContract, JobError> {
+    let id = |number: usize| {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        SiteId::from_bytes(bytes)
+    };
+    let members: Vec<SiteId> = (0..members).rev().map(id).collect();
+    contract_among(training, &format!("mode = \"secure_sum\"\n{federation}"), &members)
+}
+
+fn contract_among(training: &str, federation: &str, members: &[SiteId]) -> Result<JobContract, JobError> {
+    let schema: Schema = toml::from_str(
+        "name = \"test\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
+         features = [{ column = \"a\", min = 0.0, max = 1.0 }]",
+    )
+    .unwrap();
+    let file: JobFile = toml::from_str(&format!(
+        "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+         [training]\n{training}\n[federation]\n{federation}"
+    ))
+    .unwrap();
+    let contract = file.contract_among(schema, [0; 16], members)?;
+    // What goes over the wire and into the store is the same contract.
+    assert_eq!(codec::decode::<JobContract>(&codec::encode(&contract)).unwrap(), contract);
+    Ok(contract)
+}
+
+#[test]
+fn a_choice_is_fixed_with_its_usual_numbers_and_those_that_were_given() {
+    let plain = contract_of("", "").unwrap();
+    assert_eq!(plain.training.optimizer, Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 });
+    assert_eq!((plain.federation.strategy, plain.federation.norm_bound), (Strategy::FedAvg, None));
+    assert_eq!(plain.server_state(2), None);
+    let contract = contract_of(
+        "optimizer = \"adamw\"\nbeta1 = 0.5\nschedule = \"cosine\"\nwarmup_steps = 10\nproximal = 0.1",
+        "strategy = \"fedyogi\"\nserver_beta2 = 0.9",
+    )
+    .unwrap();
+    let (beta1, beta2, epsilon, weight_decay) = (0.5, 0.999, 1e-8, 0.01);
+    assert_eq!(contract.training.optimizer, Optimizer::AdamW { beta1, beta2, epsilon, weight_decay });
+    assert!(contract.training.learning_rate < plain.training.learning_rate);
+    let yogi = Strategy::FedYogi { learning_rate: 0.05, beta1: 0.9, beta2: 0.9, epsilon: 1e-3 };
+    assert_eq!(contract.federation.strategy, yogi);
+    assert!(contract.server_state(2).is_some());
+    assert!(contract_of("average_weights = 0.9", "").unwrap().server_state(2).is_some());
+}
+
+#[test]
+fn a_secure_sum_is_fixed_among_its_members_with_a_threshold_that_no_two_lists_of_survivors_can_share() {
+    for (members, min_sites, colluding) in [(3, 3, 1), (4, 4, 1), (10, 9, 3), (47, 40, 15), (1024, 871, 341)]
+    {
+        let contract = secure_sum(members, "", "").unwrap();
+        let sum = contract.federation.secure_sum().unwrap();
+        assert_eq!((sum.members.len(), sum.colluding_sites), (members, colluding));
+        assert_eq!(
+            (contract.federation.min_sites, contract.federation.max_sites),
+            (min_sites, members as u32)
+        );
+        assert!(2 * min_sites > members as u32 + colluding && sum.honest_shares(min_sites) >= 1);
+        assert_eq!((contract.training.local_steps, sum.is_member(SiteId::from_bytes([0; 32]))), (1, true));
+        assert!(!sum.is_member(SiteId::from_bytes([77; 32])));
+        let (all, alone) = (contract.training_charge(), contract.local_charge().unwrap());
+        let ratio = all.noise_multiplier.value() / alone.noise_multiplier.value();
+        assert!((ratio - f64::from(min_sites - colluding).sqrt()).abs() < 1e-9, "{ratio}");
+        let encoding = contract.sum_encoding(2).unwrap().unwrap();
+        assert!((encoding.local_multiplier() / alone.noise_multiplier.value() - 1.0).abs() < 1e-9);
+    }
+    for members in [0, 2, 1025] {
+        assert_eq!(secure_sum(members, "", "").unwrap_err(), JobError::Members { got: members });
+    }
+    let contract = secure_sum(10, "", "min_sites = 7\ncolluding_sites = 3").unwrap();
+    let ProtectionMode::SecureSum(sum) = &contract.federation.mode else { panic!("it is one") };
+    let with = |members: Vec<SiteId>| {
+        let mode = ProtectionMode::SecureSum(SecureSum { members, ..sum.clone() });
+        JobContract { federation: Federation { mode, ..contract.federation.clone() }, ..contract.clone() }
+    };
+    let (mut swapped, mut doubled) = (sum.members.clone(), sum.members.clone());
+    swapped.swap(1, 2);
+    doubled[1] = doubled[0];
+    for members in [swapped, doubled] {
+        assert_eq!(with(members).validate(), Err(JobError::MemberOrder));
+    }
+    let fewer = with(sum.members[1..].to_vec()).validate().unwrap_err().to_string();
+    assert!(fewer.contains("federation.max_sites must be the number of members"), "{fewer}");
+}
+
+#[test]
+fn what_a_secure_sum_cannot_be_beside_is_refused_with_what_to_do() {
+    for (training, federation, says) in [
+        ("", "min_sites = 6", "min_sites must be at least 7, got 6; raise it"),
+        ("", "min_sites = 8\ncolluding_sites = 8", "must be at least 10, got 8"),
+        ("", "min_sites = 11", "from 1 to the number of members"),
+        ("", "max_sites = 10", "federation.max_sites goes with mode = \"site\" only"),
+        ("", "strategy = \"fedmedian\"", "use one that averages"),
+        ("", "norm_bound = 1.0", "federation.norm_bound"),
+        ("", "compression = \"int8\"", "compression"),
+        ("", "schedule = \"buffered\"", "use synchronous"),
+        ("local_steps = 2", "", "use more rounds"),
+        ("optimizer = \"adam\"", "", "\"fedavgm\" or \"fedadam\""),
+        ("momentum = 0.9", "", "\"fedavgm\" or \"fedadam\""),
+        ("expected_customers = 1000000000", "", "does not fit into 32 bits"),
+        ("proximal = 0.1", "strategy = \"fedprox\"", "training.proximal"),
+        ("clipping = \"quantile\"", "", "use fixed or automatic"),
+    ] {
+        let error = secure_sum(10, training, federation).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    let stray = contract_of("", "colluding_sites = 1").unwrap_err().to_string();
+    assert!(stray.contains("federation.colluding_sites goes with mode = \"secure_sum\" only"), "{stray}");
+}
+
+#[test]
+fn a_key_that_does_nothing_beside_the_choice_is_refused() {
+    for (training, federation, says) in [
+        ("beta1 = 0.9", "", "training.beta1 goes with optimizer = \"adam\" or \"adamw\" only; leave it out"),
+        ("optimizer = \"adam\"\nmomentum = 0.9", "", "training.momentum goes with optimizer = \"sgd\" only"),
+        ("", "server_learning_rate = 1.0", "\"fedadam\" or \"fedyogi\" only; leave it out"),
+        ("", "strategy = \"krum\"\ntrim_share = 0.1", "strategy = \"trimmed_mean\" only"),
+        ("", "strategy = \"fedmedian\"\nhostile_sites = 2", "\"multi_krum\" or \"bulyan\" only"),
+        ("", "compression = \"int8\"\ntop_k_share = 0.1", "compression = \"top_k\" only"),
+        ("proximal = 0.1", "", "training.proximal goes with strategy = \"fedprox\""),
+        ("", "strategy = \"fedadam\"\nserver_momentum = 0.9", "strategy = \"fedavgm\" only; leave it out"),
+        ("", "strategy = \"fedavgm\"\nserver_epsilon = 0.1", "federation.server_epsilon goes with"),
+    ] {
+        let error = contract_of(training, federation).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn numbers_of_optimizers_out_of_their_range_are_refused_by_name() {
+    let adam = |key: &str| format!("optimizer = \"adam\"\n{key}");
+    let server = |key: &str| format!("strategy = \"fedadam\"\n{key}");
+    for (training, federation) in [
+        ("momentum = 1.0".to_owned(), String::new()),
+        ("weight_decay = -0.1".into(), String::new()),
+        ("proximal = inf".into(), String::new()),
+        ("average_weights = 1.0".into(), String::new()),
+        ("warmup_steps = 90".into(), String::new()),
+        (adam("beta1 = -0.5"), String::new()),
+        (adam("beta2 = 1.0"), String::new()),
+        (adam("epsilon = 0.0"), String::new()),
+        (String::new(), server("server_learning_rate = 0.0")),
+        (String::new(), server("server_beta1 = 1.5")),
+        (String::new(), server("server_beta2 = nan")),
+        (String::new(), server("server_epsilon = 2.0")),
+        (String::new(), "strategy = \"fedavgm\"\nserver_momentum = 1.0".into()),
+        (String::new(), "strategy = \"fedadagrad\"\nserver_epsilon = 0.0".into()),
+        (String::new(), "strategy = \"trimmed_mean\"\nmin_sites = 9\ntrim_share = 0.5".into()),
+        (String::new(), "strategy = \"krum\"\nmin_sites = 9\nhostile_sites = 0".into()),
+        (String::new(), "strategy = \"krum\"\nmin_sites = 9\nmax_sites = 1001".into()),
+        (String::new(), "min_time_s = 601".into()),
+        (String::new(), "max_idle_s = 0".into()),
+        (String::new(), "compression = \"top_k\"\ntop_k_share = 0.0".into()),
+        (String::new(), "compression = \"top_k\"\ntop_k_share = 1.5".into()),
+        (String::new(), "norm_bound = 0.0".into()),
+        (String::new(), "norm_bound = nan".into()),
+    ] {
+        let error = contract_of(&training, &federation).unwrap_err();
+        let JobError::Range { field, .. } = error else { panic!("{error}") };
+        let (table, key) = field.split_once('.').unwrap();
+        assert!(
+            if table == "training" { training.contains(key) } else { federation.contains(key) },
+            "{field}"
+        );
+    }
+    assert!(contract_of("warmup_steps = 89", "").is_ok());
+    // A contract from the network is checked by the same rules.
+    let mut contract = contract_of("", "").unwrap();
+    contract.training.optimizer = Optimizer::Sgd { momentum: f64::NAN, weight_decay: 0.0 };
+    assert!(matches!(contract.validate(), Err(JobError::Range { field: "training.momentum", .. })));
+    let mut contract = contract_of("", "").unwrap();
+    contract.federation.strategy = Strategy::FedAvgM { learning_rate: 1e3, momentum: 0.9 };
+    assert!(contract.validate().is_err());
+}
+
+#[test]
+fn a_buffered_job_is_charged_for_as_many_updates_as_one_in_rounds_and_one_evaluation() {
+    let rounds = contract_of("", "min_sites = 4").unwrap();
+    let buffered = contract_of("", "min_sites = 4\nschedule = \"buffered\"").unwrap();
+    assert_eq!(buffered.federation.schedule, FederationSchedule::Buffered { buffer_size: 4 });
+    assert_eq!(buffered.training_charge(), rounds.training_charge());
+    assert_eq!(buffered.evaluation_charge().unwrap().steps, 1);
+    let last = buffered.training.rounds;
+    let evaluated: Vec<u32> =
+        (0..=last).filter(|round| buffered.task(crate::ids::RoundId(*round)).unwrap().evaluate).collect();
+    assert_eq!(evaluated, [last]);
+    for (keys, says) in [
+        ("schedule = \"buffered\"\nbuffer_size = 3", "buffer_size must be from 1 to min_sites"),
+        ("schedule = \"buffered\"\nstrategy = \"fedmedian\"", "does not go with schedule"),
+        ("schedule = \"buffered\"\nmin_time_s = 1", "min_time_s must be 0"),
+        ("buffer_size = 2", "federation.buffer_size goes with schedule = \"buffered\" only"),
+    ] {
+        let error = contract_of("", keys).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn an_update_counts_less_the_older_its_model() {
+    assert_eq!(staleness_weight(0), WHOLE_WEIGHT);
+    assert_eq!(staleness_weight(3), WHOLE_WEIGHT / 2);
+    assert!((0..1000).all(|age| staleness_weight(age) > staleness_weight(age + 1)));
+}
+
+#[test]
+fn a_strategy_that_too_few_sites_cannot_carry_is_refused_with_how_many_it_needs() {
+    for (strategy, min_sites, needs) in [
+        ("krum\"\nhostile_sites = 3", 8, "at least 9 sites in a round (2 hostile_sites + 3)"),
+        ("multi_krum", 4, "at least 5 sites"),
+        ("bulyan\"\nhostile_sites = 2", 10, "at least 11 sites in a round (4 hostile_sites + 3)"),
+        ("trimmed_mean\"\ntrim_share = 0.25", 3, "at least 4 sites"),
+    ] {
+        // The key's closing quote stands in the strategies with numbers already.
+        let quote = if strategy.contains('"') { "" } else { "\"" };
+        let keys =
+            |sites: u32| format!("strategy = \"{strategy}{quote}\nmax_sites = 50\nmin_sites = {sites}");
+        let error = contract_of("", &keys(min_sites)).unwrap_err();
+        assert!(matches!(error, JobError::TooFewSites { .. }), "{error}");
+        assert!(error.to_string().contains(needs), "{error}");
+        assert!(contract_of("", &keys(min_sites + 1)).is_ok(), "{strategy}");
+    }
+    let krum = contract_of("", "strategy = \"krum\"\nmin_sites = 12\nmax_sites = 50").unwrap();
+    assert_eq!(krum.federation.strategy, Strategy::Krum { hostile_sites: 4 });
+}
+
+#[test]
+fn every_strategy_is_asked_for_by_its_usual_name() {
+    for name in [
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadagrad",
+        "fedadam",
+        "fedyogi",
+        "fedmedian",
+        "trimmed_mean",
+        "krum",
+        "multi_krum",
+        "bulyan",
+    ] {
+        let proximal = if name == "fedprox" { "proximal = 0.1" } else { "" };
+        let keys = format!("strategy = \"{name}\"\nmin_sites = 10\nmax_sites = 50\nnorm_bound = 2.0");
+        let contract = contract_of(proximal, &keys).unwrap();
+        assert_eq!(contract.federation.strategy.name(), name);
+        assert!(contract.federation.strategy.rule().min_updates() <= 10);
+    }
+    let unpulled = contract_of("", "strategy = \"fedprox\"").unwrap_err().to_string();
+    assert!(unpulled.contains("training.proximal must be above 0"), "{unpulled}");
+    assert!(contract_of("proximal = 0.1", "strategy = \"fedadam\"").is_ok());
+}
+
+#[test]
+fn a_customer_with_more_steps_or_candidates_than_are_proved_for_is_refused() {
+    let contract_of = |length: u32, negatives: u32, rows: u32| {
+        let schema: Schema = toml::from_str(&format!(
+            "name = \"test\"\ncustomer = \"id\"\n\
+             label = {{ column = \"y\", kind = \"item\", hash_buckets = 9 }}\n\
+             features = [{{ column = \"a\", hash_buckets = 4, length = {length} }}]",
+        ))
+        .unwrap();
+        let file: JobFile = toml::from_str(&format!(
+            "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n\
+             [training]\nmax_rows_per_customer = {rows}\n\
+             [model.two_tower]\nhidden = [2]\ndim = 2\nnegatives = {negatives}"
+        ))
+        .unwrap();
+        file.contract(schema, [0; 16])
+    };
+    assert!(contract_of(1024, 1, 64).is_ok());
+    let long = contract_of(1024, 1, 65).unwrap_err().to_string();
+    assert_eq!(
+        long,
+        "training.max_rows_per_customer = 65 with 1024 steps a row is more than 65536 a customer; lower \
+         max_rows_per_customer to 64, or the schema's `length`"
+    );
+    assert!(contract_of(1, 1023, 64).is_ok());
+    let many = contract_of(1, 1024, 64).unwrap_err().to_string();
+    assert!(many.contains("with 1025 candidate items a row") && many.contains("to 63, or"), "{many}");
+}
+
+/// Clip norm and noise multiplier are all there is: what one customer can change follows from the
+/// clipping.
+#[test]
+fn a_job_cannot_state_a_sensitivity_of_its_own() {
+    let file = |more: &str| {
+        toml::from_str::<JobFile>(&format!(
+            "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-4\n{more}"
+        ))
+    };
+    file("clip_norm = 0.5").unwrap();
+    for more in ["sensitivity = 0.1", "sigma = 1.0"] {
+        assert!(file(more).unwrap_err().to_string().contains("unknown field"), "{more}");
+    }
+}
