@@ -1,4 +1,4 @@
-//! What is shared out ahead, for [`BATCH_ROUNDS`](super::BATCH_ROUNDS) rounds at a time: of each round's self-mask seed
+//! What is shared out ahead, for [`BATCH_ROUNDS`] rounds at a time: of each round's self-mask seed
 //! and X25519 key, a share to every member of the site's circle, sealed for that member alone.
 //!
 //! The coordinator passes on what came: the sites whose secrets can be put together again are the batch's, and masks of its
