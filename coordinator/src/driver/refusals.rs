@@ -163,7 +163,7 @@ mod tests {
         announce(&mut driver, 4, job, FIRST);
         let counted = update(&driver, job, FIRST, [1, 2], folder.path());
         driver.take(Input::Update(SITE, counted)).unwrap();
-        assert_eq!(answer(&driver, good), Err(Outcome::Late));
+        assert_eq!(answer(&driver, good), Err(Outcome::Repeated));
     }
 
     #[test]

@@ -141,8 +141,6 @@ impl Uploads {
         loop {
             let mut first = connection.accept_uni().await.map_err(StreamError::from)?;
             let _turn = self.turns.acquire().await.map_err(|_| SessionError::Closing)?;
-            // Until its turn, a peer may have little on its way.
-            connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
             let piece = stream::receive_piece(&mut first).await?;
             let (job, round, content) = (piece.job, piece.round, piece.content);
             if piece.offset > 0 && refused == Some((job, round, content)) {
@@ -151,7 +149,6 @@ impl Uploads {
                 continue;
             }
             let read = self.read_one(connection, first, piece, site, inbox, resumed).await?;
-            connection.set_receive_window(VarInt::from_u32(WAITING_WINDOW));
             let input = match read {
                 Ok(update) => {
                     told.wait(job, round).await;
@@ -201,8 +198,17 @@ impl Uploads {
                 return Ok(Err(outcome));
             }
         };
+        // Until its turn, and again after it, a peer may have little on its way.
+        let mut left = piece.total.saturating_sub(piece.offset);
+        let mut allow = |bytes: u64| {
+            let bytes = bytes.min(left);
+            left -= bytes;
+            allow_once(connection, bytes);
+        };
+        allow(u64::from(CONNECTION_WINDOW));
         loop {
             let read = stream::receive_blocks(&mut stream, piece.len, |block| {
+                allow(block.len() as u64);
                 Ok(begun.arriving.as_mut().map_or(Ok(()), |arriving| arriving.push(block))?)
             });
             match read.await {
@@ -226,6 +232,16 @@ impl Uploads {
             let progress = Input::Arriving(site, piece.job);
             inbox.send(progress).await.map_err(|_| SessionError::Closing)?;
         }
+    }
+}
+
+/// Lets the peer send `bytes` more than it may without a turn, at most the window of a turn: once, since a window that
+/// shrinks again takes back as much from what is read next.
+fn allow_once(connection: &Connection, bytes: u64) {
+    let bytes = u32::try_from(bytes).map_or(CONNECTION_WINDOW, |bytes| bytes.min(CONNECTION_WINDOW));
+    if bytes > 0 {
+        connection.set_receive_window(VarInt::from_u32(WAITING_WINDOW + bytes));
+        connection.set_receive_window(VarInt::from_u32(WAITING_WINDOW));
     }
 }
 
