@@ -269,11 +269,13 @@ mod tests {
             cohort.prepare(RoundId(round), ready, true, patient)
         }
         let all = sites(0..5);
+        let fixed = Preparation::Batch(0, sites(0..4));
         assert_eq!(
-            prepare(&cohort, 0, &all, false),
+            cohort.prepare(RoundId(0), &all, false, true),
             Preparation::Wait,
-            "one is there and has not offered yet"
+            "one has not offered yet"
         );
+        assert_eq!(prepare(&cohort, 0, &all, false), fixed, "and does not");
         assert_eq!(prepare(&cohort, 0, &sites(0..4), true), Preparation::Wait);
         assert_eq!(prepare(&cohort, 0, &sites(0..4), false), Preparation::Batch(0, sites(0..4)));
         cohort.fix_batch(0, sites(0..4));

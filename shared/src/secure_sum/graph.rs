@@ -287,7 +287,7 @@ mod tests {
             }
             let all: Vec<u16> = (0..sites as u16).collect();
             assert!(graph.holds_among(&all));
-            // Any 15 % are lost: those left can go on.
+            // One in ten is lost: those left can go on.
             let left: Vec<u16> = (0..sites as u16).filter(|site| site % 20 < 18).collect();
             assert!(graph.holds_among(&left));
             assert_ne!(new(sites, 8).unwrap(), graph);

@@ -208,7 +208,7 @@ fn on_a_graph_with_fewer_neighbours_too() {
     let thin = |roster: Roster| roster.thinned(Graph::thin(1, 5, 2, &[1; 32]));
     every_dropout(|| World::on(5, 3, 0, thin));
     // Larger: 20 sites with at most 6 neighbours each, four lost before and two after their uploads.
-    let mut world = World::on(20, 13, 3, |roster| roster.thinned(Graph::thin(3, 20, 4, &[2; 32])));
+    let mut world = World::on(20, 13, 3, |roster| roster.thinned(Graph::thin(3, 20, 2, &[2; 32])));
     let batch = world.batch(0, &world.all()).unwrap();
     let survivors: Vec<u16> = (0..20).filter(|site| site % 5 != 2).collect();
     let asked: Vec<u16> = survivors.iter().copied().filter(|site| ![4, 13].contains(site)).collect();

@@ -288,8 +288,8 @@ fn frame_numbers_are_unique_over_all_directions() {
     numbers.extend(to_operators().iter().map(|(_, message)| message.to_numbered().0));
     numbers.sort_unstable();
     numbers.dedup();
-    // 10 + 10 + 12 + 13; progress has eight samples of one number.
-    assert_eq!(numbers.len(), 45);
+    // 13 + 13 + 12 + 13; progress has eight samples of one number.
+    assert_eq!(numbers.len(), 51);
 }
 
 fn survives(bytes: &[u8]) {
