@@ -42,6 +42,7 @@
 //! | --- | --- |
 //! | a model update | made of noised sums only; the debit of (job, round, training customers) |
 //! | a masked share of a secure sum | masked integers that hold a share of the noise; the same debit, of the noise of the sum |
+//! | keys, sealed shares and answers of a secure sum | made by chance; which of them is told depends on who survived a round |
 //! | a histogram of held-out customers' scores and hits | noised; the debit of (job, round, held-out customers) |
 //! | an answer to a job offer, a skipped round | depends on the contract, the site's settings and its ledger, not on records |
 //! | what the budget still allows | the cap, and the kinds and numbers of steps charged: policy, contracts and ledger |
@@ -174,8 +175,8 @@
 //! | exact row counts, losses and metrics sent in clear | `fault_exact_row_counts_losses_and_metrics_sent_in_clear` |
 //! | values outside the encoding range wrapping in silence | client `update`: `a_change_beyond_the_encoding_is_saturated_never_wrapped`; client `noise`: `a_share_has_the_noise_of_its_part_around_a_sum_that_is_held_in_range`; `privacy::noise_share`: `a_sum_of_sites_at_the_end_of_their_range_does_not_wrap`; coordinator `admission`: `values_out_of_range_wrong_hashes_and_wrong_lengths_are_refused` |
 //! | NaN updates reaching the global model | client `train`: `a_model_that_diverges_gives_no_update`; an update's integers have no NaN |
-//! | noise added after unmasking | `fault_noise_added_after_unmasking_instead_of_at_the_site` |
-//! | a retried round drawing new noise for free | `a_site_killed_at_every_step_never_spends_less_than_what_left_and_goes_on_by_itself`; client `budget`: `a_round_is_debited_once_and_its_bytes_are_bound_once_also_after_a_restart` |
+//! | noise added after unmasking | `fault_noise_added_after_unmasking_instead_of_at_the_site`; in a secure sum masks go over a `NoisedShare` only: client `noise`: `a_debit_pays_for_one_share_of_its_own_mechanism_only` |
+//! | a retried round drawing new noise for free | `a_site_killed_at_any_stage_comes_back_or_is_left_out_and_the_sums_are_right`; `a_site_killed_at_every_step_never_spends_less_than_what_left_and_goes_on_by_itself`; client `budget`: `a_round_is_debited_once_and_its_bytes_are_bound_once_also_after_a_restart` |
 //! | shuffled fixed-size batches accounted as Poisson | client `sampling`: `batch_sizes_vary_as_a_binomial_does`, `a_customer_is_drawn_independently_of_others_and_of_earlier_steps`; client `train`: `a_step_draws_its_customers_at_the_contracts_rate_anew_each_time` |
 //! | the actual instead of the expected batch size as denominator | client `train`: `noise_and_denominator_are_the_contracts_whatever_the_batch_and_the_site` |
 //! | an entry that is not on disk when what it pays for leaves | `every_ledger_entry_is_synced_before_what_it_pays_for_leaves_and_a_round_costs_two_syncs` |
