@@ -75,7 +75,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn rounds() {
     let federation = Federation::start();
-    let caps = ["--cap-epsilon", "100000", "--cap-delta", "1e-3"];
+    let caps = ["--cap-epsilon", "1000", "--cap-delta", "1e-3"];
     let homes: Vec<_> =
         (0..SITES).map(|site| federation.join(&format!("site-{site}"), &records(40), &caps)).collect();
     let _daemons: Vec<_> = homes.iter().map(|home| federation.serve_site(home)).collect();
