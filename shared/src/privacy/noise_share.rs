@@ -30,7 +30,7 @@
 //! `tau = 10 sum over k from 1 to h - 1 of exp(-2 pi^2 sigma_share^2 k / (k + 1))`
 //!
 //! in magnitude. With `d` entries the densities of a round are within `exp(d tau)` of those that are accounted for, sampled
-//! or not, so a claim (epsilon, delta) over `R` rounds becomes (epsilon + 2 d R tau, exp(d R tau) delta): [`error_epsilon`]
+//! or not, so a claim (epsilon, delta) over `R` rounds becomes (epsilon + 2 d R tau, exp(d R tau) delta): [`SumEncoding::error_epsilon`]
 //! is added to the claim, and is far below the accountant's own rounding for any `sigma_share` above 3. Shares beyond
 //! those `h` are independent noise on top, which takes nothing away.
 //!
