@@ -70,6 +70,18 @@ pub enum PolicyRefusal {
         /// How many there must be.
         wanted: u32,
     },
+    /// In a secure sum, the site's own share of the noise promises too little.
+    #[error(
+        "`secure_sum.max_own_epsilon` in policy.toml is {allowed}, and without the other members' noise this job would cost \
+         epsilon {asked:.3}; its operator may ask for a smaller epsilon, or the \
+         data-protection officer raise it"
+    )]
+    OwnEpsilon {
+        /// What the own share promises, at the cap's delta.
+        asked: f64,
+        /// The most there may be.
+        allowed: f64,
+    },
     /// Someone at the site said no.
     #[error(
         "it was refused here with `weighhouse client refuse`; to run it after all, its operator submits it again"
@@ -86,6 +98,7 @@ impl PolicyRefusal {
             Self::Models { .. } => PolicyRule::Models,
             Self::Members { .. } => PolicyRule::SecureSumMembers,
             Self::FewMembers { .. } => PolicyRule::SecureSumMinMembers,
+            Self::OwnEpsilon { .. } => PolicyRule::SecureSumMaxOwnEpsilon,
             Self::Approval => PolicyRule::Approval,
         }
     }
@@ -135,6 +148,12 @@ pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusa
     }
     if let (Some(sum), Some(rules)) = (contract.federation.secure_sum(), &policy.secure_sum) {
         check_members(&sum.members, rules)?;
+        if let (Some(allowed), Some(own)) = (rules.max_own_epsilon, contract.local_charge()) {
+            let (asked, allowed) = (accountant::renyi_epsilon(&[own], policy.cap.delta), allowed.value());
+            if asked > allowed {
+                return Err(PolicyRefusal::OwnEpsilon { asked, allowed });
+            }
+        }
     }
     let (asked, payer) = asked_epsilon(&charges(contract), policy.cap.delta);
     let allowed = policy.jobs.max_epsilon.value();
@@ -327,15 +346,32 @@ mod tests {
         let mut policy = policy(8.0, 1e-4);
         assert_eq!(rule(&contract, &policy), None);
         let mut pinned = |min_members: u32, members: Option<Vec<SiteId>>| {
-            policy.secure_sum = Some(SecureSumRules { min_members, members });
+            policy.secure_sum = Some(SecureSumRules { min_members, members, max_own_epsilon: None });
             rule(&contract, &policy)
         };
         assert_eq!(pinned(4, None), None);
         assert_eq!(pinned(5, None), Some(PolicyRule::SecureSumMinMembers));
         assert_eq!(pinned(3, Some(members.clone())), None);
         assert_eq!(pinned(3, Some(members[1..].to_vec())), Some(PolicyRule::SecureSumMembers));
-        policy.secure_sum = Some(SecureSumRules { min_members: 9, members: Some(Vec::new()) });
+        policy.secure_sum =
+            Some(SecureSumRules { min_members: 9, members: Some(Vec::new()), max_own_epsilon: None });
         assert_eq!(rule(&sample_contract(), &policy), None);
+    }
+
+    #[test]
+    fn a_secure_sum_whose_own_share_promises_too_little_is_refused_by_its_rule() {
+        let contract = sample_secure_sum(4);
+        let mut policy = policy(8.0, 1e-4);
+        let own = accountant::renyi_epsilon(&[contract.local_charge().unwrap()], policy.cap.delta);
+        let whole = accountant::renyi_epsilon(&[contract.training_charge()], policy.cap.delta);
+        assert!(own > whole);
+        let mut with = |most: f64| {
+            let max_own_epsilon = Some(Epsilon::new(most).unwrap());
+            policy.secure_sum = Some(SecureSumRules { max_own_epsilon, ..SecureSumRules::default() });
+            rule(&contract, &policy)
+        };
+        assert_eq!(with(own * 1.001), None);
+        assert_eq!(with(own * 0.999), Some(PolicyRule::SecureSumMaxOwnEpsilon));
     }
 
     #[test]

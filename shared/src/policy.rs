@@ -195,6 +195,9 @@ pub enum PolicyRule {
     /// Its secure sum has too few members.
     #[serde(rename = "secure_sum.min_members")]
     SecureSumMinMembers,
+    /// A site's own share of its secure sum's noise promises too little.
+    #[serde(rename = "secure_sum.max_own_epsilon")]
+    SecureSumMaxOwnEpsilon,
 }
 
 impl fmt::Display for PolicyRule {
@@ -206,6 +209,7 @@ impl fmt::Display for PolicyRule {
             Self::Approval => "jobs.approval",
             Self::SecureSumMembers => "secure_sum.members",
             Self::SecureSumMinMembers => "secure_sum.min_members",
+            Self::SecureSumMaxOwnEpsilon => "secure_sum.max_own_epsilon",
         })
     }
 }
@@ -227,7 +231,7 @@ impl Default for CustomerRules {
 }
 
 /// `[secure_sum]`: what the members of a job's secure sum must be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SecureSumRules {
     /// The fewest members.
@@ -235,11 +239,15 @@ pub struct SecureSumRules {
     /// The only sites that may be members, this one among them; absent: any that the operator signs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub members: Option<Vec<SiteId>>,
+    /// The most epsilon, at the cap's delta, of a job's training that this site's own share of the noise must still promise
+    /// if the sum's masks were broken or all other members colluded; absent: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_own_epsilon: Option<Epsilon>,
 }
 
 impl Default for SecureSumRules {
     fn default() -> Self {
-        Self { min_members: MIN_MEMBERS as u32, members: None }
+        Self { min_members: MIN_MEMBERS as u32, members: None, max_own_epsilon: None }
     }
 }
 
@@ -383,6 +391,9 @@ pub fn first_policy(cap_epsilon: Epsilon, cap_delta: Delta) -> String {
          # The only sites that may be members, this one among them, by their whole identifiers; left out: any that the\n\
          # operator signs.\n\
          # members = []\n\
+         # The most epsilon that this site's own share of the noise must still promise for a whole job, were the masks of\n\
+         # the sum broken or all other members in league with the coordinator; left out: any.\n\
+         # max_own_epsilon = 40.0\n\
          \n\
          # Once an officer is named here and has signed the file (`weighhouse policy sign`), a change that\n\
          # the officer has not signed is refused.\n\
@@ -418,11 +429,13 @@ mod tests {
             PolicyRule::Approval,
             PolicyRule::SecureSumMembers,
             PolicyRule::SecureSumMinMembers,
+            PolicyRule::SecureSumMaxOwnEpsilon,
         ] {
             assert_eq!(serde_json::to_value(rule).unwrap(), rule.to_string());
             let key = rule.to_string();
             let (section, key) = key.split_once('.').unwrap();
-            let policy: toml::Table = toml::from_str(&sample().replace("# members", "members")).unwrap();
+            let text = sample().replace("# members", "members").replace("# max_own", "max_own");
+            let policy: toml::Table = toml::from_str(&text).unwrap();
             assert!(policy[section].get(key).is_some(), "{rule}");
         }
     }

@@ -17,7 +17,8 @@
 //! | who takes a site's disk once the job is over | | nothing of its rounds: the job's secret is deleted |
 //!
 //! Not withstood: more than c members in league with the coordinator (what then still protects a site is its own share of
-//! the noise: see [`JobContract::local_charge`](crate::job::JobContract::local_charge)); an operator and a
+//! the noise: see [`JobContract::local_charge`](crate::job::JobContract::local_charge); `secure_sum.max_own_epsilon` in
+//! its policy says how much that must be); an operator and a
 //! coordinator in league that name members who are nobody (a site's policy may list the members that it accepts); a
 //! home put back from a backup in the middle of a job, with the file of its secure sums (the ledger's witnesses find the
 //! home out, and a site that is found out ends its service). Members are not proved to send sums of clipped gradients: what
