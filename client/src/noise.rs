@@ -1,4 +1,4 @@
-//! The only file that draws privacy randomness for releases. A value goes in with the [`Debit`] that
+//! The only room in which privacy randomness for releases is drawn. A value goes in with the [`Debit`] that
 //! pays for it and comes out noised; there is no other way to make a [`NoisedSum`] or a
 //! [`NoisedHistogram`] that may leave. A simulated site's sum is noised here as well and bears that in its type.
 

@@ -2,7 +2,7 @@
 
 use super::{NoiseError, Sampler};
 use crate::budget::Debit;
-use crate::clip::ClippedSum;
+use crate::clip::{ClippedSum, Workers};
 use crate::payer::{Payer, Simulated};
 use std::fmt;
 use std::marker::PhantomData;
@@ -30,6 +30,7 @@ pub fn noise_share<P: Payer>(
     encoding: &SumEncoding,
     payer: &mut P,
     sampler: &mut Sampler,
+    workers: &Workers,
     generator: &mut Generator,
 ) -> Result<NoisedShare<P>, NoiseError> {
     let ClippedSum { mut sum, grid } = clipped;
@@ -43,7 +44,8 @@ pub fn noise_share<P: Payer>(
         return Err(NoiseError::Unpaid);
     }
     encoding.round_and_clamp(&mut sum);
-    sampler.of(mechanism.sigma())?.add_to(&mut sum, generator);
+    let noise = sampler.of(mechanism.sigma())?;
+    workers.by_pieces(&mut sum, generator, |piece, generator| noise.add_to(piece, generator));
     // Modulo 2^32, as all sums of them are.
     let values = sum.into_iter().map(|value| value as u32).collect();
     Ok(NoisedShare { values, payer: PhantomData })
@@ -78,6 +80,7 @@ impl NoisedShare<Simulated> {
 mod tests {
     use super::*;
     use weighhouse_shared::ledger::Charge;
+    use weighhouse_shared::model::Engine;
     use weighhouse_shared::privacy::accountant::GaussianEvent;
     use weighhouse_shared::privacy::grid::Grid;
     use weighhouse_shared::privacy::noise_share::SumTerms;
@@ -112,7 +115,8 @@ mod tests {
 
     fn share(clipped: ClippedSum, debit: &mut Debit) -> Result<Vec<i32>, NoiseError> {
         let (mut sampler, mut generator) = (Sampler::default(), Generator::from_seed(5));
-        let share = noise_share(clipped, &encoding(6.0), debit, &mut sampler, &mut generator)?;
+        let workers = Workers::with_threads(&Engine::Processor, 1);
+        let share = noise_share(clipped, &encoding(6.0), debit, &mut sampler, &workers, &mut generator)?;
         let bytes = share.masked(|values| values.iter_mut().for_each(|value| *value ^= 1 << 31), vec![9; 3]);
         let (values, rest) = bytes.as_chunks::<4>();
         assert!(rest.is_empty());

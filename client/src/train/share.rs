@@ -36,5 +36,5 @@ pub fn share_step<P: Payer>(
     let max_rows = training.max_rows_per_customer as usize;
     let step = Step { network, parameters: base.parameters, max_rows, grid: &contract.grid() };
     let clipped = clip_and_sum(step, table, &chosen, workers, generator)?;
-    Ok(noise_share(clipped, encoding, &mut payer, sampler, generator)?)
+    Ok(noise_share(clipped, encoding, &mut payer, sampler, workers, generator)?)
 }
