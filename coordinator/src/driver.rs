@@ -2,6 +2,8 @@
 //! then sends. Everything it holds in memory can be rebuilt from the store.
 
 mod committing;
+mod counting;
+mod members;
 mod outbox;
 mod refusals;
 mod requests;
@@ -12,11 +14,11 @@ mod witnessing;
 pub use committing::Closed;
 pub use outbox::{Outbox, Outgoing, ToSite, outbox};
 
-use crate::admission::{Expected, FaultRate, ParsedUpdate, check_len};
+use crate::admission::{Expected, FaultRate, ParsedUpdate};
 use crate::aggregate::Aggregate;
 use crate::authority::Issuer;
 use crate::global_model::GlobalModel;
-use crate::job::{Action, Event, JobMachine, Part};
+use crate::job::{Action, Event, JobMachine};
 use crate::roster::SharedRoster;
 use crate::secure_sum::JobSums;
 use crate::spool::Spool;
@@ -32,14 +34,13 @@ use weighhouse_shared::clock;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
-use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Population, Standing};
+use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
-use weighhouse_shared::tls;
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
     CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
-    JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, Renewed, RoundSkipped,
+    JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, RoundSkipped,
     RoundStart, SignedContract, SumAnswer, SumKey, SumOffer,
 };
 use weighhouse_shared::wire::stream::Piece;
@@ -582,139 +583,6 @@ impl Driver {
             }
         }
         Ok(())
-    }
-
-    fn count_update(&mut self, site: SiteId, update: ParsedUpdate) -> Result<(), DriverError> {
-        let Some(update) = self.received_update(site, update)? else { return Ok(()) };
-        let (id, round, base) = (update.job, update.round, update.base);
-        let Some(job) = self.jobs.get(&id) else {
-            return self.refuse(site, id, round, Outcome::WrongRound);
-        };
-        let verdict = job.machine.verdict(site, round, Some(base), Part::Update);
-        let verdict = verdict.and_then(|()| self.check_charge(site, id, round, Population::Training));
-        match update.admit(verdict) {
-            Err(outcome) => self.refuse(site, id, round, outcome),
-            Ok(admitted) if self.jobs.get(&id).is_some_and(|job| job.sums.is_some()) => {
-                self.add_to_sum(id, site, round, admitted)?;
-                self.admitted(site, id, round);
-                self.counted(id, site, Part::Update, round)
-            }
-            Ok(admitted) => {
-                let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-                if job.aggregate.is_none() {
-                    let contract = job.machine.contract();
-                    let parameters =
-                        contract.network().map(|network| network.parameter_count()).unwrap_or_default();
-                    let aggregate = Aggregate::new(parameters, &contract.federation, &self.parts.spool);
-                    job.aggregate = Some(aggregate.map_err(spool_failed)?);
-                }
-                let staleness = job.machine.staleness(base);
-                let Some(aggregate) = &mut job.aggregate else { return Ok(()) };
-                // Reading back what was spooled fails only with the disk; the aggregate is then unusable.
-                tokio::task::block_in_place(|| aggregate.add(admitted, staleness)).map_err(spool_failed)?;
-                self.admitted(site, id, round);
-                self.counted(id, site, Part::Update, round)
-            }
-        }
-    }
-
-    fn count_evaluation(&mut self, site: SiteId, evaluation: Evaluation) -> Result<(), DriverError> {
-        let (id, round) = (evaluation.job, evaluation.round);
-        let Some(job) = self.jobs.get(&id) else { return Ok(()) };
-        let bins = job.machine.contract().evaluation.as_ref().map_or(0, |plan| plan.bins as usize);
-        let mut verdict = match self.faults(site).is_exceeded(self.now) {
-            true => Err(Outcome::RateLimited),
-            false => job.machine.verdict(site, round, None, Part::Evaluation),
-        };
-        if !self.received_evaluation(site, &evaluation)? && verdict.is_ok() {
-            verdict = Err(Outcome::Unwitnessed);
-        }
-        // Counts of at most 2^40 units each keep any sum of sites within 64 bits.
-        let histogram = evaluation.histogram;
-        let verdict = verdict
-            .and_then(|()| check_len(histogram.len() as u64, 2 * bins as u64))
-            .and_then(|()| {
-                let in_range = histogram.iter().all(|count| count.unsigned_abs() <= 1 << 40);
-                in_range.then_some(()).ok_or(Outcome::OutOfRange)
-            })
-            .and_then(|()| self.check_charge(site, id, round, Population::Holdout));
-        match verdict {
-            Err(outcome) => self.refuse(site, id, round, outcome),
-            Ok(()) => {
-                let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-                let (sum, sites) = job.histogram.get_or_insert_with(|| (vec![0; 2 * bins], 0));
-                sum.iter_mut().zip(&histogram).for_each(|(sum, count)| *sum += count);
-                *sites += 1;
-                self.admitted(site, id, round);
-                self.counted(id, site, Part::Evaluation, round)
-            }
-        }
-    }
-
-    fn counted(&mut self, id: JobId, site: SiteId, part: Part, round: RoundId) -> Result<(), DriverError> {
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-        let trains = job.machine.contract().task(round).is_some_and(|task| task.train);
-        if trains == (part == Part::Update) {
-            let (sites_in, sites) = job.machine.contributions();
-            let (sites_in, round) = ((sites_in + 1).min(sites), job.machine.round());
-            tell(&mut job.watchers, JobEvent::Contributed { round, sites_in, sites });
-        }
-        self.step(id, Event::Counted(site, part))
-    }
-
-    fn enrol(
-        &mut self,
-        public_key: &[u8; 32],
-        invite: &[u8; 16],
-        proof: &[u8; 32],
-    ) -> Result<EnrolReply, DriverError> {
-        let now_s = clock::unix_time_s();
-        let certify = |name: &str| self.parts.issuer.issue_site(name, public_key, now_s);
-        let record = {
-            let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            match roster.enrol(public_key, invite, proof, now_s, certify) {
-                Ok(Ok(record)) => record,
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "a certificate could not be made");
-                    return Ok(None);
-                }
-                Err(_) => return Ok(None),
-            }
-        };
-        self.parts.store.put_site(&record)?;
-        self.parts.store.sync()?;
-        Ok(Some(Enrolled {
-            name: record.name,
-            certificate: record.certificate.unwrap_or_default(),
-            authority: self.parts.authority.to_vec(),
-        }))
-    }
-
-    /// Gives a connected site its next certificate.
-    fn renew(&mut self, site: SiteId) -> Result<(), DriverError> {
-        let now_s = clock::unix_time_s();
-        let is_due = |known: &CertificateDer<'_>| {
-            tls::validity_of(known).map_or(true, |validity| validity.renewal_is_due(now_s))
-        };
-        let certify = |name: &str, key: &[u8; 32]| self.parts.issuer.issue_site(name, key, now_s);
-        let renewed = {
-            let mut roster = self.parts.roster.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            roster.renew(site, is_due, certify)
-        };
-        match renewed {
-            Ok(Some(record)) => {
-                self.parts.store.put_site(&record)?;
-                self.parts.store.sync()?;
-                let certificate = record.certificate.unwrap_or_default();
-                self.send(site, CoordinatorToSite::Renewed(Renewed { certificate }));
-                Ok(())
-            }
-            Ok(None) => Ok(()),
-            Err(error) => {
-                tracing::error!(site = %site.short(), %error, "a certificate could not be renewed");
-                Ok(())
-            }
-        }
     }
 
     fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {
