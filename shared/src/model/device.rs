@@ -19,6 +19,7 @@ use super::{
     graph::Node,
     network::Mode,
     tensors::{self, Learning, Pass},
+    weights::check_parameters,
     workspace::Buffers,
 };
 
@@ -143,7 +144,22 @@ impl Engine {
         }
     }
 
-    /// Leaves each tap's factors in `workspace`; the batch is checked. Errors if the device fails.
+    /// Prepares [`differentiate`](Self::differentiate) at `parameters`, for any number of batches. Errors if they do not fit or
+    /// are not finite.
+    pub(crate) fn load(
+        &self,
+        network: &Network,
+        parameters: &[f32],
+        workspace: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        match self {
+            Self::Processor => network.load(parameters, workspace),
+            Self::Candle(_) => check_parameters(network, parameters),
+        }
+    }
+
+    /// Leaves each tap's factors in `workspace`, at the parameters that are loaded; the batch is checked. Errors if the
+    /// device fails.
     pub(crate) fn differentiate(
         &self,
         network: &Network,
@@ -159,6 +175,7 @@ impl Engine {
                 on_device(network, parameters, batch, workspace, device)
             }
             _ => {
+                network.load(parameters, workspace)?;
                 network.differentiate(parameters, batch, workspace);
                 Ok(())
             }
@@ -254,6 +271,7 @@ mod tests {
                 let batch = OwnedBatch::draw(3, shape.clone(), customer_rows, 1.0).with_draws(&network, 3);
                 let (mut one, mut other) = (Workspace::new(), Workspace::new());
                 engine.differentiate(&network, &parameters, &batch.batch(), &mut one).unwrap();
+                network.load(&parameters, &mut other).unwrap();
                 network.differentiate(&parameters, &batch.batch(), &mut other);
                 for tap in network_taps(&other) {
                     let close = |one: &[f32], other: &[f32], what: &str| {

@@ -24,6 +24,7 @@ mod server_optimizer;
 mod spec;
 mod tensors;
 mod vectors;
+mod weights;
 mod workspace;
 mod zoo;
 

@@ -74,6 +74,11 @@ impl Network {
         &self.graph.tensors
     }
 
+    /// The taps, shared with what is worked out for this network.
+    pub(super) fn shared_taps(&self) -> &Arc<[Tap]> {
+        &self.taps
+    }
+
     /// The nodes.
     pub(super) fn graph(&self) -> &Graph {
         &self.graph
@@ -141,6 +146,7 @@ impl Network {
     pub fn outputs(&self, parameters: &[f32], rows: &Rows, workspace: &mut Workspace) -> Vec<f32> {
         assert_eq!(parameters.len(), self.parameter_count(), "parameters of another network");
         let count = self.check_rows(rows).unwrap_or_else(|error| panic!("{error}"));
+        workspace.weights.load(self, parameters).unwrap_or_else(|error| panic!("{error}"));
         let starts: Vec<u32> = (0..=count as u32).collect();
         let batch = Batch { rows: *rows, customer_starts: &starts, ..Batch::default() };
         self.run_forward(parameters, &batch, Mode::Score, workspace);
@@ -158,7 +164,8 @@ impl Network {
         batch: &Batch,
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
-        self.check(parameters, batch)?;
+        workspace.weights.load(self, parameters)?;
+        self.check(batch)?;
         self.differentiate(parameters, batch, workspace);
         for (shape, buffers) in self.slots.iter().zip(&workspace.slots) {
             for matrix in [&buffers.values, &buffers.gradients] {
@@ -170,9 +177,8 @@ impl Network {
         Ok(())
     }
 
-    /// Refuses what does not fit this network or is not finite before anything is computed.
-    pub(crate) fn check(&self, parameters: &[f32], batch: &Batch) -> Result<(), ModelError> {
-        expect_length("parameters", self.parameter_count(), parameters.len())?;
+    /// Refuses a batch that does not fit this network or is not finite before anything is computed.
+    pub(crate) fn check(&self, batch: &Batch) -> Result<(), ModelError> {
         let rows = self.check_rows(&batch.rows)?;
         expect_length("labels", rows, batch.labels.len())?;
         let steps = batch.rows.step_starts.last().map_or(0, |&end| end as usize);
@@ -185,9 +191,6 @@ impl Network {
             return Err(ModelError::CustomerStarts { customer });
         }
         expect_length("rows owned by customers", rows, starts[starts.len() - 1] as usize)?;
-        if let Some(row) = first_not_finite(parameters) {
-            return Err(ModelError::NotFinite { what: "parameter", row });
-        }
         let place =
             |outputs: usize, label: f32| label.fract() == 0.0 && (0.0..outputs as f32).contains(&label);
         let holds = |label: f32| match self.shape.target {
@@ -236,7 +239,13 @@ impl Network {
         Ok(count)
     }
 
-    /// [`backward`](Self::backward) on checked arguments; does not look at the results.
+    /// Prepares [`differentiate`](Self::differentiate) at `parameters`, for any number of batches. Errors if they do not fit or
+    /// are not finite.
+    pub(crate) fn load(&self, parameters: &[f32], workspace: &mut Workspace) -> Result<(), ModelError> {
+        workspace.weights.load(self, parameters)
+    }
+
+    /// [`backward`](Self::backward) of a checked batch, at the parameters that are loaded; does not look at the results.
     pub(crate) fn differentiate(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         self.run_forward(parameters, batch, Mode::Learn, workspace);
         for (index, shape) in self.slots.iter().enumerate() {
@@ -347,11 +356,10 @@ impl Network {
         let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
         let Workspace { slots, ids, weights, recurrence, attention, .. } = workspace;
         slots.resize_with(self.slots.len(), Buffers::default);
-        weights.resize_with(self.graph.nodes.len(), Default::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
             buffers.values.resize(counts[shape.level as usize] * shape.width, 0.0);
         }
-        for (node, [weight, _]) in self.graph.nodes.iter().zip(weights) {
+        for (node, [weight, _]) in self.graph.nodes.iter().zip(&weights.nodes) {
             let output = node.output();
             let mut values = std::mem::take(&mut slots[output.0].values);
             if !node.overwrites() {
@@ -415,7 +423,6 @@ impl Network {
                 Node::Lstm { layer, states, .. } => {
                     let (states, _) = lstm_states(slots, states);
                     states.previous.fill(0.0);
-                    layer.pack_forward(parameters, weight);
                     layer.forward(weight, batch.rows.step_starts, states, &mut values, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => {
@@ -440,7 +447,7 @@ impl Network {
         let rows = workspace.count(Level::Row);
         let Workspace { slots, weights, recurrence, attention, line, .. } = workspace;
         let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
-        for (node, [_, weight]) in self.graph.nodes.iter().zip(weights).rev() {
+        for (node, [_, weight]) in self.graph.nodes.iter().zip(&weights.nodes).rev() {
             let output = node.output();
             let shape = self.slots[output.0];
             if !shape.learned {
@@ -502,7 +509,6 @@ impl Network {
                 Node::Lstm { layer, states, .. } => {
                     let (states, gradients) = lstm_states(slots, states);
                     let starts = batch.rows.step_starts;
-                    layer.pack_backward(parameters, weight);
                     layer.backward(weight, starts, states, &from, gradients, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => layer.backward(

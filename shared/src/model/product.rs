@@ -157,24 +157,14 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element>(
 pub(crate) struct PackedRight<T> {
     depth: usize,
     columns: usize,
-    /// What is packed, as it was.
-    source: Vec<T>,
-    transposed: bool,
     /// Panel after panel of each block of terms of each block of columns.
     panels: Vec<T>,
 }
 
-impl<T: Element + PartialEq> PackedRight<T> {
-    /// Packs `right`, all of its matrix, `[depth, columns]`, in place of what was packed before; nothing is done if that was
-    /// the same.
+impl<T: Element> PackedRight<T> {
+    /// Packs `right`, `[depth, columns]`, in place of what was packed before.
     pub(crate) fn pack(&mut self, [depth, columns]: [usize; 2], right: View<'_, T>) {
-        let shape = (depth, columns, right.transposed);
-        if shape == (self.depth, self.columns, self.transposed) && self.source == right.data {
-            return;
-        }
-        (self.depth, self.columns, self.transposed) = shape;
-        self.source.clear();
-        self.source.extend_from_slice(right.data);
+        (self.depth, self.columns) = (depth, columns);
         self.panels.clear();
         Arch::new().dispatch(PackAll { right, packed: self });
     }

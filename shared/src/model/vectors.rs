@@ -134,6 +134,21 @@ pub(crate) fn mask(gradients: &mut [f32], rectified: &[f32]) {
     );
 }
 
+/// Whether both hold the same bits.
+pub(super) fn same(a: &[f32], b: &[f32]) -> bool {
+    /// Entries that are looked at before it may stop.
+    const STRETCH: usize = 1024;
+    let differs = |a: &[f32], b: &[f32]| {
+        let pairs = a.iter().zip(b);
+        let bits = |bits, (a, b): (&f32, &f32)| bits | (a.to_bits() ^ b.to_bits());
+        Arch::new().dispatch(
+            #[inline(always)]
+            move || pairs.fold(0, bits) != 0,
+        )
+    };
+    a.len() == b.len() && !a.chunks(STRETCH).zip(b.chunks(STRETCH)).any(|(a, b)| differs(a, b))
+}
+
 /// Whether no entry is NaN or infinite.
 pub fn all_finite(values: &[f32]) -> bool {
     first_not_finite(values).is_none()

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::{
     graph::{Level, Slot, SlotShape, Tap},
     layers::{AttentionScratch, Recurrence},
-    product::{PackedRight, Packing},
+    product::Packing,
+    weights::PackedWeights,
 };
 
 /// A slot's matrices, `[rows of its level, width]`.
@@ -32,8 +33,7 @@ pub struct Workspace {
     /// Customer `i` has the factor rows `starts[level][i] .. starts[level][i + 1]` at each [`Level`].
     pub(super) starts: [Vec<u32>; 3],
     pub(super) packing: Packing<f32>,
-    /// By node, the weight that it multiplies by on the way forward and on the way back.
-    pub(super) weights: Vec<[PackedRight<f32>; 2]>,
+    pub(super) weights: PackedWeights,
     pub(super) recurrence: Recurrence,
     pub(super) attention: AttentionScratch,
     /// Any row of a layer.

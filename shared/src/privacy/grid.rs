@@ -264,7 +264,8 @@ pub fn clipped_sum(
         let got = sum.len();
         return Err(ModelError::Length { what: "entries in the sum", expected, got });
     }
-    network.check(parameters, batch)?;
+    workspace.engine.load(network, parameters, &mut workspace.floats)?;
+    network.check(batch)?;
     let steps = |row: u32| batch.rows.step_starts.get(row as usize).copied().unwrap_or(0);
     for (customer, span) in batch.customer_starts.windows(2).enumerate() {
         let rows = (span[1] - span[0]) as usize * network.factor_rows();

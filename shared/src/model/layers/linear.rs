@@ -91,13 +91,22 @@ impl Linear {
         &parameters[self.offset..][..self.parameter_count()][self.outputs * self.inputs..]
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`, whatever it held. `packed` is the weight's, from one call to the next.
+    /// Packs the weight for [`forward`](Self::forward) and [`backward`](Self::backward).
+    pub fn pack(&self, parameters: &[f32], [forward, backward]: &mut [PackedRight<f32>; 2]) {
+        if self.outputs > 1 {
+            let weight = self.weight(parameters);
+            forward.pack([self.inputs, self.outputs], View::transpose(weight, self.inputs));
+            backward.pack([self.outputs, self.inputs], View::rows(weight, self.inputs));
+        }
+    }
+
+    /// `[rows, inputs]` to `[rows, outputs]`, whatever it held.
     pub fn forward(
         &self,
         parameters: &[f32],
         input: &[f32],
         output: &mut [f32],
-        packed: &mut PackedRight<f32>,
+        packed: &PackedRight<f32>,
     ) {
         let (weight, bias) = (self.weight(parameters), self.bias(parameters));
         if self.biased {
@@ -108,7 +117,6 @@ impl Linear {
         if self.outputs == 1 {
             add_dots(input, weight, output);
         } else {
-            packed.pack([self.inputs, self.outputs], View::transpose(weight, self.inputs));
             let rows = output.len() / self.outputs;
             add_packed_product(rows, View::rows(input, self.inputs), packed, output);
         }
@@ -116,13 +124,13 @@ impl Linear {
     }
 
     /// Adds the gradient by the inputs, `[rows, inputs]`, from that by the outputs before the activation,
-    /// `[rows, outputs]`. `packed` is the weight's, from one call to the next.
+    /// `[rows, outputs]`.
     pub fn backward(
         &self,
         parameters: &[f32],
         output_gradients: &[f32],
         input_gradients: &mut [f32],
-        packed: &mut PackedRight<f32>,
+        packed: &PackedRight<f32>,
     ) {
         let weight = self.weight(parameters);
         if self.outputs == 1 {
@@ -130,7 +138,6 @@ impl Linear {
                 row.iter_mut().zip(weight).for_each(|(slot, &weight)| *slot += gradient * weight);
             }
         } else {
-            packed.pack([self.outputs, self.inputs], View::rows(weight, self.inputs));
             let rows = output_gradients.len() / self.outputs;
             add_packed_product(rows, View::rows(output_gradients, self.outputs), packed, input_gradients);
         }

@@ -70,16 +70,11 @@ impl Lstm {
         &parameters[self.offset..][..4 * self.hidden * self.hidden]
     }
 
-    /// Packs the weight for [`forward`](Self::forward).
-    pub fn pack_forward(&self, parameters: &[f32], weight: &mut PackedRight<f32>) {
-        let width = self.hidden;
-        weight.pack([width, 4 * width], View::transpose(self.weight(parameters), width));
-    }
-
-    /// Packs the weight for [`backward`](Self::backward).
-    pub fn pack_backward(&self, parameters: &[f32], weight: &mut PackedRight<f32>) {
-        let width = self.hidden;
-        weight.pack([4 * width, width], View::rows(self.weight(parameters), width));
+    /// Packs the weight for [`forward`](Self::forward) and [`backward`](Self::backward).
+    pub fn pack(&self, parameters: &[f32], [forward, backward]: &mut [PackedRight<f32>; 2]) {
+        let (width, weight) = (self.hidden, self.weight(parameters));
+        forward.pack([width, 4 * width], View::transpose(weight, width));
+        backward.pack([4 * width, width], View::rows(weight, width));
     }
 
     /// Fills the hidden states, `[steps, hidden]`, and all other states from the gates' inputs; row `r` has the steps
