@@ -120,28 +120,36 @@ impl<T: GramElement> Rows<'_, T> {
     /// Adds the products of all pairs, in tiles of `TILE` rows by as many.
     #[inline(always)]
     fn multiply<S: Simd, const TILE: usize>(&self, simd: S, gram: &mut [f64]) {
-        let Self { matrix, stride, rows } = *self;
-        let lines = |first: usize| -> [&[T::Vector<S>]; TILE] {
-            std::array::from_fn(|i| {
-                let row = (first + i).min(rows - 1);
-                T::vectors::<S>(&matrix[row * stride..][..stride])
-            })
-        };
+        let rows = self.rows;
         for first_row in (0..rows).step_by(TILE) {
+            let left = self.lines::<S, TILE>(first_row);
             for first_column in (first_row..rows).step_by(TILE) {
-                let sums = tile::<T, S, TILE>(simd, lines(first_row), lines(first_column));
+                let right = self.lines::<S, TILE>(first_column);
+                let sums = tile::<T, S, TILE>(simd, left, right);
                 for (i, sums) in sums.iter().enumerate().take(rows - first_row) {
                     let row = first_row + i;
                     // The pairs of all rows before.
                     let of_row = &mut gram[row * (2 * rows - row + 1) / 2..][..rows - row];
-                    for (j, sum) in sums.iter().enumerate().take(rows - first_column) {
-                        if let Some(pair) = (first_column + j).checked_sub(row) {
-                            of_row[pair] += T::reduce_sum(simd, *sum).into();
-                        }
-                    }
+                    // On the diagonal a pair comes twice.
+                    let known = row.saturating_sub(first_column);
+                    let slots = of_row[first_column + known - row..].iter_mut();
+                    slots
+                        .zip(&sums[known..])
+                        .for_each(|(slot, sum)| *slot += T::reduce_sum(simd, *sum).into());
                 }
             }
         }
+    }
+
+    /// Some rows as vectors; past the last, the last again.
+    #[inline(always)]
+    fn lines<S: Simd, const TILE: usize>(&self, first: usize) -> [&[T::Vector<S>]; TILE] {
+        let mut lines = [[].as_slice(); TILE];
+        for (i, line) in lines.iter_mut().enumerate() {
+            let row = (first + i).min(self.rows - 1);
+            *line = T::vectors::<S>(&self.matrix[row * self.stride..][..self.stride]);
+        }
+        lines
     }
 }
 

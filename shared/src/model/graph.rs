@@ -31,20 +31,8 @@ pub enum Level {
 }
 
 /// Which matrix of a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(pub(super) usize);
-
-impl Slot {
-    /// Its place among the network's slots.
-    pub(crate) fn index(self) -> usize {
-        self.0
-    }
-
-    /// The slot at a place.
-    pub(crate) fn of_index(index: usize) -> Self {
-        Self(index)
-    }
-}
 
 /// Size of a slot.
 #[derive(Clone, Copy, Debug)]

@@ -112,8 +112,7 @@ impl Network {
         1 + self.graph.negatives
     }
 
-    /// About how many bytes of buffers a row with so many steps takes while the model learns: values, gradients and the
-    /// integer factors of both.
+    /// About how many bytes of buffers a row with so many steps takes while the model learns: values and gradients.
     pub fn buffer_bytes(&self, rows: usize, steps: usize) -> usize {
         let floats = self.slots.iter().map(|shape| {
             let rows = match shape.level {
@@ -121,7 +120,7 @@ impl Network {
                 Level::Step => steps,
                 Level::Candidate => rows * (1 + self.graph.negatives),
             };
-            rows * shape.width * if shape.learned { 4 } else { 2 }
+            rows * shape.width * if shape.learned { 2 } else { 1 }
         });
         floats.sum::<usize>() * size_of::<f32>()
     }
@@ -142,7 +141,7 @@ impl Network {
     /// The outputs of each row before the link to a prediction: `[rows, outputs of the target]`, row-major.
     ///
     /// # Panics
-    /// If `parameters` is not of [`parameter_count`](Self::parameter_count), or `rows` does not fit.
+    /// If `parameters` is not of [`parameter_count`](Self::parameter_count) or not finite, or `rows` does not fit.
     pub fn outputs(&self, parameters: &[f32], rows: &Rows, workspace: &mut Workspace) -> Vec<f32> {
         assert_eq!(parameters.len(), self.parameter_count(), "parameters of another network");
         let count = self.check_rows(rows).unwrap_or_else(|error| panic!("{error}"));

@@ -279,10 +279,12 @@ fn tile_lines<'a, X>(
     [first_row, tile_rows]: [usize; 2],
     [first_term, terms]: [usize; 2],
 ) -> [&'a [X]; TILE_ROWS] {
-    std::array::from_fn(|i| {
+    let mut lines = [[].as_slice(); TILE_ROWS];
+    for (i, line) in lines.iter_mut().enumerate() {
         let row = first_row + i.min(tile_rows - 1);
-        &left.data[row * left.stride + first_term..][..terms]
-    })
+        *line = &left.data[row * left.stride + first_term..][..terms];
+    }
+    lines
 }
 
 struct Product<'a, X, T> {

@@ -73,6 +73,16 @@ impl Workspace {
         &self.slots[slot.0].gradients
     }
 
+    /// [`values`](Self::values), to be written over once nothing is differentiated any more.
+    pub(crate) fn values_mut(&mut self, slot: Slot) -> &mut [f32] {
+        &mut self.slots[slot.0].values
+    }
+
+    /// [`gradients`](Self::gradients), likewise.
+    pub(crate) fn gradients_mut(&mut self, slot: Slot) -> &mut [f32] {
+        &mut self.slots[slot.0].gradients
+    }
+
     /// The ids of an embedding's tap, one for each factor row.
     pub fn ids(&self, source: usize) -> &[u32] {
         &self.ids[source]

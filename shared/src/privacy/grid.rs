@@ -49,7 +49,7 @@
 //! every parameter once: what is added to the sum is laid out by the same taps, and [`clipped_sum`] panics before any
 //! noise is drawn if they do not fill it. If the squared norm is more than `S^2` (less the square of the count's entry, if
 //! there is one), `c` shrinks by the root of their ratio and the
-//! margin, and `g` is rounded again; after four times it is rounded towards zero; if that does not do either, the
+//! margin, and `g_int` is scaled by as much and rounded again; after four times it is rounded towards zero; if that does not do either, the
 //! customer counts as zero. A customer whose gradient is not finite, or whose squared norm f32 does not hold (the parameters
 //! may be a hostile coordinator's), counts as zero as well: a refusal would tell.
 //!
@@ -75,7 +75,7 @@ use serde::{Deserialize, Serialize};
 use sum::SumScratch;
 
 use super::ClipNorm;
-use crate::model::{Batch, Engine, ModelError, Network, Slot, Workspace};
+use crate::model::{Batch, Engine, ModelError, Network, Slot, Tap, Workspace};
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
 pub const SENSITIVITY: u64 = 1 << 24;
@@ -204,8 +204,10 @@ impl Grid {
 #[derive(Clone, Default)]
 pub struct SumWorkspace {
     engine: Engine,
-    floats: Workspace,
-    integers: IntegerFactors,
+    /// Factors in floats; once they are clipped, in integers, see [`Clip`].
+    factors: Workspace,
+    /// Some of its slots.
+    slots: Vec<Slot>,
     sums: SumScratch,
     scratch: NormScratch,
 }
@@ -224,20 +226,8 @@ impl SumWorkspace {
 
 impl std::fmt::Debug for SumWorkspace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("SumWorkspace").field(&self.floats).finish()
+        f.debug_tuple("SumWorkspace").field(&self.factors).finish()
     }
-}
-
-/// The integer factors of a network's taps, by slot, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32
-/// has exactly. Slots that are no tap's stay empty.
-#[derive(Clone, Default)]
-struct IntegerFactors {
-    /// `[factor rows, width]` of the slots that are a tap's input, in units of `alpha`.
-    activations: Vec<Vec<f32>>,
-    /// `[factor rows, width]` of the slots that are a tap's output, in units of `gamma`, clipped.
-    gradients: Vec<Vec<f32>>,
-    /// The slots that are a tap's output, each once.
-    outputs: Vec<Slot>,
 }
 
 /// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
@@ -246,7 +236,7 @@ struct IntegerFactors {
 /// [`Clipping::Quantile`], one entry of units of [`COUNT`]; the caller
 /// zeroes it before the first call. One customer more or less in all calls together changes it by at
 /// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
-/// `16 bytes x rows x (inputs + hidden units)`; the result is the same.
+/// `8 bytes x rows x (inputs + hidden units)`; the result is the same.
 ///
 /// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, an id is
 /// outside its vocabulary, or a parameter, an input or a label is not finite, naming its row. Customers whose gradient
@@ -264,7 +254,7 @@ pub fn clipped_sum(
         let got = sum.len();
         return Err(ModelError::Length { what: "entries in the sum", expected, got });
     }
-    workspace.engine.load(network, parameters, &mut workspace.floats)?;
+    workspace.engine.load(network, parameters, &mut workspace.factors)?;
     network.check(batch)?;
     let steps = |row: u32| batch.rows.step_starts.get(row as usize).copied().unwrap_or(0);
     for (customer, span) in batch.customer_starts.windows(2).enumerate() {
@@ -274,10 +264,10 @@ pub fn clipped_sum(
             return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
         }
     }
-    workspace.engine.differentiate(network, parameters, batch, &mut workspace.floats)?;
+    workspace.engine.differentiate(network, parameters, batch, &mut workspace.factors)?;
     let within = workspace.clip(grid);
     let (gradient, counts) = sum.split_at_mut(network.parameter_count());
-    workspace.sums.add_taps(&workspace.floats, &workspace.integers, gradient);
+    workspace.sums.add_taps(&workspace.factors, gradient);
     if let [count] = counts {
         *count += COUNT * (2 * within as i64 - batch.customers() as i64);
     }
@@ -288,65 +278,46 @@ impl SumWorkspace {
     /// Float factors to integer factors of customers whose norm is at most what the clipping allows; how many of the
     /// customers had a norm within the clip norm.
     fn clip(&mut self, grid: &Grid) -> usize {
-        let Self { floats, integers, scratch, .. } = self;
-        integers.shape(floats);
+        let Self { factors, slots, scratch, .. } = self;
         Arch::new().dispatch(Clip {
             clip: grid.clip.value(),
             clipping: grid.clipping,
-            floats,
-            integers,
+            factors,
+            slots,
             scratch,
         })
     }
 }
 
-impl IntegerFactors {
-    /// Buffers of the sizes of `floats`' factors.
-    fn shape(&mut self, floats: &Workspace) {
-        let Self { activations, gradients, outputs } = self;
-        outputs.clear();
-        activations.resize_with(floats.slots(), Vec::new);
-        gradients.resize_with(floats.slots(), Vec::new);
-        for tap in floats.taps() {
-            if let Some(input) = tap.input() {
-                activations[input.index()].resize(floats.values(input).len(), 0.0);
-            }
-            let output = tap.output();
-            if !outputs.contains(&output) {
-                outputs.push(output);
-                gradients[output.index()].resize(floats.gradients(output).len(), 0.0);
-            }
-        }
-    }
-
-    /// Calls `write` with the float and the integer gradients of one customer, slot by slot.
-    #[inline(always)]
-    fn write_gradients(&mut self, floats: &Workspace, customer: usize, write: impl Fn(&[f32], &mut [f32])) {
-        for &slot in &self.outputs {
-            let [start, end] = entries(floats, slot, customer);
-            write(&floats.gradients(slot)[start..end], &mut self.gradients[slot.index()][start..end]);
-        }
-    }
-}
-
 /// Where a customer's entries of a slot begin and end.
 #[inline(always)]
-fn entries(floats: &Workspace, slot: Slot, customer: usize) -> [usize; 2] {
-    let (starts, width) = (floats.starts(slot), floats.width(slot));
+fn entries(factors: &Workspace, slot: Slot, customer: usize) -> [usize; 2] {
+    let (starts, width) = (factors.starts(slot), factors.width(slot));
     [starts[customer] as usize * width, starts[customer + 1] as usize * width]
 }
 
+/// A customer's values of a slot.
 #[inline(always)]
-fn part(matrix: &[f32], [start, end]: [usize; 2]) -> &[f32] {
-    &matrix[start..end]
+fn values(factors: &Workspace, slot: Slot, customer: usize) -> &[f32] {
+    let [start, end] = entries(factors, slot, customer);
+    &factors.values(slot)[start..end]
 }
 
-/// The work of [`SumWorkspace::clip`], compiled for each instruction set.
+/// A customer's gradients of a slot.
+#[inline(always)]
+fn gradients(factors: &Workspace, slot: Slot, customer: usize) -> &[f32] {
+    let [start, end] = entries(factors, slot, customer);
+    &factors.gradients(slot)[start..end]
+}
+
+/// The work of [`SumWorkspace::clip`], compiled for each instruction set. Float factors are written over with the integer
+/// factors, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly: the values of the slots that are
+/// a tap's input, in units of `alpha`, and the gradients of those that are a tap's output, in units of `gamma`.
 struct Clip<'a> {
     clip: f64,
     clipping: Clipping,
-    floats: &'a Workspace,
-    integers: &'a mut IntegerFactors,
+    factors: &'a mut Workspace,
+    slots: &'a mut Vec<Slot>,
     scratch: &'a mut NormScratch,
 }
 
@@ -355,62 +326,79 @@ impl WithSimd for Clip<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        for (index, integers) in self.integers.activations.iter_mut().enumerate() {
-            if !integers.is_empty() {
-                round_activations(self.floats.values(Slot::of_index(index)), integers);
-            }
+        let Self { clip, clipping, factors, slots, scratch } = self;
+        fill_slots(factors.taps(), Tap::input, slots);
+        for &slot in &*slots {
+            round_activations(factors.values_mut(slot));
         }
-        let (floats, integers, scratch) = (self.floats, self.integers, self.scratch);
-        let customers = 0..floats.customers();
-        let within =
-            |customer: &usize| clip_customer(self.clip, self.clipping, *customer, floats, integers, scratch);
-        customers.filter(within).count()
+        fill_slots(factors.taps(), |tap| Some(tap.output()), slots);
+        let customers = 0..factors.customers();
+        customers.filter(|&customer| clip_customer(clip, clipping, customer, factors, slots, scratch)).count()
     }
 }
 
-/// Fills the integer gradients of one customer; the norm of its integer gradient is at most what the clipping allows
+/// The slots that taps have, each once: what is rounded is not to be rounded again.
+fn fill_slots(taps: &[Tap], of: fn(&Tap) -> Option<Slot>, slots: &mut Vec<Slot>) {
+    slots.clear();
+    slots.extend(taps.iter().filter_map(of));
+    slots.sort_unstable();
+    slots.dedup();
+}
+
+/// Calls `write` with the gradients of one customer, slot by slot.
+#[inline(always)]
+fn rewrite_gradients(
+    factors: &mut Workspace,
+    outputs: &[Slot],
+    customer: usize,
+    write: impl Fn(&mut [f32]),
+) {
+    for &slot in outputs {
+        let [start, end] = entries(factors, slot, customer);
+        write(&mut factors.gradients_mut(slot)[start..end]);
+    }
+}
+
+/// Writes integer gradients over one customer's; the norm of its integer gradient is at most what the clipping allows
 /// afterwards. The integer activations are there already. Whether the norm was within the clip norm before.
 #[inline(always)]
 fn clip_customer(
     clip: f64,
     clipping: Clipping,
     customer: usize,
-    floats: &Workspace,
-    integers: &mut IntegerFactors,
+    factors: &mut Workspace,
+    outputs: &[Slot],
     scratch: &mut NormScratch,
 ) -> bool {
     let limit = clipping.squared_limit();
     let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
     // Integers below 2^53: exact, as is their product with a power of two.
     let below = (limit as f64).next_down();
-    scratch.measure_inputs::<f64>(floats, integers, customer);
+    scratch.measure_inputs::<f64>(factors, customer);
     // In units of the activation's integers. Where rows cancel it may come out below zero.
-    let squared: f64 = scratch.squared_norm(floats, integers, customer, |slot| floats.gradients(slot));
+    let squared: f64 = scratch.squared_norm(factors, customer);
     let norm = if squared < 0.0 { 0.0 } else { squared.sqrt() } / f64::from(ACTIVATION_STEPS);
     if norm.is_finite() {
         let factor = clipping.factor(norm, bound * MARGIN);
         let mut scale = factor * (GRADIENT_STEPS / clip);
         for attempt in 0..=ATTEMPTS {
             if attempt < ATTEMPTS {
-                integers
-                    .write_gradients(floats, customer, |from, to| round_gradients(from, scale as f32, to));
+                rewrite_gradients(factors, outputs, customer, |own| round_gradients(own, scale as f32));
             } else {
-                integers
-                    .write_gradients(floats, customer, |from, to| truncate_gradients(from, scale as f32, to));
+                rewrite_gradients(factors, outputs, customer, |own| truncate_gradients(own, scale as f32));
             }
-            let gradients = |slot: Slot| integers.gradients[slot.index()].as_slice();
-            let near: f64 = scratch.squared_norm(floats, integers, customer, gradients);
+            let near: f64 = scratch.squared_norm(factors, customer);
             if near + scratch.uncertainty(near) <= below {
                 return norm <= bound;
             }
-            let squared = scratch.exact_squared_norm(floats, integers, customer, gradients);
+            let squared = scratch.exact_squared_norm(factors, customer);
             if squared <= limit {
                 return norm <= bound;
             }
-            scale *= MARGIN * (limit as f64 / squared as f64).sqrt();
+            scale = MARGIN * (limit as f64 / squared as f64).sqrt();
         }
     }
-    integers.write_gradients(floats, customer, |_, to| to.fill(0.0));
+    rewrite_gradients(factors, outputs, customer, |own| own.fill(0.0));
     false
 }
 
@@ -423,24 +411,18 @@ fn saturate(value: f32) -> f32 {
 }
 
 #[inline(always)]
-fn round_activations(from: &[f32], to: &mut [f32]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = saturate((from * ACTIVATION_STEPS).round_ties_even());
-    }
+fn round_activations(factors: &mut [f32]) {
+    factors.iter_mut().for_each(|factor| *factor = saturate((*factor * ACTIVATION_STEPS).round_ties_even()));
 }
 
 #[inline(always)]
-fn round_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = saturate((from * scale).round_ties_even());
-    }
+fn round_gradients(factors: &mut [f32], scale: f32) {
+    factors.iter_mut().for_each(|factor| *factor = saturate((*factor * scale).round_ties_even()));
 }
 
 #[inline(always)]
-fn truncate_gradients(from: &[f32], scale: f32, to: &mut [f32]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to = saturate((from * scale).trunc());
-    }
+fn truncate_gradients(factors: &mut [f32], scale: f32) {
+    factors.iter_mut().for_each(|factor| *factor = saturate((*factor * scale).trunc()));
 }
 
 #[cfg(test)]

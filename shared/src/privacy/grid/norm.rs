@@ -2,7 +2,7 @@
 //! the clip factor and for most checks, and in integers for the others. What is summed, and why nothing overflows, is in
 //! [`grid`](super).
 
-use super::{ACTIVATION_STEPS, IntegerFactors, entries, part};
+use super::{ACTIVATION_STEPS, gradients, values};
 use crate::model::{GramElement, Slot, Tap, Workspace, dot, gram_error, push_gram};
 
 /// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.
@@ -88,26 +88,20 @@ fn push_dots<N: Total>(
 impl NormScratch {
     /// Prepares [`squared_norm`](Self::squared_norm) in `N`, which may be asked several times for one customer.
     #[inline(always)]
-    pub(super) fn measure_inputs<N: Total>(
-        &mut self,
-        floats: &Workspace,
-        integers: &IntegerFactors,
-        customer: usize,
-    ) {
+    pub(super) fn measure_inputs<N: Total>(&mut self, factors: &Workspace, customer: usize) {
         self.grams.clear();
         self.sorted_ids.clear();
-        for tap in floats.taps() {
+        for tap in factors.taps() {
             match *tap {
                 Tap::Linear { input, output, biased } => {
-                    let (inputs, outputs) = (floats.width(input), floats.width(output));
-                    let activations =
-                        part(&integers.activations[input.index()], entries(floats, input, customer));
+                    let (inputs, outputs) = (factors.width(input), factors.width(output));
+                    let activations = values(factors, input, customer);
                     if gram_is_cheaper(activations.len() / inputs, inputs, outputs) {
                         let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
                         push_dots::<N>(activations, inputs, bias, &mut self.grams, &mut self.padded);
                     }
                 }
-                Tap::Embedding { ids, output, .. } => self.sort_ids(floats, ids, output, customer),
+                Tap::Embedding { ids, output, .. } => self.sort_ids(factors, ids, output, customer),
                 Tap::Scale { .. } => {}
             }
         }
@@ -116,40 +110,34 @@ impl NormScratch {
     /// Not inlined, as [`embedding_norm`](Self::embedding_norm): within the vector loops of the linear layers it would
     /// slow them down.
     #[inline(never)]
-    fn sort_ids(&mut self, floats: &Workspace, source: usize, output: Slot, customer: usize) {
+    fn sort_ids(&mut self, factors: &Workspace, source: usize, output: Slot, customer: usize) {
         let first = self.sorted_ids.len();
-        let starts = floats.starts(output);
-        let own = &floats.ids(source)[starts[customer] as usize..starts[customer + 1] as usize];
+        let starts = factors.starts(output);
+        let own = &factors.ids(source)[starts[customer] as usize..starts[customer + 1] as usize];
         self.sorted_ids.extend(own.iter().copied().zip(0u32..));
         // No two are equal, so the order is one, whatever the algorithm.
         self.sorted_ids[first..].sort_unstable();
     }
 
-    /// Squared norm of one customer's gradient, over all taps, from the integer activations and the ids, and the output
-    /// gradients, `[factor rows, width]`, that `gradients` has of each slot.
+    /// Squared norm of one customer's gradient, over all taps, from the integer activations, the ids and the output
+    /// gradients.
     ///
     /// Exact in i128 if the output gradients are integers. In f64 within what [`uncertainty`](Self::uncertainty) says
     /// afterwards.
     #[inline(always)]
-    pub(super) fn squared_norm<'a, N: Total>(
-        &mut self,
-        floats: &Workspace,
-        integers: &IntegerFactors,
-        customer: usize,
-        gradients: impl Fn(Slot) -> &'a [f32],
-    ) -> N {
+    pub(super) fn squared_norm<N: Total>(&mut self, factors: &Workspace, customer: usize) -> N {
         let mut total = N::ZERO;
         self.gram_error = 0.0;
         let (mut grams, mut ids) = (0, 0);
         let mut gram_of = None;
-        for tap in floats.taps() {
+        for tap in factors.taps() {
             let output = tap.output();
-            let width = floats.width(output);
-            let gradients = part(gradients(output), entries(floats, output, customer));
+            let width = factors.width(output);
+            let gradients = gradients(factors, output, customer);
             let rows = gradients.len() / width;
             match *tap {
                 Tap::Linear { input, biased, .. } => {
-                    let inputs = floats.width(input);
+                    let inputs = factors.width(input);
                     if gram_is_cheaper(rows, inputs, width) {
                         if gram_of != Some(output) {
                             self.gradient_gram.clear();
@@ -164,8 +152,7 @@ impl NormScratch {
                             self.gram_error += (a + g + a * g) * largest_norm(own, &self.gradient_gram, rows);
                         }
                     } else {
-                        let activations =
-                            part(&integers.activations[input.index()], entries(floats, input, customer));
+                        let activations = values(factors, input, customer);
                         let constant = if biased { f64::from(ACTIVATION_STEPS) } else { 0.0 };
                         total += self.direct_norm(activations, gradients, [inputs, width], constant);
                     }
@@ -175,8 +162,7 @@ impl NormScratch {
                     ids += rows;
                 }
                 Tap::Scale { input, .. } => {
-                    let activations =
-                        part(&integers.activations[input.index()], entries(floats, input, customer));
+                    let activations = values(factors, input, customer);
                     total += self.scale_norm(activations, gradients, width);
                 }
             }
@@ -199,16 +185,10 @@ impl NormScratch {
     /// The squared norm in integers; what was measured of the inputs is again for f64 afterwards. Not inlined: hardly ever
     /// called.
     #[inline(never)]
-    pub(super) fn exact_squared_norm<'a>(
-        &mut self,
-        floats: &Workspace,
-        integers: &IntegerFactors,
-        customer: usize,
-        gradients: impl Fn(Slot) -> &'a [f32],
-    ) -> i128 {
-        self.measure_inputs::<i128>(floats, integers, customer);
-        let squared = self.squared_norm(floats, integers, customer, gradients);
-        self.measure_inputs::<f64>(floats, integers, customer);
+    pub(super) fn exact_squared_norm(&mut self, factors: &Workspace, customer: usize) -> i128 {
+        self.measure_inputs::<i128>(factors, customer);
+        let squared = self.squared_norm(factors, customer);
+        self.measure_inputs::<f64>(factors, customer);
         squared
     }
 

@@ -1,6 +1,6 @@
 //! The exact sum of the integer gradients of a batch, tap by tap: integer factors enter, i64 entries grow.
 //!
-//! The factors of a linear tap are multiplied as matrices of floats. Every partial sum is an integer; as long as its
+//! The factors of a linear tap are multiplied as matrices of factors. Every partial sum is an integer; as long as its
 //! magnitude is within what the float type has exactly, no sum is rounded, and the order does not matter. f64 has all
 //! integers up to 2^53, and [`BLOCK_ROWS`] rows of the largest factors stay below it. f32 has those up to 2^24: with
 //! `a` the largest activation of the batch, so many rows are summed in f32 that no output's `a (sum over rows of |g_r|)`
@@ -8,7 +8,7 @@
 //! mostly small: `g` is one part of a gradient whose norm is held. Where fewer than [`FEWEST_ROWS`] rows would fit, f64
 //! it is. Which of them is a matter of speed alone; the sum is the same integers.
 
-use super::{ACTIVATION_STEPS, FACTOR_LIMIT, IntegerFactors};
+use super::{ACTIVATION_STEPS, FACTOR_LIMIT};
 use crate::model::{Packing, Tap, Workspace, add_outer_products, add_rows, add_weighted_rows, vectorised};
 
 /// Rows whose products are summed in f64 before they go to the i64 sum.
@@ -47,31 +47,31 @@ impl<T: Copy + Default> Products<T> {
 }
 
 impl SumScratch {
-    /// The exact integer products of all taps, added to `sum`.
+    /// The exact integer products of all taps, whose factors are integers, added to `sum`.
     ///
     /// # Panics
     /// If the taps do not fill `sum`: a parameter that is in none would leave without its norm counted.
-    pub(super) fn add_taps(&mut self, floats: &Workspace, integers: &IntegerFactors, sum: &mut [i64]) {
+    pub(super) fn add_taps(&mut self, factors: &Workspace, sum: &mut [i64]) {
         let mut rest = sum;
         let mut next =
             |entries: usize| rest.split_off_mut(..entries).expect("no more entries than the sum's");
-        for tap in floats.taps() {
-            let width = floats.width(tap.output());
-            let gradients = integers.gradients[tap.output().index()].as_slice();
+        for tap in factors.taps() {
+            let width = factors.width(tap.output());
+            let gradients = factors.gradients(tap.output());
             match *tap {
                 Tap::Linear { input, biased, .. } => {
-                    let inputs = floats.width(input);
+                    let inputs = factors.width(input);
                     let (weight, bias) = (next(width * inputs), next(if biased { width } else { 0 }));
-                    let activations = integers.activations[input.index()].as_slice();
+                    let activations = factors.values(input);
                     self.add_products([width, inputs], gradients, activations, weight);
                     self.add_biases(gradients, bias);
                 }
                 Tap::Embedding { ids, vocabulary, .. } => {
-                    add_embeddings(floats.ids(ids), gradients, next(vocabulary * width), width);
+                    add_embeddings(factors.ids(ids), gradients, next(vocabulary * width), width);
                 }
                 Tap::Scale { input, .. } => {
                     let (weight, bias) = (next(width), next(width));
-                    let activations = integers.activations[input.index()].chunks(BLOCK_ROWS * width);
+                    let activations = factors.values(input).chunks(BLOCK_ROWS * width);
                     for (activations, gradients) in activations.zip(gradients.chunks(BLOCK_ROWS * width)) {
                         let products = self.wide.zeros(width);
                         add_scaled_rows(gradients, activations, products);

@@ -1,11 +1,12 @@
 //! What the grid promises, against integers computed the slow way.
 
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 use super::norm::gram_is_cheaper;
 use super::*;
 use crate::model::{
-    ModelSpec, Tap,
+    ModelSpec,
     reference::{self, OwnedBatch, draws, gradient, norm},
 };
 use crate::schema::{DataShape, InputShape, SequenceShape, Target};
@@ -36,19 +37,19 @@ fn sum_of(network: &Network, parameters: &[f32], batch: &OwnedBatch, grid: &Grid
 
 /// The integer gradient of a customer, from the integer factors, by plain loops.
 fn materialised(workspace: &SumWorkspace, customer: usize) -> Vec<i128> {
-    let SumWorkspace { floats, integers, .. } = workspace;
+    let factors = &workspace.factors;
     let mut gradient = Vec::new();
-    for tap in floats.taps() {
-        let (output, width) = (tap.output(), floats.width(tap.output()));
-        let starts = floats.starts(output);
+    for tap in factors.taps() {
+        let (output, width) = (tap.output(), factors.width(tap.output()));
+        let starts = factors.starts(output);
         let rows = starts[customer] as usize..starts[customer + 1] as usize;
-        let g = |row: usize, at: usize| integers.gradients[output.index()][row * width + at] as i128;
+        let g = |row: usize, at: usize| factors.gradients(output)[row * width + at] as i128;
         let a = |slot: Slot, row: usize, at: usize| {
-            integers.activations[slot.index()][row * floats.width(slot) + at] as i128
+            factors.values(slot)[row * factors.width(slot) + at] as i128
         };
         match *tap {
             Tap::Linear { input, biased, .. } => {
-                let inputs = floats.width(input);
+                let inputs = factors.width(input);
                 let weight = (0..width * inputs).map(|at| {
                     rows.clone().map(|row| g(row, at / inputs) * a(input, row, at % inputs)).sum::<i128>()
                 });
@@ -60,7 +61,7 @@ fn materialised(workspace: &SumWorkspace, customer: usize) -> Vec<i128> {
                 let mut table = vec![0i128; vocabulary * width];
                 for row in rows {
                     for at in 0..width {
-                        table[floats.ids(ids)[row] as usize * width + at] += g(row, at) * 1024;
+                        table[factors.ids(ids)[row] as usize * width + at] += g(row, at) * 1024;
                     }
                 }
                 gradient.extend(table);
@@ -183,15 +184,18 @@ proptest! {
         clipped_sum(&network, &parameters, &batch.batch(), &grid(1.0), &mut workspace, &mut sum).unwrap();
         // Any integers will do, also past the sensitivity.
         let mut draw = draws(seed);
-        let SumWorkspace { integers, .. } = &mut workspace;
-        for matrix in integers.activations.iter_mut().chain(&mut integers.gradients) {
-            matrix.iter_mut().for_each(|entry| *entry = (draw() * 32_768.0).round());
+        let factors = &mut workspace.factors;
+        for tap in factors.taps().to_vec() {
+            let mut redraw = |matrix: &mut [f32]| {
+                matrix.iter_mut().for_each(|entry| *entry = (draw() * 32_768.0).round());
+            };
+            tap.input().into_iter().for_each(|input| redraw(factors.values_mut(input)));
+            redraw(factors.gradients_mut(tap.output()));
         }
         let expected = squared(&materialised(&workspace, 1));
-        let SumWorkspace { floats, integers, scratch, .. } = &mut workspace;
-        let gradients = |slot: Slot| integers.gradients[slot.index()].as_slice();
-        prop_assert_eq!(scratch.exact_squared_norm(floats, integers, 1, gradients), expected);
-        let float: f64 = scratch.squared_norm(floats, integers, 1, gradients);
+        let SumWorkspace { factors, scratch, .. } = &mut workspace;
+        prop_assert_eq!(scratch.exact_squared_norm(factors, 1), expected);
+        let float: f64 = scratch.squared_norm(factors, 1);
         prop_assert!((float - expected as f64).abs() <= scratch.uncertainty(float));
         prop_assert!((float - expected as f64).abs() <= 1e-4 * expected as f64);
     }
@@ -264,17 +268,15 @@ fn norms_from_factors_equal_those_of_batch_of_one_gradients_to_1e_5() {
         let widened: Vec<f64> = parameters.iter().map(|&parameter| f64::from(parameter)).collect();
         let batch = OwnedBatch::draw(22, shape, &[1, 2, 9, 1, 30], 1.0).with_draws(&network, 23);
         let mut workspace = SumWorkspace::new();
-        let SumWorkspace { floats, integers, scratch, .. } = &mut workspace;
-        network.backward(&parameters, &batch.batch(), floats).unwrap();
-        integers.shape(floats);
-        for (index, matrix) in integers.activations.iter_mut().enumerate() {
-            let values = floats.values(Slot::of_index(index)).iter();
-            matrix.iter_mut().zip(values).for_each(|(entry, a)| *entry = a * ACTIVATION_STEPS);
+        let SumWorkspace { factors, scratch, .. } = &mut workspace;
+        network.backward(&parameters, &batch.batch(), factors).unwrap();
+        let inputs: BTreeSet<Slot> = factors.taps().iter().filter_map(Tap::input).collect();
+        for input in inputs {
+            factors.values_mut(input).iter_mut().for_each(|entry| *entry *= ACTIVATION_STEPS);
         }
         for customer in 0..batch.customers() {
-            scratch.measure_inputs::<f64>(floats, integers, customer);
-            let squared: f64 =
-                scratch.squared_norm(floats, integers, customer, |slot| floats.gradients(slot));
+            scratch.measure_inputs::<f64>(factors, customer);
+            let squared: f64 = scratch.squared_norm(factors, customer);
             let got = squared.sqrt() / f64::from(ACTIVATION_STEPS);
             let (_, exact) = gradient(&network, &widened, &batch.only(&network, |other| other == customer));
             let exact = norm(&exact);
@@ -317,8 +319,8 @@ fn a_parameter_that_is_in_no_tap_is_not_summed() {
     let mut sum = vec![0; network.parameter_count()];
     let parameters = network.initial_parameters([0; 32]);
     clipped_sum(&network, &parameters, &batch.batch(), &grid(1.0), &mut workspace, &mut sum).unwrap();
-    let SumWorkspace { floats, integers, sums, .. } = &mut workspace;
-    sums.add_taps(floats, integers, &mut vec![0; network.parameter_count() + 3]);
+    let SumWorkspace { factors, sums, .. } = &mut workspace;
+    sums.add_taps(factors, &mut vec![0; network.parameter_count() + 3]);
 }
 
 /// Rows of numbers alone.
