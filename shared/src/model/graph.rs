@@ -167,8 +167,11 @@ impl Node {
                 | Self::StepNumbers { .. }
                 | Self::Embedding { .. }
                 | Self::Concat { .. }
+                | Self::Sum { .. }
                 | Self::Linear { .. }
+                | Self::Lstm { .. }
                 | Self::LayerNorm { .. }
+                | Self::Attention { .. }
         )
     }
 

@@ -37,7 +37,7 @@ pub use graph::{Level, MAX_INPUTS, MAX_LINEAR_TAPS, MAX_OUTPUTS, MAX_PARAMETERS,
 pub use loss::{binary_cross_entropy, loss, predict};
 pub use network::Network;
 pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
-pub(crate) use product::{Packing, add_outer_products};
+pub(crate) use product::{DEPTH_BLOCK, Packing, add_outer_products};
 pub use score::score;
 pub use server_optimizer::{ServerOptimizer, ServerState};
 pub use spec::{
@@ -45,7 +45,7 @@ pub use spec::{
     MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, MAX_KERNEL, MAX_NEGATIVES, MAX_RIDGE, MAX_TRANSFORMER_LAYERS,
     MAX_TRANSFORMER_WIDTH, ModelSpec,
 };
-pub(crate) use vectors::{add_rows, add_weighted_rows, dot};
+pub(crate) use vectors::{INTEGER_LIMIT, add_rows, add_weighted_rows, dot, integer};
 pub use vectors::{all_finite, vectorised};
 pub use workspace::Workspace;
 pub use zoo::{MAX_STEPS, MAX_VOCABULARY};

@@ -3,6 +3,7 @@
 //! Promised: a row's outputs and factors depend on that row, its label, its customer's other rows, its own draws and the
 //! parameters alone, to the last bit, whoever else is in the batch (the layers' row independence).
 
+use std::mem::take;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -247,12 +248,11 @@ impl Network {
     /// [`backward`](Self::backward) of a checked batch, at the parameters that are loaded; does not look at the results.
     pub(crate) fn differentiate(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         self.run_forward(parameters, batch, Mode::Learn, workspace);
-        for (index, shape) in self.slots.iter().enumerate() {
-            let Buffers { values, gradients } = &mut workspace.slots[index];
-            gradients.clear();
+        for (shape, Buffers { values, gradients }) in self.slots.iter().zip(&mut workspace.slots) {
             gradients.resize(if shape.learned { values.len() } else { 0 }, 0.0);
         }
         let Buffers { values, gradients } = &mut workspace.slots[self.graph.output.0];
+        gradients.fill(0.0);
         self.differentiate_loss(values, batch, gradients);
         self.run_backward(parameters, batch, workspace);
     }
@@ -360,7 +360,7 @@ impl Network {
         }
         for (node, [weight, _]) in self.graph.nodes.iter().zip(&weights.nodes) {
             let output = node.output();
-            let mut values = std::mem::take(&mut slots[output.0].values);
+            let mut values = take(&mut slots[output.0].values);
             if !node.overwrites() {
                 values.fill(0.0);
             }
@@ -381,7 +381,11 @@ impl Network {
                         first += own;
                     }
                 }
-                Node::Sum { inputs, .. } => inputs.iter().for_each(|input| add(of(input), &mut values)),
+                Node::Sum { inputs, .. } => {
+                    let (first, others) = inputs.split_first().expect("a sum of something");
+                    values.copy_from_slice(of(first));
+                    others.iter().for_each(|input| add(of(input), &mut values));
+                }
                 Node::Linear { input, layer, .. } => {
                     layer.forward(parameters, of(input), &mut values, weight)
                 }
@@ -421,14 +425,13 @@ impl Network {
                 }
                 Node::Lstm { layer, states, .. } => {
                     let (states, _) = lstm_states(slots, states);
-                    states.previous.fill(0.0);
                     layer.forward(weight, batch.rows.step_starts, states, &mut values, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => {
                     layer.forward(batch.rows.step_starts, self.slots[input.0].width, of(input), &mut values)
                 }
                 Node::LayerNorm { input, layer, normal, .. } => {
-                    let mut normal_values = std::mem::take(&mut slots[normal.0].values);
+                    let mut normal_values = take(&mut slots[normal.0].values);
                     let input = &slots[input.0].values;
                     layer.forward(parameters, input, &mut normal_values, &mut values);
                     slots[normal.0].values = normal_values;
@@ -441,10 +444,14 @@ impl Network {
         }
     }
 
-    /// Fills the gradients of all learned slots, given those of the output and zeros elsewhere.
+    /// Fills the gradients of all learned slots, given those of the output and anything elsewhere.
     fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
         let rows = workspace.count(Level::Row);
-        let Workspace { slots, weights, recurrence, attention, line, .. } = workspace;
+        let Workspace { slots, weights, recurrence, attention, line, fresh, .. } = workspace;
+        // The slots whose gradients nothing has been written to: whoever is the first writes over what they hold.
+        fresh.clear();
+        fresh.resize(slots.len(), true);
+        fresh[self.graph.output.0] = false;
         let mut draws = &batch.draws[rows * self.graph.negatives * NEGATIVE_BYTES..];
         for (node, [_, weight]) in self.graph.nodes.iter().zip(&weights.nodes).rev() {
             let output = node.output();
@@ -452,7 +459,8 @@ impl Network {
             if !shape.learned {
                 continue;
             }
-            let mut from = std::mem::take(&mut slots[output.0].gradients);
+            zero_if_fresh(slots, fresh, output);
+            let mut from = take(&mut slots[output.0].gradients);
             let learned = |slot: &&Slot| self.slots[slot.0].learned;
             match node {
                 Node::Numbers { .. }
@@ -464,6 +472,7 @@ impl Network {
                     for input in inputs {
                         let own = self.slots[input.0].width;
                         if learned(&input) {
+                            zero_if_fresh(slots, fresh, *input);
                             let to = slots[input.0].gradients.chunks_exact_mut(own);
                             let rows = to.zip(from.chunks_exact(shape.width));
                             rows.for_each(|(to, from)| add(&from[first..first + own], to));
@@ -472,19 +481,25 @@ impl Network {
                     }
                 }
                 Node::Sum { inputs, .. } => {
-                    inputs.iter().filter(learned).for_each(|input| add(&from, &mut slots[input.0].gradients))
+                    for input in inputs.iter().filter(learned) {
+                        let to = &mut slots[input.0].gradients;
+                        if take(&mut fresh[input.0]) { to.copy_from_slice(&from) } else { add(&from, to) }
+                    }
                 }
                 Node::Linear { input, layer, .. } => {
                     layer.activation.backward(&slots[output.0].values, &mut from);
                     if learned(&input) {
-                        layer.backward(parameters, &from, &mut slots[input.0].gradients, weight);
+                        let (to, fresh) = (&mut slots[input.0].gradients, take(&mut fresh[input.0]));
+                        layer.backward(parameters, &from, to, fresh, weight);
                     }
                 }
                 Node::Pool { input, pooling, .. } => {
+                    zero_if_fresh(slots, fresh, *input);
                     let Buffers { values, gradients } = &mut slots[input.0];
                     pooling.backward(batch.rows.step_starts, shape.width, values, &from, gradients);
                 }
                 Node::Dropout { input, layer, .. } => {
+                    zero_if_fresh(slots, fresh, *input);
                     let (rest, own) = draws.split_at(draws.len() - from.len());
                     layer.add(&from, own, &mut slots[input.0].gradients);
                     draws = rest;
@@ -492,6 +507,9 @@ impl Network {
                 Node::Dot { rows, candidates, biases, .. } => {
                     let width = self.slots[rows.0].width;
                     let own = 1 + self.graph.negatives;
+                    [rows, candidates, biases]
+                        .into_iter()
+                        .for_each(|slot| zero_if_fresh(slots, fresh, *slot));
                     add(&from, &mut slots[biases.0].gradients);
                     for (at, (row, &gradient)) in (0..).map(|at| at / own).zip(&from).enumerate() {
                         let (user, item) = (row * width..(row + 1) * width, at * width..(at + 1) * width);
@@ -506,25 +524,27 @@ impl Network {
                     }
                 }
                 Node::Lstm { layer, states, .. } => {
+                    fresh[states.gates.0] = false;
                     let (states, gradients) = lstm_states(slots, states);
                     let starts = batch.rows.step_starts;
                     layer.backward(weight, starts, states, &from, gradients, recurrence);
                 }
-                Node::Unfold { input, layer, .. } => layer.backward(
-                    batch.rows.step_starts,
-                    self.slots[input.0].width,
-                    &from,
-                    &mut slots[input.0].gradients,
-                ),
+                Node::Unfold { input, layer, .. } => {
+                    zero_if_fresh(slots, fresh, *input);
+                    let (width, to) = (self.slots[input.0].width, &mut slots[input.0].gradients);
+                    layer.backward(batch.rows.step_starts, width, &from, to);
+                }
                 Node::LayerNorm { input, layer, normal, .. } => {
                     if learned(&input) {
-                        let mut to = std::mem::take(&mut slots[input.0].gradients);
+                        zero_if_fresh(slots, fresh, *input);
+                        let mut to = take(&mut slots[input.0].gradients);
                         let values = [input, normal].map(|slot| slots[slot.0].values.as_slice());
                         layer.backward(parameters, [values[0], values[1], &from], &mut to, line);
                         slots[input.0].gradients = to;
                     }
                 }
                 Node::Attention { input, layer, .. } => {
+                    fresh[input.0] = false;
                     let Buffers { values, gradients } = &mut slots[input.0];
                     layer.backward(batch.rows.step_starts, values, &from, gradients, attention);
                 }
@@ -590,6 +610,13 @@ fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> (LstmStates<'a>,
         squashed: &mut squashed.values,
     };
     (states, &mut gates.gradients)
+}
+
+/// Zeroes a slot's gradients, which may be of no entry, if nothing has been written to them.
+fn zero_if_fresh(slots: &mut [Buffers], fresh: &mut [bool], slot: Slot) {
+    if take(&mut fresh[slot.0]) {
+        slots[slot.0].gradients.fill(0.0);
+    }
 }
 
 /// `to += from`.

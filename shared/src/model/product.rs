@@ -1,10 +1,10 @@
 //! Matrix products over slices: f32 for the network, f64 for exact integer sums.
 //!
-//! Row-major slices enter, `out += left * right` leaves. Written on `pulp` (run-time SIMD dispatch in safe
+//! Row-major slices enter, `out += left * right` leaves, or `out = left * right`. Written on `pulp` (run-time SIMD dispatch in safe
 //! Rust; the `gemm` crate's interface is unsafe and promises nothing about order) because the privacy claim
 //! needs this promise, which no matrix library gives:
 //!
-//! **Row independence.** `out[i, j]` is `out[i, j]` plus, for each block of [`DEPTH_BLOCK`] terms in turn, the
+//! **Row independence.** `out[i, j]` is what it starts from plus, for each block of [`DEPTH_BLOCK`] terms in turn, the
 //! chain of fused multiply-adds `left[i, k] * right[k, j]` in rising `k` from zero. Neither the number of rows nor
 //! the row's position nor what the other rows hold changes a bit of it, so one customer's floats never depend on
 //! who else is in the batch.
@@ -14,6 +14,8 @@
 use std::ops::AddAssign;
 
 use pulp::{Arch, Simd, WithSimd};
+
+use super::vectors::integer;
 
 /// Terms of a dot product that are summed before they are added to the output.
 pub(crate) const DEPTH_BLOCK: usize = 256;
@@ -99,7 +101,53 @@ impl<'a, T> View<'a, T> {
 pub(crate) struct Packing<T> {
     left: Vec<T>,
     right: Vec<T>,
-    turned: Vec<T>,
+}
+
+/// What the sums of a tile are added to: floats of their type, or integers, which they are too.
+pub(crate) trait Total<T: Element>: Copy {
+    /// Adds a row of a tile; of `tile_columns` the last may be outside the matrix.
+    fn add_row<S: Simd>(
+        simd: S,
+        sums: [T::Vector<S>; TILE_VECTORS],
+        totals: &mut [Self],
+        tile_columns: usize,
+    );
+}
+
+impl<T: Element> Total<T> for T {
+    #[inline(always)]
+    fn add_row<S: Simd>(simd: S, sums: [T::Vector<S>; TILE_VECTORS], totals: &mut [T], tile_columns: usize) {
+        if totals.len() == tile_columns {
+            for (total, sum) in T::vectors_mut::<S>(totals).iter_mut().zip(sums) {
+                *total = T::add(simd, *total, sum);
+            }
+        } else {
+            let row = plain_row::<T, S>(sums, tile_columns);
+            totals.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
+        }
+    }
+}
+
+/// Of magnitude at most [`INTEGER_LIMIT`](super::vectors::INTEGER_LIMIT).
+impl<T: Element + Into<f64>> Total<T> for i64 {
+    #[inline(always)]
+    fn add_row<S: Simd>(_: S, sums: [T::Vector<S>; TILE_VECTORS], totals: &mut [i64], tile_columns: usize) {
+        let row = plain_row::<T, S>(sums, tile_columns);
+        totals.iter_mut().zip(row).for_each(|(total, sum)| *total += integer(sum.into()));
+    }
+}
+
+/// The entries of a tile's row, and zeros.
+#[inline(always)]
+fn plain_row<T: Element, S: Simd>(
+    sums: [T::Vector<S>; TILE_VECTORS],
+    tile_columns: usize,
+) -> [T; MAX_TILE_COLUMNS] {
+    let mut row = [T::default(); MAX_TILE_COLUMNS];
+    for (row, sum) in T::vectors_mut::<S>(&mut row[..tile_columns]).iter_mut().zip(sums) {
+        *row = sum;
+    }
+    row
 }
 
 /// Adds `left * right` to `out`, with the row independence that this file's header promises.
@@ -110,11 +158,11 @@ pub(crate) struct Packing<T> {
 ///
 /// # Panics
 /// If a slice is shorter than its shape.
-pub(crate) fn add_product<X: Copy + Into<T>, T: Element>(
+pub(crate) fn add_product<X: Copy + Into<T>, T: Element, O: Total<T>>(
     [rows, depth, columns]: [usize; 3],
     left: View<'_, X>,
     right: View<'_, X>,
-    out: &mut [T],
+    out: &mut [O],
     packing: &mut Packing<T>,
 ) {
     assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
@@ -122,34 +170,17 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element>(
 }
 
 /// Adds to `out`, `[outputs, inputs]`, the sum over rows of the outer products of `gradients`, `[rows, outputs]`, and
-/// `activations`, `[rows, inputs]`. Which side is on the left depends on the widths alone: the narrower, whose columns are
-/// the dearer to pack.
-pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element>(
+/// `activations`, `[rows, inputs]`. In integers exact if the factors are, and the absolute products of each
+/// [`DEPTH_BLOCK`] rows in turn sum to what `T` has exactly.
+pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element, O: Total<T>>(
     [outputs, inputs]: [usize; 2],
     gradients: &[X],
     activations: &[X],
-    out: &mut [T],
+    out: &mut [O],
     packing: &mut Packing<T>,
 ) {
-    /// Columns that are turned at a time: a line of cache.
-    const STRIPE: usize = 8;
-    let rows = gradients.len() / outputs;
-    if outputs <= inputs {
-        let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
-        return add_product([outputs, rows, inputs], left, right, out, packing);
-    }
-    let mut turned = std::mem::take(&mut packing.turned);
-    turned.clear();
-    turned.resize(out.len(), T::default());
-    let (left, right) = (View::transpose(activations, inputs), View::rows(gradients, outputs));
-    add_product([inputs, rows, outputs], left, right, &mut turned, packing);
-    for (stripe, out) in out.chunks_mut(STRIPE * inputs).enumerate() {
-        for (input, line) in turned.chunks_exact(outputs).enumerate() {
-            let slots = out[input..].iter_mut().step_by(inputs);
-            slots.zip(&line[stripe * STRIPE..]).for_each(|(slot, &entry)| *slot += entry);
-        }
-    }
-    packing.turned = turned;
+    let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
+    add_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
 }
 
 /// A right side, `[depth, columns]`, packed once for many products.
@@ -170,16 +201,42 @@ impl<T: Element> PackedRight<T> {
     }
 }
 
-/// [`add_product`], bit for bit, of `left`, `[rows, depth]`, and a `right` that is packed already.
-pub(crate) fn add_packed_product<X: Copy + Into<T>, T: Element>(
+/// What the entries of a product start from.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a, T> {
+    /// What the output holds.
+    Kept,
+    /// Zero, whatever the output holds.
+    Zero,
+    /// One value for each column, likewise.
+    Row(&'a [T]),
+}
+
+/// The product of `left`, `[rows, depth]`, and a `right` that is packed already, in `out`, with the row independence that
+/// this file's header promises.
+///
+/// # Panics
+/// If a slice is shorter than its shape.
+pub(crate) fn packed_product<X: Copy + Into<T>, T: Element>(
     rows: usize,
     left: View<'_, X>,
     right: &PackedRight<T>,
+    start: Start<'_, T>,
     out: &mut [T],
 ) {
     assert_eq!(out.len(), rows * right.columns, "output of {rows} x {} columns", right.columns);
     assert!(!left.transposed, "rows by a packed right side");
-    Arch::new().dispatch(PackedProduct { rows, left, right, out });
+    if let Start::Row(row) = start {
+        assert_eq!(row.len(), right.columns, "a row to start from");
+    }
+    if right.depth == 0 {
+        return match start {
+            Start::Kept => {}
+            Start::Zero => out.fill(T::default()),
+            Start::Row(row) => out.chunks_exact_mut(row.len()).for_each(|out| out.copy_from_slice(row)),
+        };
+    }
+    Arch::new().dispatch(PackedProduct { rows, left, right, start, out });
 }
 
 /// Columns of a register tile.
@@ -238,6 +295,7 @@ struct PackedProduct<'a, X, T> {
     rows: usize,
     left: View<'a, X>,
     right: &'a PackedRight<T>,
+    start: Start<'a, T>,
     out: &'a mut [T],
 }
 
@@ -246,7 +304,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, left, right, out } = self;
+        let Self { rows, left, right, start, out } = self;
         let tile_columns = tile_columns::<T, S>();
         let mut rest = right.panels.as_slice();
         for [first_column, block_columns, first_term, terms] in blocks([right.depth, right.columns]) {
@@ -257,13 +315,20 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
                 for (p, panel) in panels.chunks_exact(terms * tile_columns).enumerate() {
                     let column = p * tile_columns;
                     let width = tile_columns.min(block_columns - column);
+                    let columns = first_column + column..first_column + column + width;
                     for first_row in (block_start..block_end).step_by(TILE_ROWS) {
                         let tile_rows = TILE_ROWS.min(block_end - first_row);
                         let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
                         let sums = strided_tile::<X, T, S>(simd, lines, panel);
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                            let at = (first_row + i) * right.columns + first_column + column;
-                            add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                            let out = &mut out[(first_row + i) * right.columns..][columns.clone()];
+                            match start {
+                                _ if first_term > 0 => {}
+                                Start::Kept => {}
+                                Start::Zero => out.fill(T::default()),
+                                Start::Row(row) => out.copy_from_slice(&row[columns.clone()]),
+                            }
+                            T::add_row(simd, sums, out, tile_columns);
                         }
                     }
                 }
@@ -287,17 +352,17 @@ fn tile_lines<'a, X>(
     lines
 }
 
-struct Product<'a, X, T> {
+struct Product<'a, X, T, O> {
     rows: usize,
     depth: usize,
     columns: usize,
     left: View<'a, X>,
     right: View<'a, X>,
-    out: &'a mut [T],
+    out: &'a mut [O],
     packing: &'a mut Packing<T>,
 }
 
-impl<X: Copy + Into<T>, T: Element> WithSimd for Product<'_, X, T> {
+impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, O> {
     type Output = ();
 
     #[inline(always)]
@@ -332,7 +397,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for Product<'_, X, T> {
                         };
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
                             let at = (first_row + i) * columns + first_column + column;
-                            add_row::<T, S>(simd, sums, &mut out[at..][..width], tile_columns);
+                            O::add_row(simd, sums, &mut out[at..][..width], tile_columns);
                         }
                     }
                 }
@@ -379,29 +444,6 @@ fn strided_tile<X: Copy + Into<T>, T: Element, S: Simd>(
         step::<T, S>(simd, &mut sums, [*a, *b, *c, *d, *e, *f].map(Into::into), right);
     }
     sums
-}
-
-/// Adds one row of a tile to the output, of which the last columns may be outside the matrix.
-#[inline(always)]
-fn add_row<T: Element, S: Simd>(
-    simd: S,
-    sums: [T::Vector<S>; TILE_VECTORS],
-    out: &mut [T],
-    tile_columns: usize,
-) {
-    if out.len() == tile_columns {
-        for (out, sum) in T::vectors_mut::<S>(out).iter_mut().zip(sums) {
-            *out = T::add(simd, *out, sum);
-        }
-    } else {
-        let mut row = [T::default(); MAX_TILE_COLUMNS];
-        for (row, sum) in T::vectors_mut::<S>(&mut row[..tile_columns]).iter_mut().zip(sums) {
-            *row = sum;
-        }
-        for (out, sum) in out.iter_mut().zip(row) {
-            *out += sum;
-        }
-    }
 }
 
 /// Copies rows `first_row .. first_row + tile_rows` of a transposed `left` and the terms from `first_term` on to `panel`,
@@ -501,10 +543,19 @@ mod tests {
                 let mut out = vec![0.0; rows * columns];
                 add_product(shape, left_view, right_view, &mut out, &mut packing);
                 if !left_transposed {
-                    let (mut packed, mut again) = (PackedRight::default(), vec![0.0; rows * columns]);
+                    let (mut packed, mut again) = (PackedRight::default(), vec![3.0; rows * columns]);
                     packed.pack([depth, columns], right_view);
-                    add_packed_product(rows, left_view, &packed, &mut again);
+                    packed_product(rows, left_view, &packed, Start::Zero, &mut again);
                     assert_eq!(again, out, "{shape:?}");
+                    let row: Vec<f64> = (0..columns).map(entry).collect();
+                    packed_product(rows, left_view, &packed, Start::Row(&row), &mut again);
+                    let sums = out.chunks_exact(columns).zip(again.chunks_exact(columns));
+                    for (out, again) in sums {
+                        assert!(out.iter().zip(&row).zip(again).all(|((a, b), c)| a + b == *c), "{shape:?}");
+                    }
+                    packed_product(rows, left_view, &packed, Start::Kept, &mut again);
+                    let at = rows * columns - 1;
+                    assert_eq!(again[at], 2.0 * out[at] + row[columns - 1], "{shape:?}");
                 }
                 let at = |view: View<'_, f64>, i: usize, j: usize| {
                     view.data[if view.transposed { j * view.stride + i } else { i * view.stride + j }]
@@ -519,21 +570,26 @@ mod tests {
     }
 
     #[test]
-    fn outer_products_are_exact_whichever_side_is_the_wider() {
-        let mut packing = Packing::default();
-        for [outputs, inputs, rows] in [[2, 5, 4], [19, 3, 300], [8, 8, 1], [33, 17, 7]] {
-            let entry = |i: usize| ((i * 2_654_435_761) % 65_537) as f64 - 32_768.0;
-            let gradients: Vec<f64> = (0..rows * outputs).map(entry).collect();
-            let activations: Vec<f64> = (0..rows * inputs).map(|i| entry(i + 7)).collect();
-            let mut out = vec![0.5; outputs * inputs];
+    fn outer_products_are_exact_in_floats_and_in_integers() {
+        let (mut packing, mut narrow) = (Packing::default(), Packing::<f32>::default());
+        for [outputs, inputs, rows] in [[2, 5, 4], [19, 3, 300], [8, 8, 1], [33, 17, 7], [1, 40, 9]] {
+            let entry = |i: usize| ((i * 2_654_435_761) % 129) as f32 - 64.0;
+            let gradients: Vec<f32> = (0..rows * outputs).map(entry).collect();
+            let activations: Vec<f32> = (0..rows * inputs).map(|i| entry(i + 7)).collect();
             let shape = [outputs, inputs];
-            add_outer_products(shape, &gradients, &activations, &mut out, &mut packing);
             let expected = naive(
                 [outputs, rows, inputs],
-                |i, k| gradients[k * outputs + i],
-                |k, j| activations[k * inputs + j],
+                |i, k| gradients[k * outputs + i].into(),
+                |k, j| activations[k * inputs + j].into(),
             );
+            let mut out = vec![0.5; outputs * inputs];
+            add_outer_products::<f32, f64, f64>(shape, &gradients, &activations, &mut out, &mut packing);
             assert!(out.iter().zip(&expected).all(|(got, expected)| *got == expected + 0.5), "{shape:?}");
+            let (mut wide, mut short) = (vec![-7i64; out.len()], vec![-7i64; out.len()]);
+            add_outer_products::<f32, f64, i64>(shape, &gradients, &activations, &mut wide, &mut packing);
+            add_outer_products::<f32, f32, i64>(shape, &gradients, &activations, &mut short, &mut narrow);
+            assert!(wide.iter().zip(&expected).all(|(got, expected)| *got == *expected as i64 - 7));
+            assert_eq!(wide, short, "{shape:?}");
         }
     }
 

@@ -114,6 +114,18 @@ pub(crate) fn add_rows<X: Copy + Into<T>, T: Element>(rows: &[X], out: &mut [T])
     );
 }
 
+/// Magnitude up to which [`integer`] is exact.
+pub(crate) const INTEGER_LIMIT: f64 = (1u64 << 51) as f64;
+
+/// The integer that an f64 of magnitude at most [`INTEGER_LIMIT`] is.
+#[inline(always)]
+pub(crate) fn integer(value: f64) -> i64 {
+    // With 1.5 * 2^52 added, the last bits of the f64 are the integer: vectorises where a cast does not.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    debug_assert!(value.abs() <= INTEGER_LIMIT && value.fract() == 0.0);
+    (value + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i64
+}
+
 /// ReLU in place; a NaN stays.
 pub(crate) fn rectify(values: &mut [f32]) {
     Arch::new().dispatch(

@@ -38,6 +38,8 @@ pub struct Workspace {
     pub(super) attention: AttentionScratch,
     /// Any row of a layer.
     pub(super) line: Vec<f32>,
+    /// By slot, for the way back.
+    pub(super) fresh: Vec<bool>,
     pub(super) customers: usize,
 }
 

@@ -347,12 +347,7 @@ fn fill_slots(taps: &[Tap], of: fn(&Tap) -> Option<Slot>, slots: &mut Vec<Slot>)
 
 /// Calls `write` with the gradients of one customer, slot by slot.
 #[inline(always)]
-fn rewrite_gradients(
-    factors: &mut Workspace,
-    outputs: &[Slot],
-    customer: usize,
-    write: impl Fn(&mut [f32]),
-) {
+fn rewrite_gradients(factors: &mut Workspace, outputs: &[Slot], customer: usize, write: impl Fn(&mut [f32])) {
     for &slot in outputs {
         let [start, end] = entries(factors, slot, customer);
         write(&mut factors.gradients_mut(slot)[start..end]);

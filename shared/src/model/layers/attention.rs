@@ -21,10 +21,13 @@ pub(in crate::model) struct Attention {
     pub causal: bool,
 }
 
+/// What lines of weights are filled up to: ends of lines do not vectorise.
+const LANES: usize = 16;
+
 /// Buffers of [`Attention`], kept between batches.
 #[derive(Clone, Debug, Default)]
 pub(in crate::model) struct AttentionScratch {
-    /// `[steps, steps]` of one head of one row, rows those of the queries.
+    /// `[steps, steps]` of one head of one row, rows those of the queries, each filled up to whole [`LANES`] with zeros.
     weights: Vec<f32>,
     /// The derivative by the weights, then by the scores.
     slopes: Vec<f32>,
@@ -44,7 +47,7 @@ impl Attention {
         1.0 / (self.head_width() as f32).sqrt()
     }
 
-    /// `[steps, 3 width]` to `[steps, width]`, zeros before; row `r` has the steps `starts[r] .. starts[r + 1]`.
+    /// `[steps, 3 width]` to `[steps, width]`, whatever it held; row `r` has the steps `starts[r] .. starts[r + 1]`.
     pub fn forward(&self, starts: &[u32], input: &[f32], output: &mut [f32], scratch: &mut AttentionScratch) {
         let own = self.head_width();
         for (first, steps) in spans(starts) {
@@ -53,14 +56,14 @@ impl Attention {
                 self.weigh(input, first, steps, head, scratch);
                 let AttentionScratch { weights, part, packing, .. } = scratch;
                 let shape = [steps, steps, own];
-                product(shape, View::rows(weights, steps), value, part, packing);
+                product(shape, View::rows(weights, padded(steps)), value, part, packing);
                 let lines = output[first * self.width..].chunks_exact_mut(self.width);
-                add_lines(part, own, lines.map(|line| &mut line[head * own..]));
+                copy_lines(part, own, lines.map(|line| &mut line[head * own..]));
             }
         }
     }
 
-    /// Adds the gradient by the input, `[steps, 3 width]`, from that by the output, `[steps, width]`.
+    /// Fills the gradient by the input, `[steps, 3 width]`, from that by the output, `[steps, width]`.
     pub fn backward(
         &self,
         starts: &[u32],
@@ -71,22 +74,23 @@ impl Attention {
     ) {
         let (own, columns) = (self.head_width(), 3 * self.width);
         for (first, steps) in spans(starts) {
+            let line = padded(steps);
             for head in 0..self.heads {
                 let [query, key, value] = self.views(input, first, head);
                 self.weigh(input, first, steps, head, scratch);
                 let AttentionScratch { weights, slopes, part, packing } = scratch;
-                let from = &output_gradients[first * self.width + head * own..];
-                let across = View { transposed: true, ..value };
-                product([steps, own, steps], View::rows(from, self.width), across, slopes, packing);
-                let mut add = |which: usize, left: View<'_, f32>, right: View<'_, f32>| {
+                let from = View::rows(&output_gradients[first * self.width + head * own..], self.width);
+                pad_rows(value, steps, own, part);
+                product([steps, own, line], from, View::transpose(part, own), slopes, packing);
+                let mut fill = |which: usize, left: View<'_, f32>, right: View<'_, f32>| {
                     product([steps, steps, own], left, right, part, packing);
                     let lines = input_gradients[first * columns..].chunks_exact_mut(columns);
-                    add_lines(part, own, lines.map(|line| &mut line[which * self.width + head * own..]));
+                    copy_lines(part, own, lines.map(|line| &mut line[which * self.width + head * own..]));
                 };
-                add(2, View::transpose(weights, steps), View::rows(from, self.width));
-                self.differentiate_softmax(steps, weights, slopes);
-                add(0, View::rows(slopes, steps), key);
-                add(1, View::transpose(slopes, steps), query);
+                fill(2, View::transpose(weights, line), from);
+                self.differentiate_softmax(line, weights, slopes);
+                fill(0, View::rows(slopes, line), key);
+                fill(1, View::transpose(slopes, line), query);
             }
         }
     }
@@ -101,10 +105,11 @@ impl Attention {
 
     /// Fills the weights of one head of one row.
     fn weigh(&self, input: &[f32], first: usize, steps: usize, head: usize, scratch: &mut AttentionScratch) {
-        let AttentionScratch { weights, packing, .. } = scratch;
+        let AttentionScratch { weights, part, packing, .. } = scratch;
         let [query, key, _] = self.views(input, first, head);
-        let across = View { transposed: true, ..key };
-        product([steps, self.head_width(), steps], query, across, weights, packing);
+        let (own, line) = (self.head_width(), padded(steps));
+        pad_rows(key, steps, own, part);
+        product([steps, own, line], query, View::transpose(part, own), weights, packing);
         let (scale, weights) = (self.scale(), weights.as_mut_slice());
         Arch::new().dispatch(
             // Consumes `weights`: a closure that can be called but once is inlined whole, and so vectorised.
@@ -112,17 +117,13 @@ impl Attention {
             move || {
                 let weights = weights;
                 let seen = |step: usize| if self.causal { step + 1 } else { steps };
-                for (step, line) in weights.chunks_exact_mut(steps).enumerate() {
-                    let largest = largest(&line[..seen(step)]);
-                    line.iter_mut().for_each(|score| *score = (*score - largest) * scale);
-                }
-                // All at once, as the ends of short lines do not vectorise.
-                weights.iter_mut().for_each(|score| *score = exp(*score));
-                for (step, line) in weights.chunks_exact_mut(steps).enumerate() {
-                    let (seen, hidden) = line.split_at_mut(seen(step));
-                    hidden.fill(0.0);
-                    let share = 1.0 / sum(seen);
-                    seen.iter_mut().for_each(|weight| *weight *= share);
+                for (step, scores) in weights.chunks_exact_mut(line).enumerate() {
+                    scores[seen(step)..].fill(f32::NEG_INFINITY);
+                    let largest = largest(scores);
+                    scores.iter_mut().for_each(|score| *score = exp((*score - largest) * scale));
+                    scores[seen(step)..].fill(0.0);
+                    let share = 1.0 / sum(scores);
+                    scores.iter_mut().for_each(|weight| *weight *= share);
                 }
             },
         );
@@ -153,6 +154,18 @@ fn spans(starts: &[u32]) -> impl Iterator<Item = (usize, usize)> {
     spans.filter(|&(_, steps)| steps > 0)
 }
 
+/// Entries of a line of so many weights.
+fn padded(steps: usize) -> usize {
+    steps.next_multiple_of(LANES)
+}
+
+/// Copies the first `rows` rows of `width` entries to `out`, filled up with zero rows to whole lines of weights.
+fn pad_rows(of: View<'_, f32>, rows: usize, width: usize, out: &mut Vec<f32>) {
+    out.clear();
+    of.data.chunks(of.stride).take(rows).for_each(|row| out.extend_from_slice(&row[..width]));
+    out.resize(padded(rows) * width, 0.0);
+}
+
 /// `left * right` in `out`, which is resized.
 fn product(
     shape: [usize; 3],
@@ -166,11 +179,9 @@ fn product(
     add_product(shape, left, right, out, packing);
 }
 
-/// Adds each row of `part`, `[rows, width]`, to the beginning of a line.
-fn add_lines<'a>(part: &[f32], width: usize, lines: impl Iterator<Item = &'a mut [f32]>) {
-    for (from, line) in part.chunks_exact(width).zip(lines) {
-        line.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-    }
+/// Copies each row of `part`, `[rows, width]`, to the beginning of a line.
+fn copy_lines<'a>(part: &[f32], width: usize, lines: impl Iterator<Item = &'a mut [f32]>) {
+    part.chunks_exact(width).zip(lines).for_each(|(from, line)| line[..width].copy_from_slice(from));
 }
 
 #[cfg(test)]

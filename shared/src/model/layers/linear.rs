@@ -1,7 +1,7 @@
 //! One linear layer with the activation behind it: forward, and the gradient handed to the layer before.
 
 use super::squash::{sigmoid, tanh};
-use crate::model::product::{PackedRight, Packing, View, add_outer_products, add_packed_product};
+use crate::model::product::{PackedRight, Packing, Start, View, add_outer_products, packed_product};
 use crate::model::vectors::{add_dots, add_rows, add_weighted_rows, mask, rectify, vectorised};
 
 /// What is done to each entry of a layer's output.
@@ -101,45 +101,41 @@ impl Linear {
     }
 
     /// `[rows, inputs]` to `[rows, outputs]`, whatever it held.
-    pub fn forward(
-        &self,
-        parameters: &[f32],
-        input: &[f32],
-        output: &mut [f32],
-        packed: &PackedRight<f32>,
-    ) {
-        let (weight, bias) = (self.weight(parameters), self.bias(parameters));
-        if self.biased {
-            output.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias));
-        } else {
-            output.fill(0.0);
-        }
+    pub fn forward(&self, parameters: &[f32], input: &[f32], output: &mut [f32], packed: &PackedRight<f32>) {
+        let bias = self.bias(parameters);
         if self.outputs == 1 {
-            add_dots(input, weight, output);
+            output.fill(bias.first().copied().unwrap_or(0.0));
+            add_dots(input, self.weight(parameters), output);
         } else {
+            let start = if self.biased { Start::Row(bias) } else { Start::Zero };
             let rows = output.len() / self.outputs;
-            add_packed_product(rows, View::rows(input, self.inputs), packed, output);
+            packed_product(rows, View::rows(input, self.inputs), packed, start, output);
         }
         self.activation.forward(output);
     }
 
     /// Adds the gradient by the inputs, `[rows, inputs]`, from that by the outputs before the activation,
-    /// `[rows, outputs]`.
+    /// `[rows, outputs]`; to zeros whatever it holds if it is `fresh`.
     pub fn backward(
         &self,
         parameters: &[f32],
         output_gradients: &[f32],
         input_gradients: &mut [f32],
+        fresh: bool,
         packed: &PackedRight<f32>,
     ) {
-        let weight = self.weight(parameters);
         if self.outputs == 1 {
+            let weight = self.weight(parameters);
+            if fresh {
+                input_gradients.fill(0.0);
+            }
             for (row, &gradient) in input_gradients.chunks_exact_mut(self.inputs).zip(output_gradients) {
                 row.iter_mut().zip(weight).for_each(|(slot, &weight)| *slot += gradient * weight);
             }
         } else {
             let rows = output_gradients.len() / self.outputs;
-            add_packed_product(rows, View::rows(output_gradients, self.outputs), packed, input_gradients);
+            let start = if fresh { Start::Zero } else { Start::Kept };
+            packed_product(rows, View::rows(output_gradients, self.outputs), packed, start, input_gradients);
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 
 use super::squash::{sigmoid, tanh};
-use crate::model::product::{PackedRight, View, add_packed_product};
+use crate::model::product::{PackedRight, Start, View, packed_product};
 use crate::model::vectors::vectorised;
 
 /// `gates += h' U^T` for the hidden state `h'` of the step before; `i, f, o = sigmoid`, `g = tanh` of their quarters;
@@ -78,8 +78,7 @@ impl Lstm {
     }
 
     /// Fills the hidden states, `[steps, hidden]`, and all other states from the gates' inputs; row `r` has the steps
-    /// `starts[r] .. starts[r + 1]`. `states.previous` and `output` are zeros before. `weight` is
-    /// packed for the way forward.
+    /// `starts[r] .. starts[r + 1]`. `weight` is packed for the way forward.
     pub fn forward(
         &self,
         weight: &PackedRight<f32>,
@@ -99,7 +98,7 @@ impl Lstm {
             places().for_each(|(at, _)| sums.extend_from_slice(&gates[at * 4 * width..][..4 * width]));
             if step > 0 {
                 let hidden = View::rows(&hidden[..active * width], width);
-                add_packed_product(active, hidden, weight, sums);
+                packed_product(active, hidden, weight, Start::Kept, sums);
             }
             vectorised(
                 #[inline(always)]
@@ -111,6 +110,9 @@ impl Lstm {
                         let gates = &mut gates[at * 4 * width..][..4 * width];
                         advance(sums, before, gates, cells, &mut squashed[at * width..], hidden);
                         output[at * width..][..width].copy_from_slice(hidden);
+                        if step == 0 {
+                            previous[at * width..][..width].fill(0.0);
+                        }
                         if at + 1 < starts[row as usize + 1] as usize {
                             previous[(at + 1) * width..][..width].copy_from_slice(hidden);
                         }
@@ -120,7 +122,7 @@ impl Lstm {
         }
     }
 
-    /// Adds to `[steps, 4 x hidden]` the gradient by the gates before their activation, from that by the hidden states,
+    /// Fills `[steps, 4 x hidden]`, the gradient by the gates before their activation, from that by the hidden states,
     /// `[steps, hidden]`, and the states that the forward left. `weight` is packed for the way back.
     pub fn backward(
         &self,
@@ -152,15 +154,13 @@ impl Lstm {
                         let gates = &gates[at * 4 * width..][..4 * width];
                         let squashed = &squashed[at * width..][..width];
                         retreat(gates, before, squashed, of_hidden, of_cell, sums);
-                        let to = &mut gate_gradients[at * 4 * width..][..4 * width];
-                        to.iter_mut().zip(&*sums).for_each(|(to, from)| *to += from);
+                        gate_gradients[at * 4 * width..][..4 * width].copy_from_slice(sums);
                     }
                 },
             );
             if step > 0 {
                 let hidden = &mut hidden[..active * width];
-                hidden.fill(0.0);
-                add_packed_product(active, View::rows(sums, 4 * width), weight, hidden);
+                packed_product(active, View::rows(sums, 4 * width), weight, Start::Zero, hidden);
             }
         }
     }

@@ -1,49 +1,44 @@
 //! The exact sum of the integer gradients of a batch, tap by tap: integer factors enter, i64 entries grow.
 //!
-//! The factors of a linear tap are multiplied as matrices of factors. Every partial sum is an integer; as long as its
+//! The factors of a linear tap are multiplied as matrices of floats, a block of rows at a time. Every partial sum is an integer; as long as its
 //! magnitude is within what the float type has exactly, no sum is rounded, and the order does not matter. f64 has all
 //! integers up to 2^53, and [`BLOCK_ROWS`] rows of the largest factors stay below it. f32 has those up to 2^24: with
-//! `a` the largest activation of the batch, so many rows are summed in f32 that no output's `a (sum over rows of |g_r|)`
-//! passes 2^24, which bounds every partial sum of its products. Twice as fast, and the factors of real gradients are
+//! `a` the largest activation of the batch, so many rows of a block are summed in f32 that no output's
+//! `a (sum over rows of |g_r|)` passes 2^24, which bounds every partial sum of its products. Twice as fast, and the factors of real gradients are
 //! mostly small: `g` is one part of a gradient whose norm is held. Where fewer than [`FEWEST_ROWS`] rows would fit, f64
 //! it is. Which of them is a matter of speed alone; the sum is the same integers.
 
 use super::{ACTIVATION_STEPS, FACTOR_LIMIT};
-use crate::model::{Packing, Tap, Workspace, add_outer_products, add_rows, add_weighted_rows, vectorised};
+use crate::model::{
+    DEPTH_BLOCK, INTEGER_LIMIT, Packing, Tap, Workspace, add_outer_products, add_rows, add_weighted_rows,
+    integer, vectorised,
+};
 
-/// Rows whose products are summed in f64 before they go to the i64 sum.
+/// Most rows whose sums in f64 go to the i64 sum together.
 const BLOCK_ROWS: usize = 1 << 20;
 /// Rows whose products are worth a sum in f32 of their own.
 const FEWEST_ROWS: usize = 16;
 /// Magnitude up to which f32 has every integer.
 const NARROW_LIMIT: f32 = (1 << 24) as f32;
-/// Magnitude up to which [`add_integers`] is exact.
-const INTEGER_LIMIT: f64 = (1u64 << 51) as f64;
 
 const _: () = assert!(BLOCK_ROWS as f64 * FACTOR_LIMIT as f64 * FACTOR_LIMIT as f64 <= INTEGER_LIMIT);
 
 /// Buffers for sums of products.
 #[derive(Clone, Default)]
 pub(super) struct SumScratch {
-    wide: Products<f64>,
-    narrow: Products<f32>,
+    narrow: Packing<f32>,
+    wide: Packing<f64>,
+    /// Sums of one line.
+    line: Vec<f64>,
     /// For each output, the magnitudes of its gradients so far.
     magnitudes: Vec<f32>,
 }
 
-#[derive(Clone, Default)]
-struct Products<T> {
-    entries: Vec<T>,
-    packing: Packing<T>,
-}
-
-impl<T: Copy + Default> Products<T> {
-    /// So many zeros.
-    fn zeros(&mut self, entries: usize) -> &mut [T] {
-        self.entries.clear();
-        self.entries.resize(entries, T::default());
-        &mut self.entries
-    }
+/// So many zeros.
+fn zeros(line: &mut Vec<f64>, entries: usize) -> &mut [f64] {
+    line.clear();
+    line.resize(entries, 0.0);
+    line
 }
 
 impl SumScratch {
@@ -73,7 +68,7 @@ impl SumScratch {
                     let (weight, bias) = (next(width), next(width));
                     let activations = factors.values(input).chunks(BLOCK_ROWS * width);
                     for (activations, gradients) in activations.zip(gradients.chunks(BLOCK_ROWS * width)) {
-                        let products = self.wide.zeros(width);
+                        let products = zeros(&mut self.line, width);
                         add_scaled_rows(gradients, activations, products);
                         add_integers(products, weight);
                     }
@@ -87,33 +82,32 @@ impl SumScratch {
     /// Adds to `weight`, `[outputs, inputs]`, the sum of the rows' outer products.
     fn add_products(
         &mut self,
-        [outputs, inputs]: [usize; 2],
+        shape @ [outputs, inputs]: [usize; 2],
         mut gradients: &[f32],
         mut activations: &[f32],
         weight: &mut [i64],
     ) {
+        if outputs == 1 {
+            let blocks = gradients.chunks(BLOCK_ROWS).zip(activations.chunks(BLOCK_ROWS * inputs));
+            for (gradients, activations) in blocks {
+                let sums = zeros(&mut self.line, inputs);
+                add_weighted_rows(gradients, activations, sums);
+                add_integers(sums, weight);
+            }
+            return;
+        }
         let largest = largest_magnitude(activations).max(1.0);
         while !gradients.is_empty() {
-            let all = gradients.len() / outputs;
-            let narrow =
-                if outputs == 1 { 0 } else { self.rows_within(gradients, outputs, NARROW_LIMIT / largest) };
-            let rows = if narrow < FEWEST_ROWS.min(all) { BLOCK_ROWS.min(all) } else { narrow };
+            let block = DEPTH_BLOCK.min(gradients.len() / outputs);
+            let narrow = self.rows_within(&gradients[..block * outputs], outputs, NARROW_LIMIT / largest);
+            let in_narrow = narrow >= FEWEST_ROWS.min(block);
+            let rows = if in_narrow { narrow } else { block };
             let (now, later) = gradients.split_at(rows * outputs);
             let (inputs_now, inputs_later) = activations.split_at(rows * inputs);
-            if rows == narrow {
-                self.narrow.zeros(weight.len());
-                let Products { entries, packing } = &mut self.narrow;
-                add_outer_products([outputs, inputs], now, inputs_now, entries, packing);
-                add_integers(entries, weight);
+            if in_narrow {
+                add_outer_products(shape, now, inputs_now, weight, &mut self.narrow);
             } else {
-                self.wide.zeros(weight.len());
-                let Products { entries, packing } = &mut self.wide;
-                if outputs == 1 {
-                    add_weighted_rows(now, inputs_now, entries);
-                } else {
-                    add_outer_products([outputs, inputs], now, inputs_now, entries, packing);
-                }
-                add_integers(entries, weight);
+                add_outer_products(shape, now, inputs_now, weight, &mut self.wide);
             }
             (gradients, activations) = (later, inputs_later);
         }
@@ -125,7 +119,6 @@ impl SumScratch {
         let Self { magnitudes, .. } = self;
         magnitudes.clear();
         magnitudes.resize(outputs, 0.0);
-        let rows = gradients.len() / outputs;
         let magnitudes = magnitudes.as_mut_slice();
         vectorised(
             #[inline(always)]
@@ -140,7 +133,7 @@ impl SumScratch {
                     }
                     f32::from_bits(largest) < limit
                 };
-                gradients.chunks_exact(outputs).take_while(within).count().min(rows)
+                gradients.chunks_exact(outputs).take_while(within).count()
             },
         )
     }
@@ -149,7 +142,7 @@ impl SumScratch {
     fn add_biases(&mut self, gradients: &[f32], bias: &mut [i64]) {
         if !bias.is_empty() {
             for gradients in gradients.chunks(BLOCK_ROWS * bias.len()) {
-                let sums = self.wide.zeros(bias.len());
+                let sums = zeros(&mut self.line, bias.len());
                 add_rows(gradients, sums);
                 sums.iter_mut().for_each(|entry| *entry *= f64::from(ACTIVATION_STEPS));
                 add_integers(sums, bias);
@@ -195,15 +188,6 @@ fn add_scaled_rows(gradients: &[f32], activations: &[f32], products: &mut [f64])
             }
         },
     );
-}
-
-/// An integer-valued f64 of magnitude at most 2^51.
-#[inline(always)]
-fn integer(value: f64) -> i64 {
-    // With 1.5 * 2^52 added, the last bits of the f64 are the integer: vectorises where a cast does not.
-    const SHIFT: f64 = 6_755_399_441_055_744.0;
-    debug_assert!(value.abs() <= INTEGER_LIMIT && value.fract() == 0.0);
-    (value + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i64
 }
 
 /// Adds integer-valued floats of magnitude at most 2^51 to integers.

@@ -44,9 +44,8 @@ fn materialised(workspace: &SumWorkspace, customer: usize) -> Vec<i128> {
         let starts = factors.starts(output);
         let rows = starts[customer] as usize..starts[customer + 1] as usize;
         let g = |row: usize, at: usize| factors.gradients(output)[row * width + at] as i128;
-        let a = |slot: Slot, row: usize, at: usize| {
-            factors.values(slot)[row * factors.width(slot) + at] as i128
-        };
+        let a =
+            |slot: Slot, row: usize, at: usize| factors.values(slot)[row * factors.width(slot) + at] as i128;
         match *tap {
             Tap::Linear { input, biased, .. } => {
                 let inputs = factors.width(input);
