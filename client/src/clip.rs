@@ -8,11 +8,11 @@ use std::num::NonZero;
 use std::thread;
 use weighhouse_shared::model::{Engine, ModelError, Network};
 use weighhouse_shared::privacy::Generator;
-use weighhouse_shared::privacy::grid::{Grid, SumWorkspace, clipped_sum};
+use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 
 /// Most bytes of buffers for the customers whose gradients a thread works on at a time: bounds memory whatever
-/// the batch, and most of it stays in its second cache. One customer alone may need more.
-const MICRO_BATCH_BYTES: usize = 4 << 20;
+/// the batch. Few customers leave a recurrence few rows a step. One customer alone may need more.
+const MICRO_BATCH_BYTES: usize = 8 << 20;
 /// Most customers whose gradients a thread works on at a time: more fall out of its cache.
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.
@@ -192,6 +192,7 @@ fn add_customers(
     sum: &mut [i64],
 ) -> Result<(), ModelError> {
     let Step { network, parameters, max_rows, grid } = step;
+    workspace.load(network, parameters)?;
     while !chosen.is_empty() {
         let mut bytes = 0;
         let fits = chosen.iter().take(MICRO_BATCH).take_while(|&&customer| {
@@ -201,7 +202,7 @@ fn add_customers(
         });
         let (now, later) = chosen.split_at(fits.count().max(1));
         let batch = table.gather(now, max_rows).with_draws(network, generator);
-        clipped_sum(network, parameters, &batch.as_batch(), grid, workspace, sum)?;
+        workspace.add_clipped(network, &batch.as_batch(), grid, sum)?;
         chosen = later;
     }
     Ok(())
@@ -212,6 +213,7 @@ mod tests {
     use super::*;
     use weighhouse_shared::model::ModelSpec;
     use weighhouse_shared::privacy::ClipNorm;
+    use weighhouse_shared::privacy::grid::clipped_sum;
 
     #[test]
     fn however_large_the_batch_memory_is_that_of_a_micro_batch() {

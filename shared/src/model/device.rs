@@ -19,7 +19,6 @@ use super::{
     graph::Node,
     network::Mode,
     tensors::{self, Learning, Pass},
-    weights::check_parameters,
     workspace::Buffers,
 };
 
@@ -152,10 +151,7 @@ impl Engine {
         parameters: &[f32],
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
-        match self {
-            Self::Processor => network.load(parameters, workspace),
-            Self::Candle(_) => check_parameters(network, parameters),
-        }
+        workspace.weights.load(network, parameters, matches!(self, Self::Processor))
     }
 
     /// Leaves each tap's factors in `workspace`, at the parameters that are loaded; the batch is checked. Errors if the
@@ -163,7 +159,6 @@ impl Engine {
     pub(crate) fn differentiate(
         &self,
         network: &Network,
-        parameters: &[f32],
         batch: &Batch,
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
@@ -172,11 +167,17 @@ impl Engine {
         let without_steps = batch.rows.step_starts.last() == Some(&0);
         match self {
             Self::Candle(device) if !without_rows && !without_steps => {
-                on_device(network, parameters, batch, workspace, device)
+                on_device(network, batch, workspace, device)
             }
-            _ => {
-                network.load(parameters, workspace)?;
-                network.differentiate(parameters, batch, workspace);
+            Self::Candle(_) => {
+                // Only the processor's weights are packed.
+                let parameters = std::mem::take(&mut workspace.weights.parameters);
+                network.load(&parameters, workspace)?;
+                network.differentiate(batch, workspace);
+                Ok(())
+            }
+            Self::Processor => {
+                network.differentiate(batch, workspace);
                 Ok(())
             }
         }
@@ -186,12 +187,12 @@ impl Engine {
 /// [`Network::differentiate`] by candle: values of the taps' inputs and gradients of their outputs, nothing else.
 fn on_device(
     network: &Network,
-    parameters: &[f32],
     batch: &Batch,
     workspace: &mut Workspace,
     device: &Device,
 ) -> Result<(), ModelError> {
     network.shape_batch(batch, Mode::Learn, workspace);
+    let parameters = workspace.weights.parameters.as_slice();
     let tensors = tensors::load(network, parameters, device)?;
     let mut taps: Vec<Option<Var>> = vec![None; workspace.shapes.len()];
     for tap in workspace.taps.iter() {
@@ -270,9 +271,10 @@ mod tests {
             for customer_rows in [&[1, 2, 9, 1, 4][..], &[1], &[]] {
                 let batch = OwnedBatch::draw(3, shape.clone(), customer_rows, 1.0).with_draws(&network, 3);
                 let (mut one, mut other) = (Workspace::new(), Workspace::new());
-                engine.differentiate(&network, &parameters, &batch.batch(), &mut one).unwrap();
+                engine.load(&network, &parameters, &mut one).unwrap();
+                engine.differentiate(&network, &batch.batch(), &mut one).unwrap();
                 network.load(&parameters, &mut other).unwrap();
-                network.differentiate(&parameters, &batch.batch(), &mut other);
+                network.differentiate(&batch.batch(), &mut other);
                 for tap in network_taps(&other) {
                     let close = |one: &[f32], other: &[f32], what: &str| {
                         assert_eq!(one.len(), other.len(), "{spec:?} {tap:?} {what}");

@@ -146,10 +146,10 @@ impl Network {
     pub fn outputs(&self, parameters: &[f32], rows: &Rows, workspace: &mut Workspace) -> Vec<f32> {
         assert_eq!(parameters.len(), self.parameter_count(), "parameters of another network");
         let count = self.check_rows(rows).unwrap_or_else(|error| panic!("{error}"));
-        workspace.weights.load(self, parameters).unwrap_or_else(|error| panic!("{error}"));
+        workspace.weights.load(self, parameters, true).unwrap_or_else(|error| panic!("{error}"));
         let starts: Vec<u32> = (0..=count as u32).collect();
         let batch = Batch { rows: *rows, customer_starts: &starts, ..Batch::default() };
-        self.run_forward(parameters, &batch, Mode::Score, workspace);
+        self.run_forward(&batch, Mode::Score, workspace);
         workspace.slots[self.graph.output.0].values.clone()
     }
 
@@ -164,9 +164,9 @@ impl Network {
         batch: &Batch,
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
-        workspace.weights.load(self, parameters)?;
+        self.load(parameters, workspace)?;
         self.check(batch)?;
-        self.differentiate(parameters, batch, workspace);
+        self.differentiate(batch, workspace);
         for (shape, buffers) in self.slots.iter().zip(&workspace.slots) {
             for matrix in [&buffers.values, &buffers.gradients] {
                 if let Some(entry) = first_not_finite(matrix) {
@@ -242,19 +242,23 @@ impl Network {
     /// Prepares [`differentiate`](Self::differentiate) at `parameters`, for any number of batches. Errors if they do not fit or
     /// are not finite.
     pub(crate) fn load(&self, parameters: &[f32], workspace: &mut Workspace) -> Result<(), ModelError> {
-        workspace.weights.load(self, parameters)
+        workspace.weights.load(self, parameters, true)
     }
 
     /// [`backward`](Self::backward) of a checked batch, at the parameters that are loaded; does not look at the results.
-    pub(crate) fn differentiate(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
-        self.run_forward(parameters, batch, Mode::Learn, workspace);
+    ///
+    /// # Panics
+    /// If another network is loaded.
+    pub(crate) fn differentiate(&self, batch: &Batch, workspace: &mut Workspace) {
+        assert!(workspace.weights.is_of(self), "weights of another network");
+        self.run_forward(batch, Mode::Learn, workspace);
         for (shape, Buffers { values, gradients }) in self.slots.iter().zip(&mut workspace.slots) {
             gradients.resize(if shape.learned { values.len() } else { 0 }, 0.0);
         }
         let Buffers { values, gradients } = &mut workspace.slots[self.graph.output.0];
         gradients.fill(0.0);
         self.differentiate_loss(values, batch, gradients);
-        self.run_backward(parameters, batch, workspace);
+        self.run_backward(batch, workspace);
     }
 
     /// The gradient by the outputs while the model learns.
@@ -348,12 +352,13 @@ impl Network {
     }
 
     /// Fills the values of all slots.
-    fn run_forward(&self, parameters: &[f32], batch: &Batch, mode: Mode, workspace: &mut Workspace) {
+    fn run_forward(&self, batch: &Batch, mode: Mode, workspace: &mut Workspace) {
         self.shape_batch(batch, mode, workspace);
         let counts = [Level::Row, Level::Step, Level::Candidate].map(|level| workspace.count(level));
         let rows = counts[Level::Row as usize];
         let mut draws = batch.draws.get(rows * self.graph.negatives * NEGATIVE_BYTES..).unwrap_or_default();
         let Workspace { slots, ids, weights, recurrence, attention, .. } = workspace;
+        let parameters = weights.parameters.as_slice();
         slots.resize_with(self.slots.len(), Buffers::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
             buffers.values.resize(counts[shape.level as usize] * shape.width, 0.0);
@@ -445,9 +450,10 @@ impl Network {
     }
 
     /// Fills the gradients of all learned slots, given those of the output and anything elsewhere.
-    fn run_backward(&self, parameters: &[f32], batch: &Batch, workspace: &mut Workspace) {
+    fn run_backward(&self, batch: &Batch, workspace: &mut Workspace) {
         let rows = workspace.count(Level::Row);
         let Workspace { slots, weights, recurrence, attention, line, fresh, .. } = workspace;
+        let parameters = weights.parameters.as_slice();
         // The slots whose gradients nothing has been written to: whoever is the first writes over what they hold.
         fresh.clear();
         fresh.resize(slots.len(), true);

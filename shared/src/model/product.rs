@@ -104,7 +104,7 @@ pub(crate) struct Packing<T> {
 }
 
 /// What the sums of a tile are added to: floats of their type, or integers, which they are too.
-pub(crate) trait Total<T: Element>: Copy {
+pub(crate) trait Total<T: Element>: Copy + Default {
     /// Adds a row of a tile; of `tile_columns` the last may be outside the matrix.
     fn add_row<S: Simd>(
         simd: S,
@@ -166,7 +166,30 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element, O: Total<T>>(
     packing: &mut Packing<T>,
 ) {
     assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
-    Arch::new().dispatch(Product { rows, depth, columns, left, right, out, packing });
+    let out = Lines { data: out, stride: columns, columns };
+    Arch::new().dispatch(Product { rows, depth, columns, left, right, fresh: false, out, packing });
+}
+
+/// Rows of `columns` entries that are written, each `stride` after the one before.
+pub(crate) struct Lines<'a, O> {
+    pub data: &'a mut [O],
+    pub stride: usize,
+    pub columns: usize,
+}
+
+/// Writes `left * right` to the lines of `out`, with the row independence that this file's header promises. They may have
+/// more columns than the product, by less than a register tile: those are anything then. No depth leaves them as they are.
+///
+/// # Panics
+/// If a slice is shorter than its shape.
+pub(crate) fn write_product(
+    [rows, depth, columns]: [usize; 3],
+    left: View<'_, f32>,
+    right: View<'_, f32>,
+    out: Lines<'_, f32>,
+    packing: &mut Packing<f32>,
+) {
+    Arch::new().dispatch(Product { rows, depth, columns, left, right, fresh: true, out, packing });
 }
 
 /// Adds to `out`, `[outputs, inputs]`, the sum over rows of the outer products of `gradients`, `[rows, outputs]`, and
@@ -358,7 +381,9 @@ struct Product<'a, X, T, O> {
     columns: usize,
     left: View<'a, X>,
     right: View<'a, X>,
-    out: &'a mut [O],
+    /// Whether the output is written and not added to.
+    fresh: bool,
+    out: Lines<'a, O>,
     packing: &'a mut Packing<T>,
 }
 
@@ -367,7 +392,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, depth, columns, left, right, out, packing } = self;
+        let Self { rows, depth, columns, left, right, fresh, out, packing } = self;
         let tile_columns = tile_columns::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
@@ -385,8 +410,8 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
                     }
                 }
                 for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
-                    let column = p * tile_columns;
-                    let width = tile_columns.min(block_columns - column);
+                    let column = first_column + p * tile_columns;
+                    let width = tile_columns.min(out.columns - column);
                     for (t, tile @ [first_row, tile_rows]) in tiles().enumerate() {
                         let sums = if left.transposed {
                             let packed = &packing.left[t * terms * TILE_ROWS..][..terms * TILE_ROWS];
@@ -396,8 +421,12 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
                             strided_tile::<X, T, S>(simd, lines, panel)
                         };
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                            let at = (first_row + i) * columns + first_column + column;
-                            O::add_row(simd, sums, &mut out[at..][..width], tile_columns);
+                            let at = (first_row + i) * out.stride + column;
+                            let line = &mut out.data[at..][..width];
+                            if fresh && first_term == 0 {
+                                line.fill(O::default());
+                            }
+                            O::add_row(simd, sums, line, tile_columns);
                         }
                     }
                 }

@@ -15,26 +15,36 @@ use super::{
 pub(super) struct PackedWeights {
     /// The network's own, which no other network shares.
     taps: Option<Arc<[Tap]>>,
-    parameters: Vec<f32>,
-    /// By node, the weight that it multiplies by on the way forward and on the way back.
+    pub parameters: Vec<f32>,
+    /// By node, the weight that it multiplies by on the way forward and on the way back; empty where an accelerator
+    /// multiplies.
     pub nodes: Vec<[PackedRight<f32>; 2]>,
 }
 
 impl PackedWeights {
-    /// Packs the weights of `network` at `parameters`; nothing is done if they are the ones that are here.
+    /// Takes the parameters of `network`, and packs its weights if they are `multiplied` here; nothing is done if they are
+    /// the ones that are here.
     ///
     /// Errors if the parameters are not the network's in number, or one is not finite, naming it.
-    pub fn load(&mut self, network: &Network, parameters: &[f32]) -> Result<(), ModelError> {
-        let of_network = self.taps.as_ref().is_some_and(|taps| Arc::ptr_eq(taps, network.shared_taps()));
-        if of_network && same(&self.parameters, parameters) {
+    pub fn load(
+        &mut self,
+        network: &Network,
+        parameters: &[f32],
+        multiplied: bool,
+    ) -> Result<(), ModelError> {
+        let nodes = if multiplied { network.graph().nodes.as_slice() } else { &[] };
+        if self.is_of(network) && self.nodes.len() == nodes.len() && same(&self.parameters, parameters) {
             return Ok(());
         }
-        check_parameters(network, parameters)?;
+        expect_length("parameters", network.parameter_count(), parameters.len())?;
+        if let Some(row) = first_not_finite(parameters) {
+            return Err(ModelError::NotFinite { what: "parameter", row });
+        }
         self.taps = Some(network.shared_taps().clone());
         self.parameters.clear();
         self.parameters.extend_from_slice(parameters);
-        self.nodes.resize_with(network.graph().nodes.len(), Default::default);
-        for (node, packed) in network.graph().nodes.iter().zip(&mut self.nodes) {
+        self.nodes.resize_with(nodes.len(), Default::default);
+        for (node, packed) in nodes.iter().zip(&mut self.nodes) {
             match node {
                 Node::Linear { layer, .. } => layer.pack(parameters, packed),
                 Node::Lstm { layer, .. } => layer.pack(parameters, packed),
@@ -43,13 +53,9 @@ impl PackedWeights {
         }
         Ok(())
     }
-}
 
-/// Refuses parameters that do not fit or are not finite.
-pub(super) fn check_parameters(network: &Network, parameters: &[f32]) -> Result<(), ModelError> {
-    expect_length("parameters", network.parameter_count(), parameters.len())?;
-    match first_not_finite(parameters) {
-        Some(row) => Err(ModelError::NotFinite { what: "parameter", row }),
-        None => Ok(()),
+    /// Whether what is here is of `network`.
+    pub fn is_of(&self, network: &Network) -> bool {
+        self.taps.as_ref().is_some_and(|taps| Arc::ptr_eq(taps, network.shared_taps()))
     }
 }

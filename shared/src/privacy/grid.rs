@@ -206,8 +206,8 @@ pub struct SumWorkspace {
     engine: Engine,
     /// Factors in floats; once they are clipped, in integers, see [`Clip`].
     factors: Workspace,
-    /// Some of its slots.
-    slots: Vec<Slot>,
+    /// Of its slots those that are a tap's input, and those that are a tap's output.
+    slots: [Vec<Slot>; 2],
     sums: SumScratch,
     scratch: NormScratch,
 }
@@ -221,6 +221,12 @@ impl SumWorkspace {
     /// Empty buffers; gradients are computed by `engine`.
     pub fn on(engine: Engine) -> Self {
         Self { engine, ..Self::default() }
+    }
+
+    /// Prepares [`add_clipped`](Self::add_clipped) at `parameters`, for any number of batches. Errors if they are not the
+    /// network's in number, or one is not finite.
+    pub fn load(&mut self, network: &Network, parameters: &[f32]) -> Result<(), ModelError> {
+        self.engine.load(network, parameters, &mut self.factors)
     }
 }
 
@@ -249,32 +255,46 @@ pub fn clipped_sum(
     workspace: &mut SumWorkspace,
     sum: &mut [i64],
 ) -> Result<(), ModelError> {
-    let expected = network.parameter_count() + grid.clipping.counts();
-    if sum.len() != expected {
-        let got = sum.len();
-        return Err(ModelError::Length { what: "entries in the sum", expected, got });
-    }
-    workspace.engine.load(network, parameters, &mut workspace.factors)?;
-    network.check(batch)?;
-    let steps = |row: u32| batch.rows.step_starts.get(row as usize).copied().unwrap_or(0);
-    for (customer, span) in batch.customer_starts.windows(2).enumerate() {
-        let rows = (span[1] - span[0]) as usize * network.factor_rows();
-        let got = rows.max((steps(span[1]) - steps(span[0])) as usize);
-        if got > MAX_CUSTOMER_ROWS {
-            return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
-        }
-    }
-    workspace.engine.differentiate(network, parameters, batch, &mut workspace.factors)?;
-    let within = workspace.clip(grid);
-    let (gradient, counts) = sum.split_at_mut(network.parameter_count());
-    workspace.sums.add_taps(&workspace.factors, gradient);
-    if let [count] = counts {
-        *count += COUNT * (2 * within as i64 - batch.customers() as i64);
-    }
-    Ok(())
+    workspace.load(network, parameters)?;
+    workspace.add_clipped(network, batch, grid, sum)
 }
 
 impl SumWorkspace {
+    /// [`clipped_sum`] at the parameters last loaded.
+    ///
+    /// # Panics
+    /// If those were another network's.
+    pub fn add_clipped(
+        &mut self,
+        network: &Network,
+        batch: &Batch,
+        grid: &Grid,
+        sum: &mut [i64],
+    ) -> Result<(), ModelError> {
+        let expected = network.parameter_count() + grid.clipping.counts();
+        if sum.len() != expected {
+            let got = sum.len();
+            return Err(ModelError::Length { what: "entries in the sum", expected, got });
+        }
+        network.check(batch)?;
+        let steps = |row: u32| batch.rows.step_starts.get(row as usize).copied().unwrap_or(0);
+        for (customer, span) in batch.customer_starts.windows(2).enumerate() {
+            let rows = (span[1] - span[0]) as usize * network.factor_rows();
+            let got = rows.max((steps(span[1]) - steps(span[0])) as usize);
+            if got > MAX_CUSTOMER_ROWS {
+                return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
+            }
+        }
+        self.engine.differentiate(network, batch, &mut self.factors)?;
+        let within = self.clip(grid);
+        let (gradient, counts) = sum.split_at_mut(network.parameter_count());
+        self.sums.add_taps(&self.factors, gradient);
+        if let [count] = counts {
+            *count += COUNT * (2 * within as i64 - batch.customers() as i64);
+        }
+        Ok(())
+    }
+
     /// Float factors to integer factors of customers whose norm is at most what the clipping allows; how many of the
     /// customers had a norm within the clip norm.
     fn clip(&mut self, grid: &Grid) -> usize {
@@ -317,7 +337,7 @@ struct Clip<'a> {
     clip: f64,
     clipping: Clipping,
     factors: &'a mut Workspace,
-    slots: &'a mut Vec<Slot>,
+    slots: &'a mut [Vec<Slot>; 2],
     scratch: &'a mut NormScratch,
 }
 
@@ -326,14 +346,18 @@ impl WithSimd for Clip<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        let Self { clip, clipping, factors, slots, scratch } = self;
-        fill_slots(factors.taps(), Tap::input, slots);
-        for &slot in &*slots {
-            round_activations(factors.values_mut(slot));
-        }
-        fill_slots(factors.taps(), |tap| Some(tap.output()), slots);
+        let Self { clip, clipping, factors, slots: [inputs, outputs], scratch } = self;
+        fill_slots(factors.taps(), Tap::input, inputs);
+        fill_slots(factors.taps(), |tap| Some(tap.output()), outputs);
         let customers = 0..factors.customers();
-        customers.filter(|&customer| clip_customer(clip, clipping, customer, factors, slots, scratch)).count()
+        let within = |customer: &usize| {
+            for &slot in &*inputs {
+                let [start, end] = entries(factors, slot, *customer);
+                round_activations(&mut factors.values_mut(slot)[start..end]);
+            }
+            clip_customer(clip, clipping, *customer, factors, outputs, scratch)
+        };
+        customers.filter(within).count()
     }
 }
 

@@ -7,7 +7,7 @@
 use pulp::Arch;
 
 use super::elementwise::{exp, largest};
-use crate::model::product::{Packing, View, add_product};
+use crate::model::product::{Lines, Packing, View, write_product};
 use crate::model::vectors::{dot, sum};
 
 /// `softmax(q k^T / sqrt(width / heads)) v` for each head of each row, from a slot that holds `q`, `k` and `v` of
@@ -31,8 +31,6 @@ pub(in crate::model) struct AttentionScratch {
     weights: Vec<f32>,
     /// The derivative by the weights, then by the scores.
     slopes: Vec<f32>,
-    /// `[steps, width / heads]`.
-    part: Vec<f32>,
     packing: Packing<f32>,
 }
 
@@ -54,11 +52,11 @@ impl Attention {
             for head in 0..self.heads {
                 let [_, _, value] = self.views(input, first, head);
                 self.weigh(input, first, steps, head, scratch);
-                let AttentionScratch { weights, part, packing, .. } = scratch;
-                let shape = [steps, steps, own];
-                product(shape, View::rows(weights, padded(steps)), value, part, packing);
-                let lines = output[first * self.width..].chunks_exact_mut(self.width);
-                copy_lines(part, own, lines.map(|line| &mut line[head * own..]));
+                let AttentionScratch { weights, packing, .. } = scratch;
+                let data = &mut output[first * self.width + head * own..];
+                let out = Lines { data, stride: self.width, columns: own };
+                let weights = View::rows(weights, padded(steps));
+                write_product([steps, steps, own], weights, value, out, packing);
             }
         }
     }
@@ -78,17 +76,17 @@ impl Attention {
             for head in 0..self.heads {
                 let [query, key, value] = self.views(input, first, head);
                 self.weigh(input, first, steps, head, scratch);
-                let AttentionScratch { weights, slopes, part, packing } = scratch;
+                let AttentionScratch { weights, slopes, packing } = scratch;
                 let from = View::rows(&output_gradients[first * self.width + head * own..], self.width);
-                pad_rows(value, steps, own, part);
-                product([steps, own, line], from, View::transpose(part, own), slopes, packing);
+                let across = View { transposed: true, ..value };
+                write_product([steps, own, steps], from, across, weight_lines(slopes, steps), packing);
                 let mut fill = |which: usize, left: View<'_, f32>, right: View<'_, f32>| {
-                    product([steps, steps, own], left, right, part, packing);
-                    let lines = input_gradients[first * columns..].chunks_exact_mut(columns);
-                    copy_lines(part, own, lines.map(|line| &mut line[which * self.width + head * own..]));
+                    let data = &mut input_gradients[first * columns + which * self.width + head * own..];
+                    let out = Lines { data, stride: columns, columns: own };
+                    write_product([steps, steps, own], left, right, out, packing);
                 };
                 fill(2, View::transpose(weights, line), from);
-                self.differentiate_softmax(line, weights, slopes);
+                self.differentiate_softmax(steps, weights, slopes);
                 fill(0, View::rows(slopes, line), key);
                 fill(1, View::transpose(slopes, line), query);
             }
@@ -105,11 +103,11 @@ impl Attention {
 
     /// Fills the weights of one head of one row.
     fn weigh(&self, input: &[f32], first: usize, steps: usize, head: usize, scratch: &mut AttentionScratch) {
-        let AttentionScratch { weights, part, packing, .. } = scratch;
+        let AttentionScratch { weights, packing, .. } = scratch;
         let [query, key, _] = self.views(input, first, head);
-        let (own, line) = (self.head_width(), padded(steps));
-        pad_rows(key, steps, own, part);
-        product([steps, own, line], query, View::transpose(part, own), weights, packing);
+        let (line, across) = (padded(steps), View { transposed: true, ..key });
+        let shape = [steps, self.head_width(), steps];
+        write_product(shape, query, across, weight_lines(weights, steps), packing);
         let (scale, weights) = (self.scale(), weights.as_mut_slice());
         Arch::new().dispatch(
             // Consumes `weights`: a closure that can be called but once is inlined whole, and so vectorised.
@@ -132,12 +130,14 @@ impl Attention {
     /// From the derivative by the weights, in place, to that by the products of queries and keys.
     fn differentiate_softmax(&self, steps: usize, weights: &[f32], slopes: &mut [f32]) {
         let scale = self.scale();
-        let lines = weights.chunks_exact(steps).zip(slopes.chunks_exact_mut(steps));
+        let line = padded(steps);
+        let lines = weights.chunks_exact(line).zip(slopes.chunks_exact_mut(line));
         Arch::new().dispatch(
             // Consumes `lines`, as above.
             #[inline(always)]
             move || {
                 for (weights, slopes) in lines {
+                    slopes[steps..].fill(0.0);
                     let mean = dot::<_, f32>(weights, slopes);
                     for (slope, weight) in slopes.iter_mut().zip(weights) {
                         *slope = weight * (*slope - mean) * scale;
@@ -159,29 +159,11 @@ fn padded(steps: usize) -> usize {
     steps.next_multiple_of(LANES)
 }
 
-/// Copies the first `rows` rows of `width` entries to `out`, filled up with zero rows to whole lines of weights.
-fn pad_rows(of: View<'_, f32>, rows: usize, width: usize, out: &mut Vec<f32>) {
-    out.clear();
-    of.data.chunks(of.stride).take(rows).for_each(|row| out.extend_from_slice(&row[..width]));
-    out.resize(padded(rows) * width, 0.0);
-}
-
-/// `left * right` in `out`, which is resized.
-fn product(
-    shape: [usize; 3],
-    left: View<'_, f32>,
-    right: View<'_, f32>,
-    out: &mut Vec<f32>,
-    packing: &mut Packing<f32>,
-) {
-    out.clear();
-    out.resize(shape[0] * shape[2], 0.0);
-    add_product(shape, left, right, out, packing);
-}
-
-/// Copies each row of `part`, `[rows, width]`, to the beginning of a line.
-fn copy_lines<'a>(part: &[f32], width: usize, lines: impl Iterator<Item = &'a mut [f32]>) {
-    part.chunks_exact(width).zip(lines).for_each(|(from, line)| line[..width].copy_from_slice(from));
+/// A line of weights for each step, whatever they hold.
+fn weight_lines(weights: &mut Vec<f32>, steps: usize) -> Lines<'_, f32> {
+    let line = padded(steps);
+    weights.resize(steps * line, 0.0);
+    Lines { data: weights, stride: line, columns: line }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! Which entries is the caller's draw, so a row's mask depends on its own bytes alone.
 
+use pulp::Arch;
+
 /// Zeroes an entry if its byte is below `dropped`, and divides the others by the probability of staying.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::model) struct Dropout {
@@ -22,9 +24,12 @@ impl Dropout {
 
     /// `to[i] += from[i] * factor(draws[i])`.
     pub fn add(self, from: &[f32], draws: &[u8], to: &mut [f32]) {
-        for ((to, &from), &draw) in to.iter_mut().zip(from).zip(draws) {
-            *to += from * self.factor(draw);
-        }
+        let entries = to.iter_mut().zip(from).zip(draws);
+        Arch::new().dispatch(
+            // Consumes `entries`: a closure that can be called but once is inlined whole, and so vectorised.
+            #[inline(always)]
+            move || entries.for_each(|((to, &from), &draw)| *to += from * self.factor(draw)),
+        );
     }
 }
 

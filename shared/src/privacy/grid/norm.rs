@@ -3,7 +3,7 @@
 //! [`grid`](super).
 
 use super::{ACTIVATION_STEPS, gradients, values};
-use crate::model::{GramElement, Slot, Tap, Workspace, dot, gram_error, push_gram};
+use crate::model::{GramElement, Slot, Tap, Workspace, dot, gram_error, push_gram, vectorised};
 
 /// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.
 #[derive(Clone, Default)]
@@ -228,12 +228,20 @@ impl NormScratch {
         self.line.clear();
         self.line.resize(2 * width, 0.0);
         let (gains, biases) = self.line.split_at_mut(width);
-        for (activations, gradients) in activations.chunks_exact(width).zip(gradients.chunks_exact(width)) {
-            for (at, (&activation, &gradient)) in activations.iter().zip(gradients).enumerate() {
-                gains[at] += f64::from(activation) * f64::from(gradient);
-                biases[at] += f64::from(ACTIVATION_STEPS) * f64::from(gradient);
-            }
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let rows = activations.chunks_exact(width).zip(gradients.chunks_exact(width));
+                for (activations, gradients) in rows {
+                    for ((gain, &activation), &gradient) in gains.iter_mut().zip(activations).zip(gradients) {
+                        *gain += f64::from(activation) * f64::from(gradient);
+                    }
+                    for (bias, &gradient) in biases.iter_mut().zip(gradients) {
+                        *bias += f64::from(ACTIVATION_STEPS) * f64::from(gradient);
+                    }
+                }
+            },
+        );
         let mut total = N::ZERO;
         for &entry in &self.line {
             total += N::product(entry, entry);
@@ -248,23 +256,29 @@ impl NormScratch {
         const CONSTANT: f64 = ACTIVATION_STEPS as f64;
         let rows = gradients.len() / dim;
         let of_row = |row: u32| &gradients[row as usize * dim..][..dim];
+        let Self { sorted_ids, line, .. } = self;
         let mut total = N::ZERO;
-        for same_id in self.sorted_ids[first..first + rows].chunk_by(|one, next| one.0 == next.0) {
-            if let [(_, row)] = same_id {
-                total += N::product(CONSTANT * CONSTANT, dot(of_row(*row), of_row(*row)));
-                continue;
-            }
-            self.line.clear();
-            self.line.resize(dim, 0.0);
-            for &(_, row) in same_id {
-                for (slot, &gradient) in self.line.iter_mut().zip(of_row(row)) {
-                    *slot += CONSTANT * f64::from(gradient);
+        vectorised(
+            #[inline(always)]
+            || {
+                for same_id in sorted_ids[first..first + rows].chunk_by(|one, next| one.0 == next.0) {
+                    if let [(_, row)] = same_id {
+                        total += N::product(CONSTANT * CONSTANT, dot(of_row(*row), of_row(*row)));
+                        continue;
+                    }
+                    line.clear();
+                    line.resize(dim, 0.0);
+                    for &(_, row) in same_id {
+                        for (slot, &gradient) in line.iter_mut().zip(of_row(row)) {
+                            *slot += CONSTANT * f64::from(gradient);
+                        }
+                    }
+                    for &entry in &*line {
+                        total += N::product(entry, entry);
+                    }
                 }
-            }
-            for &entry in &self.line {
-                total += N::product(entry, entry);
-            }
-        }
+            },
+        );
         total
     }
 }
