@@ -338,7 +338,7 @@ impl JobFile {
             // Counts and numbers have no link that flattens: longer steps overshoot.
             (LabelKind::Count | LabelKind::Number { .. }, _) => 0.3,
             (_, ModeName::Site) => 1.5,
-            (_, ModeName::SecureSum) => 3.0,
+            (_, ModeName::SecureSum) => 4.5,
         };
         // Who does not choose a norm needs a clipping that does not depend on it; but where noise is little, scores
         // that are near to probabilities are worth more.
