@@ -16,7 +16,7 @@ pub struct TrainingAsked {
     /// Private gradient steps a site makes in one round; left out: 3, with mode = "secure_sum" 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local_steps: Option<u32>,
-    /// Step size at the sites; left out: 1.5 for sgd, with mode = "secure_sum" 3, 0.3 if the label is a count or a
+    /// Step size at the sites; left out: 1.5 for sgd, with mode = "secure_sum" 4.5, 0.3 if the label is a count or a
     /// number, 0.1 for adam and adamw.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,

@@ -82,7 +82,7 @@
 //! of the next one. State that is missing is an error, never a fresh start.
 //!
 //! **A secure sum's round is one step, and its defaults hold over sizes and epsilons.** With the noise of the sum alone a
-//! batch of all customers is worth more than many steps a round: 50 rounds at a rate of 3 with gradients clipped to
+//! batch of all customers is worth more than many steps a round: 50 rounds at a rate of 4.5 with gradients clipped to
 //! 0.5, and the average of about the last fifth of the models, which takes out of the last steps what noise moved. Momentum
 //! or an adaptive step gains where noise is little and loses more where it is much. Its members are named by hashes of
 //! their keys, which the coordinator's list of sites has already; who signs by a key shows the key.
