@@ -97,12 +97,13 @@ pub struct ModelUpdate<P = Debit> {
 }
 
 impl<P> ModelUpdate<P> {
-    fn of(mut values: impl ExactSizeIterator<Item = i32>, mut memory: Vec<u8>) -> Self {
+    fn of(values: impl ExactSizeIterator<Item = i32> + Clone, mut memory: Vec<u8>) -> Self {
         memory.resize(4 * values.len(), 0);
         let (cells, _) = memory.as_chunks_mut::<4>();
+        // Zipped with the values themselves: through a reference to them they would come one by one.
         vectorised(
             #[inline(always)]
-            || cells.iter_mut().zip(&mut values).for_each(|(cell, value)| *cell = value.to_le_bytes()),
+            || cells.iter_mut().zip(values.clone()).for_each(|(cell, value)| *cell = value.to_le_bytes()),
         );
         Self { bytes: memory, payer: PhantomData }
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use weighhouse_shared::compression::{Compression, Decoder, Encoding, Malformed};
 use weighhouse_shared::ids::{ContentHash, ContentHasher, JobId, RoundId};
 use weighhouse_shared::job::UPDATE_LIMIT;
+use weighhouse_shared::model::vectorised;
 use weighhouse_shared::wire::messages::{Holding, Outcome};
 use weighhouse_shared::wire::stream::Piece;
 
@@ -260,7 +261,11 @@ impl Values {
 fn fault_of(values: &[[u8; 4]], limit: u32) -> Option<Outcome> {
     let in_range = |value: &[u8; 4]| i32::from_le_bytes(*value).unsigned_abs() <= limit;
     // Without an early end, so that the loop is one pass of wide comparisons.
-    if values.iter().fold(true, |all, value| all & in_range(value)) {
+    let all_in_range = vectorised(
+        #[inline(always)]
+        || values.iter().fold(true, |all, value| all & in_range(value)),
+    );
+    if all_in_range {
         return None;
     }
     let mut out = values.iter().filter(|value| !in_range(value));

@@ -19,6 +19,7 @@ use weighhouse_shared::ids::ContentHash;
 use weighhouse_shared::job::{
     Federation, FederationSchedule, Rule, UPDATE_STEP, WHOLE_WEIGHT, staleness_weight,
 };
+use weighhouse_shared::model::vectorised;
 
 /// Bytes of the block of columns that a rule works on at a time.
 pub const WORK_LEN: usize = 16 << 20;
@@ -120,7 +121,10 @@ impl Aggregate {
 
     /// Takes over the updates of `other`, which is empty afterwards. Both are of one job, by a rule that keeps no updates.
     pub fn take(&mut self, other: &mut Self) -> io::Result<()> {
-        self.sum.iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum += other);
+        vectorised(
+            #[inline(always)]
+            || self.sum.iter_mut().zip(&other.sum).for_each(|(sum, other)| *sum += other),
+        );
         self.updates += other.updates;
         other.clear()
     }
@@ -150,6 +154,7 @@ impl Aggregate {
 }
 
 /// Towards zero, so that rounding cannot lift an update over the bound again.
+#[inline(always)]
 fn scaled(value: [u8; 4], factor: f64) -> i32 {
     (f64::from(i32::from_le_bytes(value)) * factor) as i32
 }
@@ -157,13 +162,23 @@ fn scaled(value: [u8; 4], factor: f64) -> i32 {
 /// Adds `weight` times each value to its sum. Each value is at most 2^29, a weight at most 2^16, and there are at most
 /// 2^17 sites: 2^62.
 fn add_to_sums(sums: &mut [i64], values: &[[u8; 4]], weight: i64, factor: Option<f64>) {
-    let pairs = sums.iter_mut().zip(values);
-    // A loop for each case: one for all would multiply by a factor that is not there, whatever bits are in its place.
-    match factor {
-        Some(factor) => pairs.for_each(|(sum, value)| *sum += i64::from(scaled(*value, factor)) * weight),
-        None if weight == 1 => pairs.for_each(|(sum, value)| *sum += i64::from(i32::from_le_bytes(*value))),
-        None => pairs.for_each(|(sum, value)| *sum += i64::from(i32::from_le_bytes(*value)) * weight),
-    }
+    vectorised(
+        #[inline(always)]
+        || {
+            let pairs = sums.iter_mut().zip(values);
+            // A loop for each case: one for all would multiply by a factor that is not there, whatever bits are in its
+            // place.
+            match factor {
+                Some(factor) => {
+                    pairs.for_each(|(sum, value)| *sum += i64::from(scaled(*value, factor)) * weight);
+                }
+                None if weight == 1 => {
+                    pairs.for_each(|(sum, value)| *sum += i64::from(i32::from_le_bytes(*value)));
+                }
+                None => pairs.for_each(|(sum, value)| *sum += i64::from(i32::from_le_bytes(*value)) * weight),
+            }
+        },
+    );
 }
 
 /// Updates as rows of a file, in the order in which they came.

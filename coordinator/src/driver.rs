@@ -3,6 +3,7 @@
 
 mod committing;
 mod counting;
+mod ending;
 mod members;
 mod outbox;
 mod refusals;
@@ -39,9 +40,9 @@ use weighhouse_shared::model::ServerState;
 use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToOperator, CoordinatorToSite, Debited, Decision, Enrolled, Evaluation, JobAnswer, JobEnded,
-    JobEvent, JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, RoundSkipped,
-    RoundStart, SignedContract, SumAnswer, SumKey, SumOffer,
+    CoordinatorToOperator, CoordinatorToSite, Debited, Enrolled, Evaluation, JobAnswer, JobEnded, JobEvent,
+    JobStatus, LedgerHead, OperatorToCoordinator, Outcome, Receipt, Refused, RoundSkipped, RoundStart,
+    SignedContract, SumAnswer, SumKey, SumOffer,
 };
 use weighhouse_shared::wire::stream::Piece;
 
@@ -192,6 +193,8 @@ struct Job {
     histogram: Option<(Vec<i64>, u32)>,
     /// Contributions refused so far.
     refused: BTreeMap<Outcome, u64>,
+    /// Whom it was offered to; None where a process before this one offered it to sites of which nothing is kept.
+    offered: Option<BTreeSet<SiteId>>,
     watchers: Vec<mpsc::Sender<JobEvent>>,
 }
 
@@ -284,6 +287,7 @@ impl Driver {
                 sums,
                 histogram: None,
                 refused: parts.store.refusals(id)?,
+                offered: parts.store.unanswered(id)?,
                 watchers: Vec::new(),
             };
             jobs.insert(id, job);
@@ -451,21 +455,9 @@ impl Driver {
             return Ok(());
         };
         let _span = telemetry::round_span(id, job.machine.round()).entered();
-        let finished = job.machine.status().is_final();
-        let asks = match &event {
-            // A site whose answer got lost may have set budget aside for it.
-            Event::SiteOnline(site) => {
-                job.machine.answers().get(site).is_none_or(awaits_the_end).then_some(*site)
-            }
-            // Its answer crossed the end of the job.
-            Event::Answered(site, decision) => awaits_the_end(decision).then_some(*site),
-            _ => None,
-        };
-        if let (true, Event::SiteOnline(_) | Event::Answered(..)) = (finished, &event) {
-            let status = job.machine.status().clone();
-            if let Some(site) = asks {
-                self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
-            }
+        if let (true, Event::SiteOnline(_) | Event::Answered(..)) = (job.machine.status().is_final(), &event)
+        {
+            self.tell_ended(id, &event);
             return Ok(());
         }
         let actions = job.machine.handle(event, now);
@@ -479,10 +471,7 @@ impl Driver {
         for action in actions {
             match action {
                 Action::Save => {}
-                Action::Offer(site) => {
-                    let signed = self.jobs[&id].signed.clone();
-                    self.send(site, CoordinatorToSite::JobOffer(signed));
-                }
+                Action::Offer(site) => self.offer(id, site),
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
                 Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
@@ -502,6 +491,13 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    fn offer(&mut self, id: JobId, site: SiteId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.offered.iter_mut().for_each(|offered| _ = offered.insert(site));
+        let signed = job.signed.clone();
+        self.send(site, CoordinatorToSite::JobOffer(signed));
     }
 
     fn start_round(
@@ -550,6 +546,9 @@ impl Driver {
         if let Some(released) = job.machine.released() {
             self.parts.store.put_released(id, released)?;
         }
+        if let Some(unanswered) = job.unanswered() {
+            self.parts.store.put_unanswered(id, &unanswered)?;
+        }
         Ok(self.parts.store.put_job(id, &record)?)
     }
 
@@ -559,30 +558,6 @@ impl Driver {
         let witnessed = self.stage_witnesses()?;
         self.parts.store.sync()?;
         self.tell_witnessed(witnessed)
-    }
-
-    fn end(&mut self, id: JobId, status: JobStatus) -> Result<(), DriverError> {
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-        job.aggregate = None;
-        job.histogram = None;
-        job.model = None;
-        job.state = None;
-        job.sums = None;
-        self.parts.spool.clear();
-        self.parts.store.forget_sums(id)?;
-        self.parts.store.forget_server_states(id, None)?;
-        let mut watchers = std::mem::take(&mut job.watchers);
-        if let Some(refusals) = job.refusals_event() {
-            tell(&mut watchers, refusals);
-        }
-        tell(&mut watchers, JobEvent::Status(status.clone()));
-        for (site, decision) in job.machine.answers() {
-            if awaits_the_end(&decision) {
-                let status = status.clone();
-                self.send(site, CoordinatorToSite::JobEnded(JobEnded { job: id, status }));
-            }
-        }
-        Ok(())
     }
 
     fn watch(&mut self, id: JobId) -> Result<Option<Watched>, DriverError> {
@@ -605,11 +580,6 @@ impl Driver {
 /// The disk under the spool folder failed.
 fn spool_failed(source: std::io::Error) -> DriverError {
     DriverError::Store(StoreError::Sync { path: "spool".into(), source })
-}
-
-/// Whether a site that answered so wants to know when the job is over.
-fn awaits_the_end(decision: &Decision) -> bool {
-    matches!(decision, Decision::Accepted | Decision::Waiting)
 }
 
 /// Tells all watchers; one that does not keep up is dropped, and may ask again.

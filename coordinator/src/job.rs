@@ -277,6 +277,11 @@ impl JobMachine {
         self.members.iter().filter_map(|(site, member)| Some((*site, member.answer?))).collect()
     }
 
+    /// What `site` answered.
+    pub fn answer(&self, site: SiteId) -> Option<Decision> {
+        self.members.get(&site)?.answer
+    }
+
     /// Whether `round` is closed and not stored yet.
     pub fn is_committing(&self, round: RoundId) -> bool {
         matches!(self.phase, Phase::Committing) && round == self.round

@@ -12,7 +12,7 @@ pub use tree::MemoryDisk;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -157,6 +157,8 @@ pub struct Store {
     released: Tree,
     /// Job: contributions refused, by reason.
     refusals: Tree,
+    /// Job that is over: sites that it was offered to and that did not answer.
+    unanswered: Tree,
     /// Site, then the head's entries (8 bytes, big-endian).
     witnesses: Tree,
     /// The latest of each site.
@@ -205,6 +207,7 @@ impl Store {
             standings: tree("standings-1")?,
             released: tree("released-1")?,
             refusals: tree("refusals-1")?,
+            unanswered: tree("unanswered-1")?,
             witnesses: tree("witnesses-1")?,
             alarms: tree("ledger-alarms-1")?,
             sums: tree("secure-sums-1")?,
@@ -306,6 +309,18 @@ impl Store {
         let value = self.refusals.get(id.as_bytes()).map_err(|source| self.failed(source))?;
         let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "refusals-1" };
         Ok(value.map(|value| codec::decode(&value).map_err(damaged)).transpose()?.unwrap_or_default())
+    }
+
+    /// Keeps which sites a job that is over was offered to without an answer.
+    pub fn put_unanswered(&self, id: JobId, sites: &BTreeSet<SiteId>) -> Result<(), StoreError> {
+        self.put(&self.unanswered, id.as_bytes(), sites)
+    }
+
+    /// Which sites a job that is over was offered to without an answer; None if that was not kept.
+    pub fn unanswered(&self, id: JobId) -> Result<Option<BTreeSet<SiteId>>, StoreError> {
+        let value = self.unanswered.get(id.as_bytes()).map_err(|source| self.failed(source))?;
+        let damaged = |_| StoreError::Damaged { path: self.path.clone(), what: "unanswered-1" };
+        value.map(|value| codec::decode(&value).map_err(damaged)).transpose()
     }
 
     /// Keeps what a committed round came to.

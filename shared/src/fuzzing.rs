@@ -2,6 +2,7 @@
 //! is taken must be what was meant: it is written again as the same bytes. The fuzzers under `fuzz/` call these, and
 //! so does the test that feeds them mutated good ones.
 
+use crate::compression::{Compression, Decoder, Malformed};
 use crate::invite::Invite;
 use crate::job::{JobContract, JobFile};
 use crate::ledger;
@@ -45,6 +46,33 @@ fn encoded<T: serde::Serialize + serde::de::DeserializeOwned>(
     let Ok(value) = codec::decode::<T>(bytes) else { return false };
     assert_eq!(codec::encode(&value), bytes, "a value has one form");
     good(&value)
+}
+
+/// A compressed update: its first byte chooses how it is compressed, the next two how many parameters it is of, the
+/// fourth where its bytes are cut. Whether it is one.
+///
+/// # Panics
+/// If there are more values in it than parameters, or if it matters where it is cut.
+pub fn update(bytes: &[u8]) -> bool {
+    let Some(([kind, low, high, cut], update)) = bytes.split_first_chunk() else { return false };
+    let kinds = [Compression::None, Compression::Int8, Compression::Int4, Compression::TopK { share: 0.1 }];
+    let (compression, parameters) = (kinds[usize::from(kind % 4)], u16::from_le_bytes([*low, *high]));
+    let decoded = |at: usize| {
+        let (mut decoder, mut values) = (Decoder::new(compression, parameters.into()), Vec::new());
+        let mut keep = |part: &[u8]| {
+            values.extend_from_slice(part);
+            assert!(values.len() <= 4 * usize::from(parameters), "more values than parameters");
+            Ok::<(), Malformed>(())
+        };
+        let (first, rest) = update.split_at(at.min(update.len()));
+        decoder.push(first, &mut keep).ok()?;
+        decoder.push(rest, &mut keep).ok()?;
+        decoder.finish(&mut keep).ok()?;
+        Some(values)
+    };
+    let whole = decoded(0);
+    assert_eq!(whole, decoded((*cut).into()), "a cut matters");
+    whole.is_some()
 }
 
 /// A ledger, and witnesses. Whether any line of it is good.

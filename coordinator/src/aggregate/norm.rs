@@ -1,5 +1,7 @@
 //! The exact L2 norm of integers.
 
+use weighhouse_shared::model::vectorised;
+
 /// A sum of squares of values of at most 2^30 in magnitude, exact for up to 2^32 of them: high and low half of each square
 /// are summed apart, so that the loop is one of wide additions.
 #[derive(Debug, Clone, Copy, Default)]
@@ -11,16 +13,22 @@ pub(super) struct SquaredNorm {
 impl SquaredNorm {
     /// Adds the squares of `values`, 32-bit little-endian integers.
     pub fn add(&mut self, values: &[[u8; 4]]) {
-        for value in values {
-            self.add_one(i32::from_le_bytes(*value).unsigned_abs());
-        }
+        vectorised(
+            #[inline(always)]
+            || values.iter().for_each(|value| self.add_one(i32::from_le_bytes(*value).unsigned_abs())),
+        );
     }
 
     /// Adds the squares of the differences of two rows.
     pub fn add_differences(&mut self, one: &[[u8; 4]], other: &[[u8; 4]]) {
-        for (one, other) in one.iter().zip(other) {
-            self.add_one(i32::from_le_bytes(*one).abs_diff(i32::from_le_bytes(*other)));
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for (one, other) in one.iter().zip(other) {
+                    self.add_one(i32::from_le_bytes(*one).abs_diff(i32::from_le_bytes(*other)));
+                }
+            },
+        );
     }
 
     #[inline(always)]

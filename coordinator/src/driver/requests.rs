@@ -208,6 +208,7 @@ impl Driver {
             sums,
             histogram: None,
             refused: BTreeMap::new(),
+            offered: Some(BTreeSet::new()),
             watchers: Vec::new(),
         };
         self.jobs.insert(id, job);
