@@ -11,11 +11,15 @@
 //!
 //! AVX-512, AVX2, NEON and plain processors run the same chains.
 
-use std::ops::AddAssign;
+mod element;
+mod pack;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::vectors::integer;
+use element::tile_columns;
+pub(crate) use element::{Element, Total};
+pub(crate) use pack::{PackedRight, View};
+use pack::{pack_block, pack_left};
 
 /// Terms of a dot product that are summed before they are added to the output.
 pub(crate) const DEPTH_BLOCK: usize = 256;
@@ -30,124 +34,11 @@ const TILE_VECTORS: usize = 2;
 /// Most columns of the register tile: two vectors of 64 bytes of f32.
 const MAX_TILE_COLUMNS: usize = 32;
 
-/// f32 or f64, and its vectors.
-pub(crate) trait Element: Copy + Default + AddAssign + 'static {
-    type Vector<S: Simd>: Copy;
-    fn vectors<S: Simd>(slice: &[Self]) -> &[Self::Vector<S>];
-    fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Vector<S>];
-    fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
-    fn add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
-    /// `a * b + c`, rounded once.
-    fn multiply_add<S: Simd>(
-        simd: S,
-        a: Self::Vector<S>,
-        b: Self::Vector<S>,
-        c: Self::Vector<S>,
-    ) -> Self::Vector<S>;
-}
-
-macro_rules! element {
-    ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident) => {
-        impl Element for $type {
-            type Vector<S: Simd> = S::$vector;
-            #[inline(always)]
-            fn vectors<S: Simd>(slice: &[Self]) -> &[S::$vector] {
-                S::$vectors(slice).0
-            }
-            #[inline(always)]
-            fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [S::$vector] {
-                S::$vectors_mut(slice).0
-            }
-            #[inline(always)]
-            fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
-                simd.$splat(value)
-            }
-            #[inline(always)]
-            fn add<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
-                simd.$add(a, b)
-            }
-            #[inline(always)]
-            fn multiply_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
-                simd.$multiply_add(a, b, c)
-            }
-        }
-    };
-}
-element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s);
-element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s);
-
-/// A matrix in a row-major slice of `stride` elements a row, or the transpose of it.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a, T> {
-    pub data: &'a [T],
-    pub stride: usize,
-    pub transposed: bool,
-}
-
-impl<'a, T> View<'a, T> {
-    /// The `[.., columns]` matrix in `data`.
-    pub(crate) fn rows(data: &'a [T], columns: usize) -> Self {
-        Self { data, stride: columns, transposed: false }
-    }
-
-    /// The transpose of the `[.., columns]` matrix in `data`.
-    pub(crate) fn transpose(data: &'a [T], columns: usize) -> Self {
-        Self { data, stride: columns, transposed: true }
-    }
-}
-
 /// Buffers of [`add_product`], kept between calls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Packing<T> {
     left: Vec<T>,
     right: Vec<T>,
-}
-
-/// What the sums of a tile are added to: floats of their type, or integers, which they are too.
-pub(crate) trait Total<T: Element>: Copy + Default {
-    /// Adds a row of a tile; of `tile_columns` the last may be outside the matrix.
-    fn add_row<S: Simd>(
-        simd: S,
-        sums: [T::Vector<S>; TILE_VECTORS],
-        totals: &mut [Self],
-        tile_columns: usize,
-    );
-}
-
-impl<T: Element> Total<T> for T {
-    #[inline(always)]
-    fn add_row<S: Simd>(simd: S, sums: [T::Vector<S>; TILE_VECTORS], totals: &mut [T], tile_columns: usize) {
-        if totals.len() == tile_columns {
-            for (total, sum) in T::vectors_mut::<S>(totals).iter_mut().zip(sums) {
-                *total = T::add(simd, *total, sum);
-            }
-        } else {
-            let row = plain_row::<T, S>(sums, tile_columns);
-            totals.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
-        }
-    }
-}
-
-/// Of magnitude at most [`INTEGER_LIMIT`](super::vectors::INTEGER_LIMIT).
-impl<T: Element + Into<f64>> Total<T> for i64 {
-    #[inline(always)]
-    fn add_row<S: Simd>(_: S, sums: [T::Vector<S>; TILE_VECTORS], totals: &mut [i64], tile_columns: usize) {
-        let row = plain_row::<T, S>(sums, tile_columns);
-        totals.iter_mut().zip(row).for_each(|(total, sum)| *total += integer(sum.into()));
-    }
-}
-
-/// The entries of a tile's row, and zeros.
-#[inline(always)]
-fn plain_row<T: Element, S: Simd>(
-    sums: [T::Vector<S>; TILE_VECTORS],
-    tile_columns: usize,
-) -> [T; MAX_TILE_COLUMNS] {
-    let mut row = [T::default(); MAX_TILE_COLUMNS];
-    for (row, sum) in T::vectors_mut::<S>(&mut row[..tile_columns]).iter_mut().zip(sums) {
-        *row = sum;
-    }
-    row
 }
 
 /// Adds `left * right` to `out`, with the row independence that this file's header promises.
@@ -206,24 +97,6 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element, O: Total<T>>(
     add_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
 }
 
-/// A right side, `[depth, columns]`, packed once for many products.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PackedRight<T> {
-    depth: usize,
-    columns: usize,
-    /// Panel after panel of each block of terms of each block of columns.
-    panels: Vec<T>,
-}
-
-impl<T: Element> PackedRight<T> {
-    /// Packs `right`, `[depth, columns]`, in place of what was packed before.
-    pub(crate) fn pack(&mut self, [depth, columns]: [usize; 2], right: View<'_, T>) {
-        (self.depth, self.columns) = (depth, columns);
-        self.panels.clear();
-        Arch::new().dispatch(PackAll { right, packed: self });
-    }
-}
-
 /// What the entries of a product start from.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a, T> {
@@ -262,11 +135,6 @@ pub(crate) fn packed_product<X: Copy + Into<T>, T: Element>(
     Arch::new().dispatch(PackedProduct { rows, left, right, start, out });
 }
 
-/// Columns of a register tile.
-const fn tile_columns<T: Element, S: Simd>() -> usize {
-    TILE_VECTORS * size_of::<T::Vector<S>>() / size_of::<T>()
-}
-
 /// The blocks of columns and terms of a `[depth, columns]` right side, in the order in which they are summed: first
 /// column, columns, first term, terms.
 fn blocks([depth, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 4]> {
@@ -276,42 +144,6 @@ fn blocks([depth, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 4]> {
             [first_column, block_columns, first_term, DEPTH_BLOCK.min(depth - first_term)]
         })
     })
-}
-
-struct PackAll<'a, T> {
-    right: View<'a, T>,
-    packed: &'a mut PackedRight<T>,
-}
-
-impl<T: Element> WithSimd for PackAll<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { right, packed: PackedRight { depth, columns, panels, .. } } = self;
-        for block @ [_, block_columns, _, terms] in blocks([*depth, *columns]) {
-            let first = panels.len();
-            let tile_columns = tile_columns::<T, S>();
-            let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
-            panels.resize(first + added, T::default());
-            pack_block::<T, T, S>(right, block, &mut panels[first..]);
-        }
-    }
-}
-
-/// The panels of one block of `right`.
-#[inline(always)]
-fn pack_block<X: Copy + Into<T>, T: Element, S: Simd>(
-    right: View<'_, X>,
-    [first_column, block_columns, first_term, terms]: [usize; 4],
-    panels: &mut [T],
-) {
-    let tile_columns = tile_columns::<T, S>();
-    for (p, panel) in panels.chunks_exact_mut(terms * tile_columns).enumerate() {
-        let column = p * tile_columns;
-        let width = tile_columns.min(block_columns - column);
-        pack(right, first_term, first_column + column, width, tile_columns, panel);
-    }
 }
 
 struct PackedProduct<'a, X, T> {
@@ -473,61 +305,6 @@ fn strided_tile<X: Copy + Into<T>, T: Element, S: Simd>(
         step::<T, S>(simd, &mut sums, [*a, *b, *c, *d, *e, *f].map(Into::into), right);
     }
     sums
-}
-
-/// Copies rows `first_row .. first_row + tile_rows` of a transposed `left` and the terms from `first_term` on to `panel`,
-/// `[terms, TILE_ROWS]`, with zeros past `tile_rows`.
-#[inline(always)]
-fn pack_left<X: Copy + Into<T>, T: Element>(
-    left: View<'_, X>,
-    first_term: usize,
-    [first_row, tile_rows]: [usize; 2],
-    panel: &mut [T],
-) {
-    if tile_rows < TILE_ROWS {
-        // The transpose of `left` is row-major: the same packing as on the right.
-        let plain = View { transposed: false, ..left };
-        pack(plain, first_term, first_row, tile_rows, TILE_ROWS, panel);
-        return;
-    }
-    let lines = left.data[first_term * left.stride..].chunks(left.stride);
-    for (slots, line) in panel.as_chunks_mut::<TILE_ROWS>().0.iter_mut().zip(lines) {
-        let entries: &[X; TILE_ROWS] = line[first_row..].first_chunk().expect("rows of `left`");
-        *slots = entries.map(Into::into);
-    }
-}
-
-/// Copies columns `first .. first + width` of the terms from `first_term` on to `panel`, `[terms, padded]`,
-/// with zeros in the columns past `width`.
-#[inline(always)]
-fn pack<X: Copy + Into<T>, T: Element>(
-    right: View<'_, X>,
-    first_term: usize,
-    first: usize,
-    width: usize,
-    padded: usize,
-    panel: &mut [T],
-) {
-    if right.transposed {
-        panel.fill(T::default());
-        let terms = panel.len() / padded;
-        for j in 0..width {
-            let line = &right.data[(first + j) * right.stride + first_term..][..terms];
-            for (slot, &value) in panel[j..].iter_mut().step_by(padded).zip(line) {
-                *slot = value.into();
-            }
-        }
-    } else {
-        for (k, slots) in panel.chunks_exact_mut(padded).enumerate() {
-            let line = &right.data[(first_term + k) * right.stride + first..][..width];
-            for (slot, &value) in slots.iter_mut().zip(line) {
-                *slot = value.into();
-            }
-            if width < padded {
-                slots[width..].fill(T::default());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

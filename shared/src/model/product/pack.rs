@@ -1,0 +1,135 @@
+//! Copies of matrices in the order in which a register tile reads them.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::element::{Element, tile_columns};
+use super::{TILE_ROWS, blocks};
+
+/// A matrix in a row-major slice of `stride` elements a row, or the transpose of it.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a, T> {
+    pub data: &'a [T],
+    pub stride: usize,
+    pub transposed: bool,
+}
+
+impl<'a, T> View<'a, T> {
+    /// The `[.., columns]` matrix in `data`.
+    pub(crate) fn rows(data: &'a [T], columns: usize) -> Self {
+        Self { data, stride: columns, transposed: false }
+    }
+
+    /// The transpose of the `[.., columns]` matrix in `data`.
+    pub(crate) fn transpose(data: &'a [T], columns: usize) -> Self {
+        Self { data, stride: columns, transposed: true }
+    }
+}
+
+/// A right side, `[depth, columns]`, packed once for many products.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PackedRight<T> {
+    pub(super) depth: usize,
+    pub(super) columns: usize,
+    /// Panel after panel of each block of terms of each block of columns.
+    pub(super) panels: Vec<T>,
+}
+
+impl<T: Element> PackedRight<T> {
+    /// Packs `right`, `[depth, columns]`, in place of what was packed before.
+    pub(crate) fn pack(&mut self, [depth, columns]: [usize; 2], right: View<'_, T>) {
+        (self.depth, self.columns) = (depth, columns);
+        self.panels.clear();
+        Arch::new().dispatch(PackAll { right, packed: self });
+    }
+}
+
+struct PackAll<'a, T> {
+    right: View<'a, T>,
+    packed: &'a mut PackedRight<T>,
+}
+
+impl<T: Element> WithSimd for PackAll<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { right, packed: PackedRight { depth, columns, panels, .. } } = self;
+        for block @ [_, block_columns, _, terms] in blocks([*depth, *columns]) {
+            let first = panels.len();
+            let tile_columns = tile_columns::<T, S>();
+            let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
+            panels.resize(first + added, T::default());
+            pack_block::<T, T, S>(right, block, &mut panels[first..]);
+        }
+    }
+}
+
+/// The panels of one block of `right`.
+#[inline(always)]
+pub(super) fn pack_block<X: Copy + Into<T>, T: Element, S: Simd>(
+    right: View<'_, X>,
+    [first_column, block_columns, first_term, terms]: [usize; 4],
+    panels: &mut [T],
+) {
+    let tile_columns = tile_columns::<T, S>();
+    for (p, panel) in panels.chunks_exact_mut(terms * tile_columns).enumerate() {
+        let column = p * tile_columns;
+        let width = tile_columns.min(block_columns - column);
+        pack(right, first_term, first_column + column, width, tile_columns, panel);
+    }
+}
+
+/// Copies rows `first_row .. first_row + tile_rows` of a transposed `left` and the terms from `first_term` on to `panel`,
+/// `[terms, TILE_ROWS]`, with zeros past `tile_rows`.
+#[inline(always)]
+pub(super) fn pack_left<X: Copy + Into<T>, T: Element>(
+    left: View<'_, X>,
+    first_term: usize,
+    [first_row, tile_rows]: [usize; 2],
+    panel: &mut [T],
+) {
+    if tile_rows < TILE_ROWS {
+        // The transpose of `left` is row-major: the same packing as on the right.
+        let plain = View { transposed: false, ..left };
+        pack(plain, first_term, first_row, tile_rows, TILE_ROWS, panel);
+        return;
+    }
+    let lines = left.data[first_term * left.stride..].chunks(left.stride);
+    for (slots, line) in panel.as_chunks_mut::<TILE_ROWS>().0.iter_mut().zip(lines) {
+        let entries: &[X; TILE_ROWS] = line[first_row..].first_chunk().expect("rows of `left`");
+        *slots = entries.map(Into::into);
+    }
+}
+
+/// Copies columns `first .. first + width` of the terms from `first_term` on to `panel`, `[terms, padded]`,
+/// with zeros in the columns past `width`.
+#[inline(always)]
+fn pack<X: Copy + Into<T>, T: Element>(
+    right: View<'_, X>,
+    first_term: usize,
+    first: usize,
+    width: usize,
+    padded: usize,
+    panel: &mut [T],
+) {
+    if right.transposed {
+        panel.fill(T::default());
+        let terms = panel.len() / padded;
+        for j in 0..width {
+            let line = &right.data[(first + j) * right.stride + first_term..][..terms];
+            for (slot, &value) in panel[j..].iter_mut().step_by(padded).zip(line) {
+                *slot = value.into();
+            }
+        }
+    } else {
+        for (k, slots) in panel.chunks_exact_mut(padded).enumerate() {
+            let line = &right.data[(first_term + k) * right.stride + first..][..width];
+            for (slot, &value) in slots.iter_mut().zip(line) {
+                *slot = value.into();
+            }
+            if width < padded {
+                slots[width..].fill(T::default());
+            }
+        }
+    }
+}
