@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use quinn::{Connection, Endpoint, RecvStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use weighhouse_client::session::connect;
 use weighhouse_coordinator::home::Home;
 use weighhouse_shared::ids::{ContentHash, JobId};
@@ -163,7 +164,14 @@ impl Operator {
     }
 }
 
+/// How long the goodbyes of connections may take to leave. The coordinator would hold a silent one for half a minute,
+/// and has a limit of them for each key.
+const GOODBYE: Duration = Duration::from_millis(10);
+
 /// Runs an operator's short task on a small runtime.
 pub fn block_on<T>(task: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(task);
+    runtime.block_on(tokio::time::sleep(GOODBYE));
+    outcome
 }

@@ -30,6 +30,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// has one a command.
 const MAX_CONNECTIONS_OF_KEY: usize = 16;
 
+/// With what one more connection of a key is closed.
+const TOO_MANY: u8 = 1;
+/// What the peer may show.
+const TOO_MANY_REASON: &[u8] =
+    b"too many connections of one key at a time: end some, or try again in half a minute";
+
 /// Why the coordinator cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -203,7 +209,9 @@ impl Coordinator {
                     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE, incoming).await else { return };
                     drop(handshake);
                     let Ok(key) = connected_key(&connection) else { return };
-                    let Some(_one) = connected.one_more(key, MAX_CONNECTIONS_OF_KEY) else { return };
+                    let Some(_one) = connected.one_more(key, MAX_CONNECTIONS_OF_KEY) else {
+                        return connection.close(TOO_MANY.into(), TOO_MANY_REASON);
+                    };
                     let Ok(peer) = connected_peer(&connection) else { return };
                     let outcome = match peer {
                         Peer::Operator { .. } => operator::serve(connection, shared).await,

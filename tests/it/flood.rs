@@ -1,6 +1,6 @@
 //! Strangers in great numbers, and peers that connect and then do nothing: a running round does not feel them.
 
-use crate::federation::{Federation, records, talking};
+use crate::federation::{Federation, output, records, talking};
 use crate::watch::Watch;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -213,4 +213,14 @@ fn a_site_that_does_not_read_its_model_is_dropped_and_the_others_go_on() {
     drop(endpoint);
     let watched = federation.operator(&["job", "watch"]);
     assert!(watched.contains("job is finished"), "{watched}");
+}
+
+#[test]
+fn an_operator_runs_one_command_after_another_as_each_says_goodbye() {
+    let federation = Federation::start();
+    let home = federation.home();
+    // More, and in less time, than one key may have connections that nobody says goodbye to.
+    for _ in 0..40 {
+        output(&["job", "list", "--home", home.to_str().unwrap()]);
+    }
 }
