@@ -200,6 +200,29 @@ proptest! {
     }
 }
 
+/// Buffers are written over, not zeroed, and factors become integers where the floats were.
+#[test]
+fn what_other_customers_left_in_a_workspace_changes_no_bit() {
+    for (spec, shape) in reference::zoo() {
+        let network = Network::new(&spec, shape.clone()).unwrap();
+        let parameters = drawn_parameters(&network, 5, 0.3);
+        let before = OwnedBatch::draw(6, shape.clone(), &[7, 1, 30, 4], 40.0).with_draws(&network, 6);
+        let mut workspace = SumWorkspace::new();
+        let (mut sum, clip) = (vec![0; network.parameter_count()], grid(0.5));
+        // Once where much is saturated, once where nothing is finite.
+        for size in [1.0, 1e30] {
+            let wild: Vec<f32> = parameters.iter().map(|parameter| parameter * size).collect();
+            clipped_sum(&network, &wild, &before.batch(), &clip, &mut workspace, &mut sum).unwrap();
+        }
+        for customer_rows in [&[2, 3][..], &[1, 9, 1]] {
+            let batch = OwnedBatch::draw(8, shape.clone(), customer_rows, 1.0).with_draws(&network, 8);
+            sum.fill(0);
+            clipped_sum(&network, &parameters, &batch.batch(), &clip, &mut workspace, &mut sum).unwrap();
+            assert_eq!(sum, sum_of(&network, &parameters, &batch, &clip), "{spec:?}");
+        }
+    }
+}
+
 #[test]
 fn both_forms_of_the_norm_are_in_use() {
     assert!(gram_is_cheaper(1, 64, 128));
