@@ -17,7 +17,6 @@ use weighhouse_shared::privacy::GeneratorError;
 use weighhouse_shared::secure_sum::batch_of;
 use weighhouse_shared::secure_sum::keys::JobSecret;
 use weighhouse_shared::secure_sum::masks::Masks;
-use weighhouse_shared::secure_sum::roster::Terms;
 use weighhouse_shared::secure_sum::site::{Member, Record, Refusal};
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{SumAnswer, SumBatch, SumKey, SumOffer, SumQuestion, SumRoster};
@@ -130,13 +129,13 @@ impl Sums {
 
     /// Takes the job's roster; the site's part in its next batch, if there is one more.
     pub fn take_roster(&self, told: SumRoster) -> Result<Option<SumOffer>, SumError> {
-        self.commit(told.job, |contract, member| {
-            let federation = &contract.contract.federation;
-            let sum = federation.secure_sum().ok_or(SumError::Unknown)?;
-            let (threshold, colluding) = (federation.min_sites, sum.colluding_sites);
-            let terms = Terms { members: &sum.members, threshold, colluding };
+        self.commit(told.job, |checked, member| {
+            let contract = &checked.contract;
+            // Of its own group: with a member of another on it, it is no roster.
+            let members = contract.sum_group_of(member.site()).ok_or(SumError::Unknown)?;
+            let terms = contract.federation.sum_terms(&members).ok_or(SumError::Unknown)?;
             member.take_roster(terms, told.keys)?;
-            next_offer(contract, member)
+            next_offer(checked, member)
         })
     }
 

@@ -1,14 +1,21 @@
-//! What is made of a secure sum once it is open: one step of the global model.
+//! What is made of secure sums once they are open: one step of the global model.
 //!
 //! In: the sum of the survivors' noised integers modulo 2^32, and how many they are. Out: the next model. The step is that
 //! of private gradient descent with one large batch: `d = -rate sum unit / (survivors batch)`, with the rate of the round's
 //! place in the schedule and the public batch of the contract, handed to the job's server optimiser as the mean update
 //! of a round.
+//!
+//! With groups each opened sum comes to such a step of its own, in the integers of a site's update, and the job's strategy is
+//! applied to these: all count the same, however many survived in each. None can be other than finite and in range, since
+//! an opened sum is integers.
 
-use crate::aggregate::Combined;
+use crate::admission::AdmittedUpdate;
+use crate::aggregate::{Aggregate, Combined};
 use crate::global_model::GlobalModel;
+use crate::secure_sum::OpenedSum;
+use std::io;
 use weighhouse_shared::ids::RoundId;
-use weighhouse_shared::job::{JobContract, JobError};
+use weighhouse_shared::job::{JobContract, JobError, UPDATE_LIMIT, UPDATE_STEP};
 use weighhouse_shared::model::ServerState;
 
 /// The next model after `model` from the opened `sum` of `survivors` sites in round `round` of `contract`; `state` is what
@@ -26,15 +33,42 @@ pub fn step(
     if 4 * sum.len() != model.bytes.len() {
         return Err(StepError::Length { expected: model.bytes.len() / 4, got: sum.len() });
     }
-    let encoding = contract.sum_encoding(sum.len()).map_err(JobError::from)?.ok_or(StepError::Mode)?;
+    let unit = unit(contract, round, sum.len())?;
     if survivors == 0 {
         return Ok(model);
     }
     // Two's complement: the noised sum itself, unless it wrapped.
     let sums: Vec<i64> = sum.iter().map(|value| i64::from(*value as i32)).collect();
-    let training = &contract.training;
-    let unit = -training.rate(round.0, 0) * encoding.unit() / training.expected_batch();
     Ok(model.moved_by(Some(Combined { sums: &sums, divisor: survivors.into(), unit }), state))
+}
+
+/// Adds the mean of each group in `opened`, as one update, to the `aggregate` of round `round` of `contract`. Returns of how
+/// many sites they are.
+///
+/// Errors if the contract has no secure sum, or the aggregate's disk fails.
+pub fn add_groups(
+    aggregate: &mut Aggregate,
+    contract: &JobContract,
+    round: RoundId,
+    opened: Vec<OpenedSum>,
+) -> Result<u32, StepError> {
+    let mut sites = 0;
+    for OpenedSum { values, sites: survivors } in opened {
+        let scale = unit(contract, round, values.len())? / f64::from(survivors.max(1)) / UPDATE_STEP;
+        let limit = f64::from(UPDATE_LIMIT);
+        let step = |value: &u32| (f64::from(*value as i32) * scale).round().clamp(-limit, limit) as i32;
+        let bytes = values.iter().flat_map(|value| step(value).to_le_bytes()).collect();
+        aggregate.add(AdmittedUpdate::of_group(bytes), 0)?;
+        sites += survivors;
+    }
+    Ok(sites)
+}
+
+/// What one integer of a sum moves a parameter of the model by, were it one survivor's alone.
+fn unit(contract: &JobContract, round: RoundId, parameters: usize) -> Result<f64, StepError> {
+    let encoding = contract.sum_encoding(parameters).map_err(JobError::from)?.ok_or(StepError::Mode)?;
+    let training = &contract.training;
+    Ok(-training.rate(round.0, 0) * encoding.unit() / training.expected_batch())
 }
 
 /// Why an opened sum is not a step.
@@ -51,6 +85,9 @@ pub enum StepError {
     /// The contract is of another mode.
     #[error("the job's contract has no secure sum")]
     Mode,
+    /// The groups' updates cannot be kept.
+    #[error("cannot use the spool folder; is the disk full?")]
+    Spool(#[from] io::Error),
     /// The contract is at fault.
     #[error(transparent)]
     Contract(#[from] JobError),

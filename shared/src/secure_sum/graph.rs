@@ -47,7 +47,7 @@ pub const SECURITY_BITS: f64 = 60.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no graph of fewer than {MAX_SHARES} neighbours serves {sites} sites of which {colluding} may collude and {threshold} \
-     survive; lower federation.colluding_sites, or let at most {COMPLETE_SITES} sites take part"
+     survive; split them with federation.groups, lower federation.colluding_sites, or let at most {COMPLETE_SITES} sites take part"
 )]
 pub struct GraphError {
     sites: usize,
