@@ -94,12 +94,19 @@ pub enum StepError {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests {
     use super::*;
     use weighhouse_shared::ids::SiteId;
     use weighhouse_shared::job::JobFile;
 
     fn contract(federation: &str) -> JobContract {
+        let members: Vec<_> = (0..5).map(|id| SiteId::from_bytes([id; 32])).collect();
+        contract_among(federation, &members)
+    }
+
+    fn contract_among(federation: &str, members: &[SiteId]) -> JobContract {
         let schema = "name = \"x\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
                       features = [{ column = \"a\", min = 0.0, max = 1.0 }]";
         let file: JobFile = toml::from_str(&format!(
@@ -108,8 +115,7 @@ mod tests {
              [federation]\nmode = \"secure_sum\"\n{federation}"
         ))
         .unwrap();
-        let members: Vec<_> = (0..5).map(|id| SiteId::from_bytes([id; 32])).collect();
-        file.contract_among(toml::from_str(schema).unwrap(), [0; 16], &members).unwrap()
+        file.contract_among(toml::from_str(schema).unwrap(), [0; 16], members).unwrap()
     }
 
     fn parameters(model: &GlobalModel) -> Vec<f64> {
@@ -132,6 +138,43 @@ mod tests {
             }
         }
         assert_eq!(step(start.clone(), &contract, RoundId(0), &sum, 0, None).unwrap(), start);
+    }
+
+    #[test]
+    fn groups_count_the_same_however_many_survived_and_the_jobs_rule_is_applied_to_their_means() {
+        let spool = crate::spool::Spool::new(std::env::temp_dir());
+        for (strategy, wanted) in [("fedavg", 12.0 / 3.0), ("fedmedian", 3.0)] {
+            let members: Vec<_> = (0..12).map(|id| SiteId::from_bytes([id; 32])).collect();
+            let contract = contract_among(&format!("groups = 3\nstrategy = \"{strategy}\""), &members);
+            let unit = contract.sum_encoding(2).unwrap().unwrap().unit();
+            // Mean gradients of 1, 3 and 8 over batches of 50.
+            let group = |gradient: f64, sites: u32| {
+                let sum = (gradient * 50.0 * f64::from(sites) / unit).round() as i32 as u32;
+                OpenedSum { values: vec![sum, sum.wrapping_neg()], sites }
+            };
+            let mut aggregate = Aggregate::new(2, &contract.federation, &spool).unwrap();
+            let opened = vec![group(8.0, 2), group(1.0, 4), group(3.0, 3)];
+            assert_eq!(add_groups(&mut aggregate, &contract, RoundId(0), opened).unwrap(), 9);
+            let next = GlobalModel::of(vec![0.0, 0.0]).moved_by(aggregate.combine().unwrap(), None);
+            let rate = contract.training.rate(0, 0);
+            for (now, wanted) in parameters(&next).iter().zip([-wanted * rate, wanted * rate]) {
+                assert!((now - wanted).abs() < 1e-4, "{strategy}: {now} is not {wanted}");
+            }
+        }
+    }
+
+    /// The rate is so high that no parameter could follow.
+    #[test]
+    fn whatever_was_added_a_groups_update_is_finite_and_in_range() {
+        let spool = crate::spool::Spool::new(std::env::temp_dir());
+        let members: Vec<_> = (0..6).map(|id| SiteId::from_bytes([id; 32])).collect();
+        let mut contract = contract_among("groups = 2", &members);
+        contract.training.learning_rate = 1e3;
+        let mut aggregate = Aggregate::new(3, &contract.federation, &spool).unwrap();
+        let sum = OpenedSum { values: vec![i32::MIN as u32, i32::MAX as u32, 0], sites: 3 };
+        add_groups(&mut aggregate, &contract, RoundId(0), vec![sum]).unwrap();
+        let limit = i64::from(UPDATE_LIMIT);
+        assert_eq!(aggregate.combine().unwrap().unwrap().sums, [limit, -limit, 0]);
     }
 
     #[test]

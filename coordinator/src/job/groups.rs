@@ -158,8 +158,8 @@ impl Groups {
             count += usize::from(takes.is_some());
             all.extend(takes.into_iter().flatten());
         }
-        let opens = !anew && !(waits && patient) && count >= self.min_groups;
-        Prepared { fixes, anew, sites: opens.then_some(all) }
+        let not_yet = anew || waits && patient || count < self.min_groups;
+        Prepared { fixes, anew, sites: (!not_yet).then_some(all) }
     }
 
     /// The updates of each group that has enough of them.
