@@ -45,7 +45,7 @@ pub fn describe(contract: &JobContract) -> Option<String> {
          and {colluding} may collude",
         groups.groups, groups.min_groups
     )];
-    let lists = contract.sum_groups();
+    let lists = contract.grouped_members();
     lines.extend((1..).zip(&lists).map(|(number, members)| format!("group {number}: {}", named(members))));
     Some(lines.join("\n"))
 }

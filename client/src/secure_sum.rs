@@ -132,7 +132,7 @@ impl Sums {
         self.commit(told.job, |checked, member| {
             let contract = &checked.contract;
             // Of its own group: with a member of another on it, it is no roster.
-            let members = contract.sum_group_of(member.site()).ok_or(SumError::Unknown)?;
+            let members = contract.group_of_member(member.site()).ok_or(SumError::Unknown)?;
             let terms = contract.federation.sum_terms(&members).ok_or(SumError::Unknown)?;
             member.take_roster(terms, told.keys)?;
             next_offer(checked, member)
@@ -242,7 +242,7 @@ mod tests {
             };
             SumRoster { job, keys: identities.iter().filter(of).map(key).collect() }
         };
-        let group = contract.sum_group_of(own.site()).unwrap();
+        let group = contract.group_of_member(own.site()).unwrap();
         let stranger = identities.iter().map(Identity::site).find(|site| !group.contains(site)).unwrap();
         let last = *group.iter().rfind(|site| **site != own.site()).unwrap();
         let swapped: Vec<SiteId> =

@@ -31,7 +31,7 @@ impl JobSums {
     /// None yet, for `job` of `contract`; None in other modes.
     pub fn of(job: JobId, contract: &JobContract) -> Option<Self> {
         contract.federation.secure_sum()?;
-        let lists = contract.sum_groups().into_iter();
+        let lists = contract.grouped_members().into_iter();
         let groups =
             (0u16..).zip(lists).map(|(group, members)| GroupSums::new(SumGroup { job, group }, members));
         Some(Self { groups: groups.collect() })
@@ -128,6 +128,11 @@ impl JobSums {
             }
         }
         Ok(())
+    }
+
+    /// Drops the kept sums of a round that is committed, or given up.
+    pub fn forget_round(&self, store: &Store) -> Result<(), StoreError> {
+        self.groups.iter().try_for_each(|group| group.forget_round(store))
     }
 
     /// Asks these sites about the round's survivors in their group.

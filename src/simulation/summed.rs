@@ -35,7 +35,7 @@ impl PlainSums {
     /// Of no site yet; None if the contract is of another mode.
     pub fn new(contract: &JobContract, parameters: usize, spool: &Arc<Spool>) -> Result<Option<Self>> {
         let Some(encoding) = contract.sum_encoding(parameters)? else { return Ok(None) };
-        let lists = contract.sum_groups();
+        let lists = contract.grouped_members();
         let members = contract.federation.secure_sum().map_or(&[][..], |sum| &sum.members);
         let group = |site| lists.iter().position(|list| list.binary_search(site).is_ok());
         let group_of = members.iter().filter_map(group).collect();

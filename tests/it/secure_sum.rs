@@ -103,7 +103,7 @@ impl Site {
         assert_eq!(contents.len(), 1, "one vector a round");
         let (hash, copies) = contents.first_key_value()?;
         let bytes = copies.iter().find(|copy| ContentHash::of(copy) == *hash)?;
-        let members = contract.sum_group_of(self.id()).unwrap();
+        let members = contract.group_of_member(self.id()).unwrap();
         let mut member = Member::new(job, self.id(), self.record.clone()?);
         let terms = contract.federation.sum_terms(&members).unwrap();
         member.take_roster(terms, self.roster.clone()?.keys).unwrap();
@@ -165,7 +165,7 @@ fn survivors_of(sites: &[Site], contract: &JobContract, round: RoundId) -> Vec<V
         let roster = group().find_map(|site| site.roster.as_ref()).unwrap();
         Some(survivors.into_iter().map(|number| roster.keys[usize::from(number)].site()).collect())
     };
-    contract.sum_groups().into_iter().filter_map(of_group).collect()
+    contract.grouped_members().into_iter().filter_map(of_group).collect()
 }
 
 /// The model that the opened sums lead to.
@@ -360,7 +360,7 @@ fn a_site_that_is_gone_costs_its_group_and_the_others_go_on_by_the_rule_over_gro
     let counts = settled(&federation, &mut sites, 6);
     assert_eq!((counts[0], counts[5]), (9, 6), "{counts:?}");
     assert!(counts.iter().all(|count| *count == 6 || *count == 9), "{counts:?}");
-    let groups = sites[0].contract.as_ref().unwrap().sum_groups();
+    let groups = sites[0].contract.as_ref().unwrap().grouped_members();
     let own = |site: &Site| groups.iter().find(|members| members.contains(&site.id())).unwrap().clone();
     for site in &sites {
         let roster = site.roster.as_ref().unwrap().keys.iter().map(|key| key.site());

@@ -163,8 +163,9 @@ impl Driver {
         if changed && !shared {
             self.parts.store.forget_model(base)?;
         }
-        if trains && contract.federation.secure_sum().is_some() {
-            self.parts.store.forget_round_sums(id)?;
+        let sums = self.jobs.get(&id).and_then(|job| job.sums.as_ref()).filter(|_| trains);
+        if let Some(sums) = sums {
+            sums.forget_round(&self.parts.store)?;
         }
         if keeps_state || concludes {
             self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;

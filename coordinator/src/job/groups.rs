@@ -59,7 +59,7 @@ impl Groups {
     pub fn of(contract: &JobContract) -> Option<Self> {
         contract.federation.secure_sum()?;
         let threshold = contract.federation.min_sites as usize;
-        let lists = contract.sum_groups();
+        let lists = contract.grouped_members();
         let pairs =
             lists.iter().enumerate().flat_map(|(at, members)| members.iter().map(move |site| (*site, at)));
         Some(Self {
@@ -245,7 +245,7 @@ mod tests {
         .unwrap();
         let members: Vec<SiteId> = (0..12).map(site).collect();
         let contract = file.contract_among(toml::from_str(schema).unwrap(), [0; 16], &members).unwrap();
-        let lists = contract.sum_groups().into_iter().map(BTreeSet::from_iter).collect();
+        let lists = contract.grouped_members().into_iter().map(BTreeSet::from_iter).collect();
         (Groups::of(&contract).unwrap(), lists)
     }
 

@@ -98,7 +98,7 @@ fn learned(federation: &str, hostile: usize, attack: Attack) -> f64 {
     let mut aggregate = Aggregate::new(FEATURES + 1, &contract.federation, &spool).unwrap();
     let mut state = contract.server_state(FEATURES + 1);
     let mut model = GlobalModel::of(vec![0.0; FEATURES + 1]);
-    let groups = contract.sum_groups();
+    let groups = contract.grouped_members();
     for round in (0..ROUNDS).map(RoundId) {
         let global = values(&model);
         let mut opened = Vec::new();

@@ -245,6 +245,11 @@ impl GroupSums {
         }
     }
 
+    /// Drops the sum that was kept.
+    pub fn forget_round(&self, store: &Store) -> Result<(), StoreError> {
+        store.forget_sum(self.of)
+    }
+
     /// Forgets the round's sum, which is never opened.
     pub fn drop_round(&mut self) {
         self.round = None;

@@ -142,8 +142,8 @@ impl Store {
         self.sums.remove(key(of, ROUND, &[])).map(|_| ()).map_err(|source| self.failed(source))
     }
 
-    /// Drops the kept sums of all groups of a job.
-    pub fn forget_round_sums(&self, job: JobId) -> Result<(), StoreError> {
+    /// Drops the kept sums of all groups of a job, whichever they are.
+    fn forget_round_sums(&self, job: JobId) -> Result<(), StoreError> {
         for entry in self.sums.scan_prefix(job.as_bytes()) {
             let (found, _) = entry.map_err(|source| self.failed(source))?;
             match found.as_ref()[job.as_bytes().len()..] {

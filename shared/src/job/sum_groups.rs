@@ -6,7 +6,7 @@
 //! over G groups carries the noise of G sums, [`noise_factor`](SumGroups::noise_factor) times that of one.
 //!
 //! The split is a function of the contract: members in the order of the SHA-256 of its nonce and their identifier, dealt out one
-//! by one ([`JobContract::sum_groups`]). The nonce is drawn by the operator when the members are known, so no member can
+//! by one ([`JobContract::grouped_members`]). The nonce is drawn by the operator when the members are known, so no member can
 //! choose an identifier for a group, and the coordinator can change neither.
 
 use super::secure_sum::{MIN_MEMBERS, SecureSum};
@@ -98,7 +98,7 @@ impl Federation {
 
 impl JobContract {
     /// The members of each sum of a round, ascending: one list, or one a group; none in other modes.
-    pub fn sum_groups(&self) -> Vec<Vec<SiteId>> {
+    pub fn grouped_members(&self) -> Vec<Vec<SiteId>> {
         let Some(sum) = self.federation.secure_sum() else { return Vec::new() };
         let Some(SumGroups { groups, .. }) = self.federation.sum_groups() else {
             return vec![sum.members.clone()];
@@ -119,7 +119,7 @@ impl JobContract {
     }
 
     /// The members of the sum that `site` is in, itself among them; None if it is in none.
-    pub fn sum_group_of(&self, site: SiteId) -> Option<Vec<SiteId>> {
-        self.sum_groups().into_iter().find(|members| members.binary_search(&site).is_ok())
+    pub fn group_of_member(&self, site: SiteId) -> Option<Vec<SiteId>> {
+        self.grouped_members().into_iter().find(|members| members.binary_search(&site).is_ok())
     }
 }

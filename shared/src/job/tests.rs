@@ -120,14 +120,14 @@ fn a_secure_sum_by_groups_keeps_its_promise_in_each_group() {
         let (t, c) = (federation.min_sites, sums.sum.colluding_sites);
         assert!(2 * t > largest as u32 + c && t as usize <= smallest && c as usize == smallest / 3);
         assert!(federation.fewest_sites() == sums.min_groups * t && 2 * sums.min_groups > groups);
-        let lists = contract.sum_groups();
+        let lists = contract.grouped_members();
         assert!(lists.len() == groups as usize);
         let mut all: Vec<SiteId> = lists.concat();
         all.sort_unstable();
         assert_eq!(all, sums.sum.members);
         for list in &lists {
             assert!((smallest..=largest).contains(&list.len()) && list.is_sorted());
-            assert_eq!(contract.sum_group_of(list[0]).as_ref(), Some(list));
+            assert_eq!(contract.group_of_member(list[0]).as_ref(), Some(list));
         }
     }
     // A customer is in one sum: the same noise, the same charge. The share of a site is larger, being one of fewer.
@@ -142,14 +142,14 @@ fn a_secure_sum_by_groups_keeps_its_promise_in_each_group() {
 #[test]
 fn the_split_is_another_with_another_nonce_and_the_same_for_all_who_read_the_contract() {
     let contract = secure_sum(20, "", "groups = 4").unwrap();
-    let with = |nonce| JobContract { nonce, ..contract.clone() }.sum_groups();
+    let with = |nonce| JobContract { nonce, ..contract.clone() }.grouped_members();
     assert_eq!(with([7; 16]), with([7; 16]));
     assert_ne!(with([7; 16]), with([8; 16]));
     // Whoever leaves or joins changes nothing but the deal: no member's place depends on another's choice of identifier.
     let alone = secure_sum(20, "", "").unwrap();
-    assert_eq!(alone.sum_groups(), [alone.federation.secure_sum().unwrap().members.clone()]);
-    assert!(contract_of("", "").unwrap().sum_groups().is_empty());
-    assert_eq!(contract.sum_group_of(SiteId::from_bytes([77; 32])), None);
+    assert_eq!(alone.grouped_members(), [alone.federation.secure_sum().unwrap().members.clone()]);
+    assert!(contract_of("", "").unwrap().grouped_members().is_empty());
+    assert_eq!(contract.group_of_member(SiteId::from_bytes([77; 32])), None);
 }
 
 #[test]

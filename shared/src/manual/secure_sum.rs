@@ -102,7 +102,7 @@
 //! Up to 255 sites everyone shares masks with everyone. Beyond, some two hundred neighbours each keep both promises for
 //! *any* list of survivors that the coordinator may choose after it knows the graph: see
 //! [`graph`](crate::secure_sum::graph) for the bound and its proof, and for how many sites no such graph goes on with the
-//! default terms (256 to some 430: fewer colluding sites, or two jobs). Pads are always among all who are asked: the
+//! default terms (256 to some 430: such a job is refused when it is written; fewer colluding sites help, or groups). Pads are always among all who are asked: the
 //! claim above needs no graph.
 //!
 //! # Groups

@@ -112,20 +112,21 @@ impl Keys {
             (fewest, rounds, every, format!("mode = \"secure_sum\"\n{more}"))
         });
         let members: Vec<SiteId> = sites.iter().map(Identity::site).collect();
-        let job =
-            |number: usize, (min_sites, rounds, every, more): (u32, u32, u32, &str), members: &[SiteId]| {
-                let file: JobFile = toml::from_str(&format!(
-                    "name = \"test\"\nschema = \"x\"\n[privacy]\nnoise_multiplier = 8.0\ndelta = 1e-4\n\
+        let job = |number: usize,
+                   (min_sites, rounds, every, more): (u32, u32, u32, &str),
+                   members: &[SiteId]| {
+            let file: JobFile = toml::from_str(&format!(
+                "name = \"test\"\nschema = \"x\"\n[privacy]\nnoise_multiplier = 8.0\ndelta = 1e-4\n\
                  [training]\nrounds = {rounds}\n[evaluation]\nevery = {every}\nbins = 2\n\
                  [federation]\nmin_sites = {min_sites}\n{more}"
-                ))
-                .unwrap();
-                let contract = file.contract_among(schema.clone(), [number as u8; 16], members).unwrap();
-                let bytes = codec::encode(&contract);
-                let signature = operator.sign(Purpose::JobContract, &bytes).to_vec();
-                let signed = SignedContract { contract: bytes, certificate: certificate.clone(), signature };
-                Job { id: contract.id(), signed, groups: contract.sum_groups(), contract: contract.into() }
-            };
+            ))
+            .unwrap();
+            let contract = file.contract_among(schema.clone(), [number as u8; 16], members).unwrap();
+            let bytes = codec::encode(&contract);
+            let signature = operator.sign(Purpose::JobContract, &bytes).to_vec();
+            let signed = SignedContract { contract: bytes, certificate: certificate.clone(), signature };
+            Job { id: contract.id(), signed, groups: contract.grouped_members(), contract: contract.into() }
+        };
         let jobs = (0..).zip(shapes).map(|(number, shape)| job(number, shape, &members[..SITES])).collect();
         let grouped_jobs = (100..).zip(&grouped_shapes).map(|(number, (fewest, rounds, every, more))| {
             job(number, (*fewest, *rounds, *every, more), &members)
