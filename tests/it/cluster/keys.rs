@@ -129,7 +129,7 @@ impl Keys {
         };
         let jobs = (0..).zip(shapes).map(|(number, shape)| job(number, shape, &members[..SITES])).collect();
         let grouped_jobs = (100..).zip(&grouped_shapes).map(|(number, (fewest, rounds, every, more))| {
-            job(number, (*fewest, *rounds, *every, more), &members)
+            job(number, (*fewest, *rounds, *every, more.as_str()), &members)
         });
         let grouped_jobs = grouped_jobs.collect();
         let text = first_policy(Epsilon::new(50.0).unwrap(), Delta::new(1e-4).unwrap());
