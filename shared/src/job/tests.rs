@@ -206,11 +206,12 @@ fn strategies_compare_groups_and_as_many_must_be_opened_as_they_need() {
 fn a_job_without_groups_is_written_as_before_there_were_any() {
     let hex = |mode: &ProtectionMode| data_encoding::HEXLOWER.encode(&codec::encode(mode));
     let sum = SecureSum { members: vec![SiteId::from_bytes([0xab; 32])], colluding_sites: 5 };
-    assert_eq!(hex(&ProtectionMode::Site), "00");
-    let one = format!("0101{}05", "ab".repeat(32));
-    assert_eq!(hex(&ProtectionMode::SecureSum(sum.clone())), one);
+    assert_eq!(hex(&ProtectionMode::Site), "00000000");
+    // One member, itself, and how many may collude.
+    let of_sum = format!("0100000000000000{}05000000", "ab".repeat(32));
+    assert_eq!(hex(&ProtectionMode::SecureSum(sum.clone())), format!("01000000{of_sum}"));
     let groups = SumGroups { sum, groups: 6, min_groups: 4 };
-    assert_eq!(hex(&ProtectionMode::GroupedSums(groups)), format!("02{}0604", &one[2..]));
+    assert_eq!(hex(&ProtectionMode::GroupedSums(groups)), format!("02000000{of_sum}0600000004000000"));
     for keys in ["", "groups = 1"] {
         let contract = secure_sum(10, "", keys).unwrap();
         assert!(matches!(contract.federation.mode, ProtectionMode::SecureSum(_)));
