@@ -149,7 +149,14 @@
 //! may add, for each parameter; "chance": any of the 2^32. "holds": at least three quarters of the gain in log loss that one
 //! sum over all has without an attack are left. A test of the coordinator runs it and holds this table to it.
 //!
-//! TABLE
+//! | `[federation]` | none | 1 turned | 1 largest | 1 chance | 2 turned | 2 largest | 2 chance |
+//! | --- | --- | --- | --- | --- | --- | --- | --- |
+//! | fedavg | holds | fails | fails | fails | fails | fails | fails |
+//! | groups = 5, fedavg | holds | fails | fails | fails | fails | fails | fails |
+//! | groups = 5, fedavg, norm_bound = 0.3 | holds | holds | holds | holds | holds | fails | holds |
+//! | groups = 5, fedmedian | holds | holds | holds | holds | holds | holds | holds |
+//! | groups = 5, trimmed_mean, trim_share = 0.4 | holds | holds | holds | holds | holds | holds | holds |
+//! | groups = 5, krum, hostile_sites = 1 | holds | holds | holds | holds | holds | holds | holds |
 //!
 //! # What it costs
 //! For n sites on the complete graph and p parameters, a site a round: n masks of 4 p bytes of AES, n X25519 agreements,
