@@ -30,13 +30,33 @@ pub fn stand_ins(count: usize) -> Vec<SiteId> {
 
 /// Says whom the operator signed in; None but for secure sums.
 pub fn describe(contract: &JobContract) -> Option<String> {
-    let sum = contract.federation.secure_sum()?;
-    let fingerprints: Vec<String> = sum.members.iter().map(SiteId::short).collect();
+    let federation = &contract.federation;
+    let sum = federation.secure_sum()?;
+    let (count, min_sites, colluding) = (sum.members.len(), federation.min_sites, sum.colluding_sites);
+    let named = |members: &[SiteId]| members.iter().map(SiteId::short).collect::<Vec<_>>().join(" ");
+    let Some(groups) = federation.sum_groups() else {
+        return Some(format!(
+            "{count} members, of which {min_sites} must be in a round's sum and {colluding} may collude: {}",
+            named(&sum.members)
+        ));
+    };
+    let mut lines = vec![format!(
+        "{count} members in {} groups, of which {} must be in a round; of each group {min_sites} members must be in its sum \
+         and {colluding} may collude",
+        groups.groups, groups.min_groups
+    )];
+    let lists = contract.grouped_members();
+    lines.extend((1..).zip(&lists).map(|(number, members)| format!("group {number}: {}", named(members))));
+    Some(lines.join("\n"))
+}
+
+/// What a job's groups cost in noise; None if it has none.
+pub fn noise_of_groups(contract: &JobContract) -> Option<String> {
+    let groups = contract.federation.sum_groups()?;
     Some(format!(
-        "{} members, of which {} must be in a round's sum and {} may collude: {}",
-        sum.members.len(),
-        contract.federation.min_sites,
-        sum.colluding_sites,
-        fingerprints.join(" ")
+        "{} groups: each sum keeps the whole promise by itself, at the same epsilon; the mean over all of them has {:.2} times \
+         the noise of one sum over all sites",
+        groups.groups,
+        groups.noise_factor()
     ))
 }

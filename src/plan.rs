@@ -14,7 +14,9 @@ use std::path::Path;
 use trial::Ground;
 use weighhouse_shared::evaluation::Figure;
 use weighhouse_shared::ids::SiteId;
-use weighhouse_shared::job::{FederationSchedule, JobContract, JobFile, MAX_MEMBERS, MIN_MEMBERS, ModeName};
+use weighhouse_shared::job::{
+    FederationSchedule, JobContract, JobFile, MAX_GROUPS, MAX_MEMBERS, MIN_MEMBERS, ModeName,
+};
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::privacy::{Delta, Epsilon, Generator};
 use weighhouse_shared::schema::Schema;
@@ -60,8 +62,40 @@ struct Plan {
     sites: Vec<SitePlan>,
     /// The site whose budget is the first to run out under jobs like this one.
     first_to_run_dry: Option<String>,
+    /// The groups of a secure sum, if it has any.
+    groups: Option<PlannedGroups>,
     simulated_on: Option<String>,
     notes: Vec<String>,
+}
+
+/// What a secure sum by groups comes to.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PlannedGroups {
+    groups: u32,
+    /// Groups whose sums a round needs.
+    min_groups: u32,
+    /// Members of the smallest group.
+    members_least: usize,
+    /// Of each group, the fewest in a sum.
+    min_sites: u32,
+    /// Of each group, those that may collude.
+    colluding_sites: u32,
+    /// Noise of the mean over all groups over that of one sum over all sites, at the same epsilon.
+    noise_times_one_sum: f64,
+}
+
+impl PlannedGroups {
+    fn of(contract: &JobContract) -> Option<Self> {
+        let groups = contract.federation.sum_groups()?;
+        Some(Self {
+            groups: groups.groups,
+            min_groups: groups.min_groups,
+            members_least: groups.sizes().0,
+            min_sites: contract.federation.min_sites,
+            colluding_sites: groups.sum.colluding_sites,
+            noise_times_one_sum: groups.noise_factor(),
+        })
+    }
 }
 
 /// One way to run the job.
@@ -174,7 +208,8 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
         0 => DEFAULT_SITES.max(written.federation.min_sites as usize),
         count => count.max(written.federation.min_sites as usize),
     }
-    .min(MAX_SITES);
+    // All of each group, or its sum would not be opened.
+    .min(if written.federation.sum_groups().is_some() { MAX_MEMBERS } else { MAX_SITES });
     let customers = written.training.expected_customers as usize;
     let work: f64 = choices.iter().map(|(_, contract)| trial::operations(contract, &network, count)).sum();
     let simulated = arguments.simulate || work <= SIMULATED_OPERATIONS;
@@ -236,6 +271,7 @@ pub fn run(path: &Path, home: &Path, arguments: &PlanArguments, format: Format) 
         choices: planned,
         first_to_run_dry: driest.map(|site| site.name.clone()),
         sites,
+        groups: PlannedGroups::of(&written),
         simulated_on: ground.map(|_| format!("{count} generated sites of {customers} customers each")),
         notes,
     };
@@ -263,12 +299,15 @@ fn members_of(
         false => block_on(async { members::joined(&Operator::connect(home).await?, file).await })
             .unwrap_or_default(),
     };
-    if joined.len() >= MIN_MEMBERS {
+    let groups = file.federation.groups.unwrap_or(1).clamp(1, MAX_GROUPS) as usize;
+    if joined.len() >= MIN_MEMBERS * groups {
         return joined;
     }
-    let count = DEFAULT_SITES.max(file.federation.min_sites.unwrap_or(0) as usize).min(MAX_MEMBERS);
+    let in_each = (file.federation.min_sites.unwrap_or(0) as usize).max(MIN_MEMBERS);
+    let count = DEFAULT_SITES.max(groups.saturating_mul(in_each)).min(MAX_MEMBERS);
     notes.push(format!(
-        "planned for {count} members: fewer than {MIN_MEMBERS} sites are known to have joined"
+        "planned for {count} members: fewer than {} sites are known to have joined",
+        MIN_MEMBERS * groups
     ));
     members::stand_ins(count)
 }
@@ -395,6 +434,9 @@ impl Plan {
                 "If the secure sum were broken, each site's own share of the noise would still bound the loss by epsilon \
                  {epsilon:.3}."
             ));
+        }
+        if let Some(cost) = members::noise_of_groups(written) {
+            lines.push(format!("\n{cost}."));
         }
         if let Some(ground) = &self.simulated_on {
             let ceiling = figure(self.choices.first().and_then(|choice| choice.quality.best_possible()));

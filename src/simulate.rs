@@ -189,11 +189,16 @@ fn contract(
     let contract = file
         .contract_among(schema.clone(), [0; 16], &members)
         .with_context(|| format!("{} is not a job that can run", arguments.job.display()))?;
-    if sites < contract.federation.min_sites {
+    let fewest = contract.federation.fewest_sites();
+    if sites < fewest {
+        let by = contract.federation.sum_groups().map_or("min_sites", |_| "min_groups x min_sites");
         bail!(
-            "the job needs {} sites in a round (min_sites), and {sites} would take part; raise --sites or --participation",
-            contract.federation.min_sites
+            "the job needs {fewest} sites in a round ({by}), and {sites} would take part; raise --sites or --participation"
         );
+    }
+    notes.extend(members::noise_of_groups(&contract));
+    if contract.federation.sum_groups().is_some() && arguments.participation < 1.0 {
+        notes.push("a group with fewer than min_sites of a round's cohort adds nothing to it".into());
     }
     if contract.federation.schedule != FederationSchedule::Synchronous {
         notes.push("simulated in rounds: a buffered job's updates are a little older than that".into());

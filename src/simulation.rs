@@ -21,7 +21,7 @@ pub use holdout::Holdout;
 pub use own::{OwnSites, tests as own_tests};
 pub use split::{Deal, Split};
 
-use summed::PlainSum;
+use summed::PlainSums;
 
 use anyhow::{Result, anyhow};
 use rand::SeedableRng;
@@ -145,7 +145,7 @@ pub struct Simulation<'a> {
     /// Of a rule that keeps updates: all of them.
     aggregate: Mutex<Aggregate>,
     /// In place of the aggregate, if the job is a secure sum.
-    sum: Option<Mutex<PlainSum>>,
+    sums: Option<PlainSums>,
     /// What sites whose norm follows a quantile ended their last round with.
     clip_norms: Mutex<HashMap<usize, ClipNorm>>,
     feedback: Feedback,
@@ -193,7 +193,7 @@ impl<'a> Simulation<'a> {
             model: GlobalModel::initial(start, contract)?,
             state: contract.server_state(parameters),
             aggregate: Mutex::new(whole),
-            sum: PlainSum::new(contract, parameters)?.map(Mutex::new),
+            sums: PlainSums::new(contract, parameters, &spool)?,
             clip_norms: Mutex::default(),
             feedback: Feedback::open(&folder.path().join("feedback"))?,
             spool,
@@ -231,7 +231,7 @@ impl<'a> Simulation<'a> {
             base: &parameters,
             round: RoundId(self.round),
             aggregate: &self.aggregate,
-            sum: self.sum.as_ref(),
+            sums: self.sums.as_ref(),
             clip_norms: &self.clip_norms,
             feedback: &self.feedback,
             spool: &self.spool,
@@ -266,10 +266,9 @@ impl<'a> Simulation<'a> {
                 .collect();
             ends.into_iter().sum::<Result<Duration>>()
         })?;
-        if let Some(sum) = &mut self.sum {
-            let sum = sum.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sums) = &self.sums {
             let round = RoundId(self.round);
-            self.model = sum.step(self.model.clone(), self.contract, round, self.state.as_mut())?;
+            self.model = sums.step(self.model.clone(), self.contract, round, self.state.as_mut())?;
             self.round += 1;
             return Ok(spent);
         }
@@ -294,7 +293,7 @@ struct SiteRounds<'a> {
     base: &'a [f32],
     round: RoundId,
     aggregate: &'a Mutex<Aggregate>,
-    sum: Option<&'a Mutex<PlainSum>>,
+    sums: Option<&'a PlainSums>,
     clip_norms: &'a Mutex<HashMap<usize, ClipNorm>>,
     feedback: &'a Feedback,
     spool: &'a Arc<Spool>,
@@ -303,8 +302,8 @@ struct SiteRounds<'a> {
 impl SiteRounds<'_> {
     /// The round of site `number`, up to its update in the aggregate.
     fn site(&self, number: usize, desk: &mut Desk, generator: &mut Generator) -> Result<()> {
-        if let Some(sum) = self.sum {
-            return self.add_share(number, desk, generator, sum);
+        if let Some(sums) = self.sums {
+            return self.add_share(number, desk, generator, sums);
         }
         let memory = std::mem::take(&mut desk.memory);
         let update = match self.work {
@@ -329,10 +328,10 @@ impl SiteRounds<'_> {
         number: usize,
         desk: &mut Desk,
         generator: &mut Generator,
-        sum: &Mutex<PlainSum>,
+        sums: &PlainSums,
     ) -> Result<()> {
         let Self { contract, network, base: parameters, round, .. } = *self;
-        let encoding = lock(sum).encoding();
+        let encoding = sums.encoding();
         let share = match self.work {
             Work::Train => {
                 let table = &self.customers.site(number);
@@ -342,7 +341,7 @@ impl SiteRounds<'_> {
             }
             Work::Nothing => vec![1; parameters.len()],
         };
-        lock(sum).add(&share);
+        sums.add(number, &share);
         Ok(())
     }
 

@@ -148,9 +148,15 @@ pub(crate) fn sample_contract() -> JobContract {
 /// A contract of a secure sum of so many members, the sites 0, 1 and so on.
 #[cfg(test)]
 pub(crate) fn sample_secure_sum(members: u8) -> JobContract {
+    sample_grouped_sum(members, 1)
+}
+
+/// The same in so many groups.
+#[cfg(test)]
+pub(crate) fn sample_grouped_sum(members: u8, groups: u32) -> JobContract {
     let members: Vec<_> =
         (0..members).map(|id| weighhouse_shared::ids::SiteId::from_bytes([id; 32])).collect();
-    sample_among("[federation]\nmode = \"secure_sum\"", &members)
+    sample_among(&format!("[federation]\nmode = \"secure_sum\"\ngroups = {groups}"), &members)
 }
 
 #[cfg(test)]

@@ -61,8 +61,8 @@ pub enum PolicyRefusal {
     },
     /// A secure sum has too few members.
     #[error(
-        "`secure_sum.min_members` in policy.toml wants {wanted} members, this job's secure sum has {members}; its operator \
-         may invite more, or the data-protection officer lower it"
+        "`secure_sum.min_members` in policy.toml wants {wanted} members in a sum, this job's has {members}; its operator \
+         may invite more or make fewer groups, or the data-protection officer lower it"
     )]
     FewMembers {
         /// How many there are.
@@ -147,7 +147,9 @@ pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusa
         return Err(PolicyRefusal::Models { asked: model, allowed: listed(&policy.jobs.models) });
     }
     if let (Some(sum), Some(rules)) = (contract.federation.secure_sum(), &policy.secure_sum) {
-        check_members(&sum.members, rules)?;
+        // Of a site's own group, which is no smaller than the smallest.
+        let members = contract.federation.sum_groups().map_or(sum.members.len(), |groups| groups.sizes().0);
+        check_members(&sum.members, members, rules)?;
         if let (Some(allowed), Some(own)) = (rules.max_own_epsilon, contract.local_charge()) {
             let (asked, allowed) = (accountant::renyi_epsilon(&[own], policy.cap.delta), allowed.value());
             if asked > allowed {
@@ -167,10 +169,10 @@ pub fn check(contract: &JobContract, policy: &Policy) -> Result<(), PolicyRefusa
     Ok(())
 }
 
-/// Holds the members of a secure sum against the rules for them.
-fn check_members(members: &[SiteId], rules: &SecureSumRules) -> Result<(), PolicyRefusal> {
-    if members.len() < rules.min_members as usize {
-        return Err(PolicyRefusal::FewMembers { members: members.len(), wanted: rules.min_members });
+/// Holds the members of a secure sum, at least `count` in each of its sums, against the rules for them.
+fn check_members(members: &[SiteId], count: usize, rules: &SecureSumRules) -> Result<(), PolicyRefusal> {
+    if count < rules.min_members as usize {
+        return Err(PolicyRefusal::FewMembers { members: count, wanted: rules.min_members });
     }
     let known = |member: &&SiteId| rules.members.as_ref().is_none_or(|known| known.contains(member));
     match members.iter().find(|member| !known(member)) {
@@ -284,7 +286,7 @@ fn listed<T: std::fmt::Display>(allowed: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::offer::{sample_contract, sample_secure_sum};
+    use crate::offer::{sample_contract, sample_grouped_sum, sample_secure_sum};
     use weighhouse_shared::identity::Identity;
     use weighhouse_shared::job::Evaluation;
     use weighhouse_shared::model::ModelSpec;
@@ -356,6 +358,16 @@ mod tests {
         policy.secure_sum =
             Some(SecureSumRules { min_members: 9, members: Some(Vec::new()), max_own_epsilon: None });
         assert_eq!(rule(&sample_contract(), &policy), None);
+    }
+
+    #[test]
+    fn the_fewest_members_that_a_site_wants_are_those_of_its_group() {
+        let contract = sample_grouped_sum(11, 2);
+        let mut policy = policy(8.0, 1e-4);
+        for (min_members, refused) in [(5, None), (6, Some(PolicyRule::SecureSumMinMembers))] {
+            policy.secure_sum = Some(SecureSumRules { min_members, ..SecureSumRules::default() });
+            assert_eq!(rule(&contract, &policy), refused);
+        }
     }
 
     #[test]

@@ -17,7 +17,6 @@ use weighhouse_shared::privacy::GeneratorError;
 use weighhouse_shared::secure_sum::batch_of;
 use weighhouse_shared::secure_sum::keys::JobSecret;
 use weighhouse_shared::secure_sum::masks::Masks;
-use weighhouse_shared::secure_sum::roster::Terms;
 use weighhouse_shared::secure_sum::site::{Member, Record, Refusal};
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{SumAnswer, SumBatch, SumKey, SumOffer, SumQuestion, SumRoster};
@@ -130,13 +129,13 @@ impl Sums {
 
     /// Takes the job's roster; the site's part in its next batch, if there is one more.
     pub fn take_roster(&self, told: SumRoster) -> Result<Option<SumOffer>, SumError> {
-        self.commit(told.job, |contract, member| {
-            let federation = &contract.contract.federation;
-            let sum = federation.secure_sum().ok_or(SumError::Unknown)?;
-            let (threshold, colluding) = (federation.min_sites, sum.colluding_sites);
-            let terms = Terms { members: &sum.members, threshold, colluding };
+        self.commit(told.job, |checked, member| {
+            let contract = &checked.contract;
+            // Of its own group: with a member of another on it, it is no roster.
+            let members = contract.group_of_member(member.site()).ok_or(SumError::Unknown)?;
+            let terms = contract.federation.sum_terms(&members).ok_or(SumError::Unknown)?;
             member.take_roster(terms, told.keys)?;
-            next_offer(contract, member)
+            next_offer(checked, member)
         })
     }
 
@@ -190,7 +189,10 @@ mod tests {
     use crate::offer::sample_contract;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
-    use weighhouse_shared::job::{ProtectionMode, SecureSum};
+    use weighhouse_shared::ids::SiteId;
+    use weighhouse_shared::job::{ProtectionMode, SecureSum, SumGroups};
+    use weighhouse_shared::secure_sum::keys::SignedKey;
+    use weighhouse_shared::secure_sum::roster::RosterError;
 
     fn checked(identity: &Identity) -> CheckedContract {
         let mut contract = sample_contract();
@@ -216,6 +218,42 @@ mod tests {
         // Cut short: what it held is gone for good.
         std::fs::write(&path, [1; 7]).unwrap();
         assert_ne!(sums().key(&contract, &identity).unwrap(), first);
+    }
+
+    #[test]
+    fn a_roster_with_a_member_of_another_group_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut identities: Vec<Identity> = (0..8).map(|_| Identity::generate().unwrap()).collect();
+        identities.sort_by_key(Identity::site);
+        let mut contract = sample_contract();
+        let members = identities.iter().map(Identity::site).collect();
+        let sum = SecureSum { members, colluding_sites: 1 };
+        let groups = SumGroups { sum, groups: 2, min_groups: 2 };
+        (contract.federation.mode, contract.federation.min_sites) = (ProtectionMode::GroupedSums(groups), 3);
+        let checked = CheckedContract { job: contract.id(), contract: Arc::new(contract.clone()) };
+        let (job, own) = (checked.job, &identities[0]);
+        let sums = Sums::open(folder.path()).unwrap();
+        let own_key = sums.key(&checked, own).unwrap().key;
+        let roster = |sites: &[SiteId]| {
+            let of = |site: &&Identity| sites.contains(&site.site());
+            let key = |site: &Identity| match site.site() == own.site() {
+                true => own_key.clone(),
+                false => SignedKey::sign(site, job, [7; 32]),
+            };
+            SumRoster { job, keys: identities.iter().filter(of).map(key).collect() }
+        };
+        let group = contract.group_of_member(own.site()).unwrap();
+        let stranger = identities.iter().map(Identity::site).find(|site| !group.contains(site)).unwrap();
+        let last = *group.iter().rfind(|site| **site != own.site()).unwrap();
+        let swapped: Vec<SiteId> =
+            group.iter().map(|site| if *site == last { stranger } else { *site }).collect();
+        let refused = sums.take_roster(roster(&swapped)).unwrap_err();
+        let is_stranger = matches!(
+            refused,
+            SumError::Refused(Refusal::Roster(RosterError::Stranger(site))) if site == stranger
+        );
+        assert!(is_stranger, "{refused:?}");
+        assert!(sums.take_roster(roster(&group)).unwrap().is_some());
     }
 
     #[test]

@@ -223,6 +223,6 @@ impl Rows {
 }
 
 #[cfg(test)]
-mod hostile;
+pub(crate) mod hostile;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use weighhouse_shared::clock;
 use weighhouse_shared::identity::Identity;
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
-use weighhouse_shared::job::JobContract;
+use weighhouse_shared::job::{JobContract, Rule};
 use weighhouse_shared::ledger::{MAX_STANDING_CHARGES, Standing};
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::telemetry::{self, CoordinatorMetrics};
@@ -270,7 +270,7 @@ impl Driver {
                     if let Some((kept, fixed)) =
                         JobSums::restore(id, machine.contract(), round, &parts.store)?
                     {
-                        machine.resume_sums(fixed.roster, fixed.batch, fixed.survivors);
+                        machine.resume_sums(fixed);
                         sums = Some(kept);
                     }
                 }
@@ -463,7 +463,7 @@ impl Driver {
         let actions = job.machine.handle(event, now);
         let must_save = actions.iter().any(|action| matches!(action, Action::Save | Action::End(_)));
         // The commit saves as well, if it comes now.
-        let compares = job.aggregate.as_ref().is_some_and(Aggregate::compares);
+        let compares = job.machine.contract().federation.strategy.rule() != Rule::Mean;
         let closes = |action: &Action| matches!(action, Action::Commit(_) | Action::GiveUp(_));
         if must_save && (compares || !actions.iter().any(closes)) {
             self.save_with_witnesses(id)?;
@@ -473,12 +473,12 @@ impl Driver {
                 Action::Save => {}
                 Action::Offer(site) => self.offer(id, site),
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
-                Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
-                Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
+                Action::FixRoster(group, sites) => self.fix_sum_roster(id, group, &sites)?,
+                Action::FixBatch(group, number, sites) => self.fix_sum_batch(id, group, number, &sites)?,
                 Action::Brief(site) => self.brief(id, site),
-                Action::KeepSum(round) => self.keep_sum(id, round)?,
-                Action::Ask(round, sites) => self.ask(id, round, &sites)?,
-                Action::OpenSum(_) => self.open_sum(id)?,
+                Action::KeepSums(round, groups) => self.keep_sums(id, round, &groups)?,
+                Action::Ask(group, round, sites) => self.ask(id, group, round, &sites)?,
+                Action::OpenSum(group, _) => self.open_sum(id, group)?,
                 Action::Commit(round) => self.commit(id, round, true)?,
                 Action::GiveUp(round) => self.commit(id, round, false)?,
                 Action::Late(site, round) => self.left_out(id, site, round),

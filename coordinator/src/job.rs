@@ -13,15 +13,18 @@
 //! are told so; it costs them nothing, and they are in the next.
 //!
 //! In a secure sum a round that has enough contributions does not commit at once: its sum is opened first, by those whose
-//! updates are in it: see `cohort`. If it cannot be opened the round is given up.
+//! updates are in it: see `cohort`. If it cannot be opened the round is given up. With groups there is a sum of each, and a
+//! round needs only some of them: see `groups`.
 //!
 //! With the buffered schedule there are no rounds that all sites go through together: see `buffered`.
 
 mod buffered;
 mod cohort;
+mod groups;
 
+use crate::secure_sum::Fixed;
 use buffered::Buffered;
-use cohort::{Cohort, Next, Preparation};
+use groups::{Fix, Groups, Opening, Prepared};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weighhouse_shared::ids::{ContentHash, RoundId, SiteId};
@@ -52,12 +55,12 @@ pub enum Event {
     Offered(SiteId, u32),
     /// A site that was asked about the round's survivors has answered.
     SumAnswered(SiteId),
-    /// The sum could not be opened because of these sites' answers.
-    SumFaulty(BTreeSet<SiteId>),
-    /// The sum cannot be opened, whoever is asked.
-    SumLost,
-    /// The sum is open.
-    SumOpened,
+    /// A group's sum could not be opened because of these sites' answers.
+    SumFaulty(usize, BTreeSet<SiteId>),
+    /// A group's sum cannot be opened, whoever is asked.
+    SumLost(usize),
+    /// A group's sum is open.
+    SumOpened(usize),
     /// The job cannot go on, for this reason.
     Fail(String),
     /// The round that was closed is stored, with this model.
@@ -84,18 +87,19 @@ pub enum Action {
     Offer(SiteId),
     /// Start the round for a site.
     StartRound(SiteId, RoundId, RoundTask),
-    /// Fix the roster of the job's secure sums, and tell those on it.
-    FixRoster(BTreeSet<SiteId>),
-    /// Fix a batch of the job's secure sums, and tell those in it.
-    FixBatch(u32, BTreeSet<SiteId>),
+    /// Fix the roster of a group's secure sums, and tell those on it.
+    FixRoster(usize, BTreeSet<SiteId>),
+    /// Fix a batch of a group's secure sums, and tell those in it.
+    FixBatch(usize, u32, BTreeSet<SiteId>),
     /// Tell a site what of the job's secure sums is fixed.
     Brief(SiteId),
-    /// Store the round's masked sum and whose updates are in it: from now on it is of these sites and no others.
-    KeepSum(RoundId),
-    /// Ask these sites about the round's survivors.
-    Ask(RoundId, BTreeSet<SiteId>),
-    /// Open the round's sum with the answers, then say how that went.
-    OpenSum(RoundId),
+    /// Store the round's masked sums of these groups and whose updates are in them: from now on they are of these sites and
+    /// no others. Those of other groups are dropped.
+    KeepSums(RoundId, Vec<usize>),
+    /// Ask these sites about the round's survivors in their group.
+    Ask(usize, RoundId, BTreeSet<SiteId>),
+    /// Open the round's sum of a group with the answers, then say how that went.
+    OpenSum(usize, RoundId),
     /// Store what the round came to, then say [`Event::Committed`].
     Commit(RoundId),
     /// Store that the round came to nothing and the model is as it was, then say [`Event::Committed`].
@@ -179,7 +183,7 @@ pub struct JobMachine {
     /// With the buffered schedule.
     buffered: Option<Buffered>,
     /// In a secure sum.
-    cohort: Option<Cohort>,
+    groups: Option<Groups>,
     /// The round that closed last, and what had come of its sites: they may send it again after a lost link.
     closed: Option<(RoundId, BTreeMap<SiteId, Progress>)>,
     /// When something was last handled: what was due by then has been seen to.
@@ -206,29 +210,25 @@ impl JobMachine {
         let members = answers.iter().map(|(site, answer)| (*site, member(answer))).collect();
         let phase = if status.is_final() { Phase::Over } else { Phase::Waiting(now) };
         let buffered = Buffered::of(&contract, round, model);
-        let cohort = Cohort::of(&contract);
-        Self { contract, status, round, model, members, phase, buffered, cohort, closed: None, seen: now }
+        let groups = Groups::of(&contract);
+        Self { contract, status, round, model, members, phase, buffered, groups, closed: None, seen: now }
     }
 
-    /// In a secure sum: what was fixed before, and the survivors of this round if its sum is being opened.
-    pub fn resume_sums(
-        &mut self,
-        roster: Option<BTreeSet<SiteId>>,
-        batch: Option<(u32, BTreeSet<SiteId>)>,
-        survivors: Option<BTreeSet<SiteId>>,
-    ) {
-        let Some(cohort) = &mut self.cohort else { return };
-        if let (Some(_), Phase::Waiting(since)) = (&survivors, &self.phase) {
+    /// In a secure sum: what was fixed before in each group, and the survivors of this round whose sums are being opened.
+    pub fn resume_sums(&mut self, fixed: Vec<Fixed>) {
+        let Some(groups) = &mut self.groups else { return };
+        let opening = fixed.iter().any(|fixed| fixed.survivors.is_some());
+        if let (true, Phase::Waiting(since)) = (opening, &self.phase) {
             self.phase = Phase::Opening(*since);
         }
-        cohort.resume(roster, batch, survivors);
+        groups.resume(fixed);
     }
 
-    /// Whether `site` is in the masks of the round that is open or comes next, as far as this job has any.
+    /// Whether `site` is in the masks of the round that is open, as far as this job has any.
     fn takes_part(&self, site: SiteId) -> bool {
         let trains = self.contract.task(self.round).is_some_and(|task| task.train);
-        let masked = self.cohort.as_ref().filter(|_| trains);
-        masked.is_none_or(|cohort| cohort.is_in(site, self.round))
+        let masked = self.groups.as_ref().filter(|_| trains);
+        masked.is_none_or(|groups| groups.takes_part(site, self.round))
     }
 
     fn ready(&self) -> BTreeSet<SiteId> {
@@ -394,7 +394,7 @@ impl JobMachine {
                     // An accepted one starts its turn, maybe again.
                     buffered.stopped(site);
                 }
-                if decision == Decision::Accepted && self.cohort.is_some() {
+                if decision == Decision::Accepted && self.groups.is_some() {
                     actions.push(Action::Brief(site));
                 }
                 let takes_part = self.takes_part(site);
@@ -457,33 +457,35 @@ impl JobMachine {
                 }
             }
             Event::Keyed(site) => {
-                if let Some(cohort) = self.cohort.as_mut().filter(|cohort| cohort.is_member(site)) {
-                    cohort.keyed(site);
+                if let Some(groups) = &mut self.groups {
+                    groups.keyed(site);
                 }
             }
             Event::Offered(site, batch) => {
-                if let Some(cohort) = &mut self.cohort {
-                    cohort.offered(site, batch);
+                if let Some(groups) = &mut self.groups {
+                    groups.offered(site, batch);
                 }
             }
             Event::SumAnswered(site) => {
-                if let Some(cohort) = &mut self.cohort {
-                    cohort.answered(site);
+                if let Some(groups) = &mut self.groups {
+                    groups.answered(site);
                 }
             }
-            Event::SumFaulty(sites) => {
-                if let Some(cohort) = &mut self.cohort {
-                    cohort.faulty(sites);
+            Event::SumFaulty(group, sites) => {
+                if let Some(groups) = &mut self.groups {
+                    groups.faulty(group, sites);
                 }
             }
-            Event::SumLost | Event::SumOpened if !matches!(self.phase, Phase::Opening(_)) => {}
-            Event::SumLost => {
-                self.phase = Phase::Committing;
-                actions.push(Action::GiveUp(self.round));
+            Event::SumLost(_) | Event::SumOpened(_) if !matches!(self.phase, Phase::Opening(_)) => {}
+            Event::SumLost(group) => {
+                if let Some(groups) = &mut self.groups {
+                    groups.settled(group, false);
+                }
             }
-            Event::SumOpened => {
-                self.phase = Phase::Committing;
-                actions.push(Action::Commit(self.round));
+            Event::SumOpened(group) => {
+                if let Some(groups) = &mut self.groups {
+                    groups.settled(group, true);
+                }
             }
             Event::Committed(model) => {
                 self.model = model;
@@ -520,7 +522,7 @@ impl JobMachine {
             }
             Phase::Opening(since) => {
                 let latest = since + 1000 * u64::from(self.contract.federation.max_time_s);
-                let answers = self.cohort.as_ref().and_then(Cohort::answers_due);
+                let answers = self.groups.as_ref().and_then(Groups::answers_due);
                 vec![since + GRACE_MS, latest, answers.unwrap_or(latest)]
             }
             Phase::Committing | Phase::Over => return None,
@@ -557,8 +559,7 @@ impl JobMachine {
                 let waiting =
                     open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
                 let Deadlines { earliest, idle, latest } = self.deadlines(open);
-                let (contributions, needed) = (count_in(open), self.contract.federation.min_sites);
-                let enough = contributions >= needed;
+                let enough = self.shortfall(open).is_none();
                 // A round that everyone skipped or left is given up; its model stays as it was.
                 let all_done = open.sites.values().all(|progress| progress.is_done(open.task));
                 let closes = now >= earliest && (!waiting || now >= idle);
@@ -566,12 +567,10 @@ impl JobMachine {
                     let left_out = open.sites.iter().filter(|(_, progress)| !progress.is_done(open.task));
                     actions.extend(left_out.map(|(site, _)| Action::Late(*site, self.round)));
                     self.closed = Some((self.round, open.sites.clone()));
-                    let survivors = open.sites.iter().filter(|(_, progress)| progress.updated);
-                    let survivors: BTreeSet<SiteId> = survivors.map(|(site, _)| *site).collect();
-                    match self.cohort.as_mut().filter(|_| open.task.train) {
-                        Some(cohort) => {
-                            cohort.survived(survivors);
-                            actions.push(Action::KeepSum(self.round));
+                    let survivors = updated_in(open);
+                    match self.groups.as_mut().filter(|_| open.task.train) {
+                        Some(groups) => {
+                            actions.push(Action::KeepSums(self.round, groups.survived(&survivors)));
                             self.phase = Phase::Opening(now);
                             self.keep_opening(now, actions);
                         }
@@ -583,10 +582,11 @@ impl JobMachine {
                 } else if !enough && all_done && now >= earliest {
                     self.phase = Phase::Committing;
                     actions.push(Action::GiveUp(self.round));
-                } else if now >= latest {
+                } else if now >= latest
+                    && let Some(shortfall) = self.shortfall(open)
+                {
                     let reason = format!(
-                        "round {} had {contributions} of at least {needed} contributions after {} s; bring more sites \
-                         online and submit the job again",
+                        "round {} had {shortfall} after {} s; bring more sites online and submit the job again",
                         self.round, self.contract.federation.max_time_s
                     );
                     self.end(JobStatus::Failed { reason }, actions);
@@ -601,21 +601,32 @@ impl JobMachine {
         }
     }
 
-    /// Asks those whose updates are in the sum, until all who were asked have answered; gives the round up if that takes
+    /// What an open round lacks to be committed; None if nothing.
+    fn shortfall(&self, open: &OpenRound) -> Option<String> {
+        if let Some(groups) = self.groups.as_ref().filter(|_| open.task.train) {
+            return groups.shortfall(&updated_in(open));
+        }
+        let (contributions, needed) = (count_in(open), self.contract.federation.fewest_sites());
+        (contributions < needed).then(|| format!("{contributions} of at least {needed} contributions"))
+    }
+
+    /// Asks those whose updates are in the sums, until all who were asked have answered; gives the round up if that takes
     /// too long.
     fn keep_opening(&mut self, now: u64, actions: &mut Vec<Action>) {
         let ready = self.ready();
-        let (Phase::Opening(since), Some(cohort)) = (&self.phase, &mut self.cohort) else { return };
+        let (Phase::Opening(since), Some(groups)) = (&self.phase, &mut self.groups) else { return };
         let late = now >= since + 1000 * u64::from(self.contract.federation.max_time_s);
-        match cohort.next(&ready, now) {
-            Next::Open => actions.push(Action::OpenSum(self.round)),
-            Next::Ask(sites) => actions.push(Action::Ask(self.round, sites)),
-            Next::Wait if !late => {}
-            Next::Wait | Next::GiveUp => {
-                self.phase = Phase::Committing;
-                actions.push(Action::GiveUp(self.round));
+        let end = match groups.open(&ready, now, now < since + GRACE_MS, late) {
+            Opening::GoOn { ask, open } => {
+                let ask = ask.into_iter().map(|(group, sites)| Action::Ask(group, self.round, sites));
+                actions.extend(ask);
+                return actions.extend(open.into_iter().map(|group| Action::OpenSum(group, self.round)));
             }
-        }
+            Opening::Commit => Action::Commit(self.round),
+            Opening::GiveUp => Action::GiveUp(self.round),
+        };
+        self.phase = Phase::Committing;
+        actions.push(end);
     }
 
     /// Gives each site that is ready and idle its next turn; ends the job if the buffer cannot fill, or not in time.
@@ -643,41 +654,48 @@ impl JobMachine {
         }
     }
 
+    /// The sites for which the round that comes next opens now; None if it does not yet.
+    fn prepared(
+        &mut self,
+        task: RoundTask,
+        now: u64,
+        patient: bool,
+        actions: &mut Vec<Action>,
+    ) -> Option<BTreeSet<SiteId>> {
+        let ready = self.ready();
+        // Online and about to say something, or gone for a moment.
+        let may_come = |member: &Member| {
+            let agreed = member.answer == Some(Decision::Accepted);
+            let undecided = member.online && !member.ready && !member.dismissed;
+            let awaited = !member.online && agreed && now < member.gone_since + GRACE_MS;
+            undecided && (member.answer.is_none() || agreed) || awaited
+        };
+        let Some(groups) = self.groups.as_mut().filter(|_| task.train) else {
+            let enough = ready.len() as u32 >= self.contract.federation.fewest_sites();
+            let waits = patient && self.members.values().any(may_come);
+            return (enough && !waits).then_some(ready);
+        };
+        let members = &self.members;
+        let is_expected = |site: &SiteId| members.get(site).is_some_and(may_come);
+        let is_unknown = |site: &SiteId| members.get(site).is_none_or(|member| member.answer.is_none());
+        let Prepared { fixes, anew, sites } =
+            groups.prepare(self.round, &ready, is_expected, is_unknown, patient);
+        actions.extend(fixes.into_iter().map(|fix| match fix {
+            Fix::Roster(group, sites) => Action::FixRoster(group, sites),
+            Fix::Batch(group, number, sites) => Action::FixBatch(group, number, sites),
+        }));
+        if anew {
+            self.phase = Phase::Waiting(now);
+        }
+        sites
+    }
+
     fn try_open(&mut self, now: u64, patient: bool, actions: &mut Vec<Action>) {
         let Some(task) = self.contract.task(self.round) else { return };
-        let agreed = |member: &Member| member.answer == Some(Decision::Accepted);
-        let mut ready = self.ready();
-        let undecided = self.members.values().any(|member| {
-            let unanswered = member.answer.is_none() || agreed(member);
-            member.online && !member.ready && !member.dismissed && unanswered
-        });
-        let awaited = self
-            .members
-            .values()
-            .any(|member| !member.online && agreed(member) && now < member.gone_since + GRACE_MS);
-        if let Some(cohort) = self.cohort.as_mut().filter(|_| task.train) {
-            let unseen =
-                cohort.unseen(|site| self.members.get(site).is_some_and(|member| member.answer.is_some()));
-            match cohort.prepare(self.round, &ready, undecided || awaited || unseen, patient) {
-                Preparation::Wait => return,
-                Preparation::Roster(sites) => {
-                    cohort.fix_roster(sites.clone());
-                    actions.push(Action::FixRoster(sites));
-                    // Patience anew, for their offers.
-                    self.phase = Phase::Waiting(now);
-                    return;
-                }
-                Preparation::Batch(number, sites) => {
-                    cohort.fix_batch(number, sites.clone());
-                    actions.push(Action::FixBatch(number, sites.clone()));
-                    ready = sites;
-                }
-                Preparation::Ready(sites) => ready = sites,
-            }
-        }
-        if (ready.len() as u32) < self.contract.federation.min_sites || (patient && (undecided || awaited)) {
-            return;
-        }
+        let ready = match self.prepared(task, now, patient, actions) {
+            Some(sites) => sites,
+            None => return,
+        };
         if self.status != JobStatus::Running {
             self.status = JobStatus::Running;
             actions.push(Action::Save);
@@ -690,6 +708,11 @@ impl JobMachine {
         self.phase = Phase::Open(OpenRound { task, opened: now, progressed: now, sites });
         actions.extend(ready.into_iter().map(|site| Action::StartRound(site, self.round, task)));
     }
+}
+
+/// Whose updates are in an open round.
+fn updated_in(open: &OpenRound) -> BTreeSet<SiteId> {
+    open.sites.iter().filter(|(_, progress)| progress.updated).map(|(site, _)| *site).collect()
 }
 
 fn count_in(open: &OpenRound) -> u32 {

@@ -6,7 +6,7 @@
 mod sums;
 mod tree;
 
-pub use sums::KeptSum;
+pub use sums::{KeptSum, SumGroup};
 pub use tree::MemoryDisk;
 
 use bytes::Bytes;

@@ -5,6 +5,7 @@
 mod federation;
 mod secure_sum;
 mod strategy;
+mod sum_groups;
 mod training;
 
 pub use federation::{
@@ -13,6 +14,7 @@ pub use federation::{
 };
 pub use secure_sum::{MAX_MEMBERS, MIN_MEMBERS, SecureSum};
 pub use strategy::{MAX_COMPARED_SITES, Rule, Strategy, StrategyName};
+pub use sum_groups::{MAX_GROUPS, SumGroups};
 pub use training::{OptimizerName, Training, TrainingAsked};
 
 use crate::compression::Encoding;
@@ -23,6 +25,7 @@ use crate::privacy::grid::{Clipping, Grid, MAX_CUSTOMER_ROWS};
 use crate::privacy::noise_share::{SumEncodingError, left_for_noise};
 use crate::privacy::{ClipNorm, Delta, Epsilon, NoiseMultiplier, SamplingRate};
 use crate::schema::{LabelKind, Schema, SchemaError};
+use crate::secure_sum::graph::GraphError;
 use crate::wire::codec;
 use serde::{Deserialize, Serialize};
 
@@ -228,6 +231,23 @@ pub enum JobError {
         /// How many there may be.
         min_sites: u32,
     },
+    /// The fewest groups of a round are too few for what the strategy has to withstand.
+    #[error(
+        "strategy \"{strategy}\" needs the sums of at least {needs} groups in a round ({why}), federation.min_groups is {min_groups} \
+         of {groups} groups; raise it, with more groups if need be"
+    )]
+    TooFewGroups {
+        /// The strategy's name.
+        strategy: &'static str,
+        /// How many it needs.
+        needs: u32,
+        /// By which rule.
+        why: &'static str,
+        /// How few may be opened.
+        min_groups: u32,
+        /// How many there are.
+        groups: u32,
+    },
     /// The strategy compares updates of one model, which buffered ones are not.
     #[error(
         "strategy \"{strategy}\" does not go with schedule = \"buffered\"; use one that averages, or synchronous"
@@ -245,17 +265,36 @@ pub enum JobError {
         /// How many there are.
         got: usize,
     },
+    /// A group would have too few members.
+    #[error(
+        "federation.groups = {groups} leaves a group with fewer than {MIN_MEMBERS} of {members} members; use at most {most} \
+         group{}, or invite more sites with `weighhouse site invite`",
+        if *most == 1 { "" } else { "s" }
+    )]
+    Groups {
+        /// How many members there are.
+        members: usize,
+        /// How many groups are asked for.
+        groups: u32,
+        /// How many there may be.
+        most: usize,
+    },
+    /// They cannot share masks.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// Members out of order, or one twice.
     #[error("the contract's members must ascend, each once; make it anew with `weighhouse job submit`")]
     MemberOrder,
     /// Two lists of survivors could both be agreed upon, or no share of the noise would be honest.
     #[error(
-        "with {members} members of which {colluding} may collude, federation.min_sites must be at least {least}, got \
+        "with {members} members{whose} of which {colluding} may collude, federation.min_sites must be at least {least}, got \
          {min_sites}; raise it, or lower federation.colluding_sites"
     )]
     Threshold {
-        /// How many may take part.
+        /// How many may take part in one sum.
         members: u32,
+        /// Where they are: "" or " in a group".
+        whose: &'static str,
         /// How many may collude.
         colluding: u32,
         /// How few are to commit a round.
@@ -354,9 +393,9 @@ impl JobFile {
         let training_steps = training.rounds * training.local_steps;
         let sampling_rate = training.sampling_rate;
         // What a sum of shares costs beside its noise is set aside.
-        let left = |epsilon| match federation.mode {
-            ProtectionMode::Site => (epsilon, delta),
-            ProtectionMode::SecureSum(_) => left_for_noise(epsilon, delta),
+        let left = |epsilon| match federation.secure_sum() {
+            None => (epsilon, delta),
+            Some(_) => left_for_noise(epsilon, delta),
         };
         let epsilon = match (self.privacy.epsilon, self.privacy.noise_multiplier) {
             (Some(epsilon), None) => epsilon,

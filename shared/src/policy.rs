@@ -234,7 +234,7 @@ impl Default for CustomerRules {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SecureSumRules {
-    /// The fewest members.
+    /// The fewest members of one sum: with groups, of a group.
     pub min_members: u32,
     /// The only sites that may be members, this one among them; absent: any that the operator signs.
     #[serde(skip_serializing_if = "Option::is_none")]

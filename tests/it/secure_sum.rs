@@ -7,13 +7,16 @@ use crate::kill_loop::check;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
+use weighhouse_coordinator::aggregate::Aggregate;
 use weighhouse_coordinator::global_model::GlobalModel;
 use weighhouse_coordinator::opened_sum;
+use weighhouse_coordinator::secure_sum::OpenedSum;
+use weighhouse_coordinator::spool::Spool;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::ReleaseKind;
+use weighhouse_shared::model::ServerState;
 use weighhouse_shared::secure_sum::batch_of;
-use weighhouse_shared::secure_sum::roster::Terms;
 use weighhouse_shared::secure_sum::site::{Member, Record};
 use weighhouse_shared::wire::codec;
 use weighhouse_shared::wire::messages::{
@@ -100,10 +103,9 @@ impl Site {
         assert_eq!(contents.len(), 1, "one vector a round");
         let (hash, copies) = contents.first_key_value()?;
         let bytes = copies.iter().find(|copy| ContentHash::of(copy) == *hash)?;
-        let sum = contract.federation.secure_sum().unwrap();
-        let (threshold, colluding) = (contract.federation.min_sites, sum.colluding_sites);
+        let members = contract.group_of_member(self.id()).unwrap();
         let mut member = Member::new(job, self.id(), self.record.clone()?);
-        let terms = Terms { members: &sum.members, threshold, colluding };
+        let terms = contract.federation.sum_terms(&members).unwrap();
         member.take_roster(terms, self.roster.clone()?.keys).unwrap();
         member.take_batch(self.batches.get(&batch_of(round))?.grant.clone()).unwrap();
         let mut mask = vec![0; bytes.len() / 4];
@@ -117,7 +119,7 @@ impl Site {
 fn begun(sites: usize, rounds: u32, more: &str) -> (Federation, Vec<Site>) {
     let federation = Federation::start();
     let caps = ["--cap-epsilon", "1000", "--cap-delta", "1e-4"];
-    let names = ["berlin", "bonn", "kiel", "mainz", "ulm"];
+    let names = ["berlin", "bonn", "kiel", "mainz", "ulm", "jena", "trier", "worms", "celle"];
     let mut all: Vec<Site> = names[..sites]
         .iter()
         .map(|name| {
@@ -149,6 +151,41 @@ fn begun(sites: usize, rounds: u32, more: &str) -> (Federation, Vec<Site>) {
     (federation, all)
 }
 
+/// The survivors of each group that was asked about `round`: one list a group.
+fn survivors_of(sites: &[Site], contract: &JobContract, round: RoundId) -> Vec<Vec<SiteId>> {
+    let of_group = |members: Vec<SiteId>| {
+        let group = || sites.iter().filter(|site| members.contains(&site.id()));
+        let asked: BTreeSet<Vec<u16>> = group()
+            .filter_map(|site| site.questions.get(&round))
+            .flatten()
+            .map(|told| told.question.survivors.clone())
+            .collect();
+        assert!(asked.len() <= 1, "round {round} has two lists of survivors of one group");
+        let survivors = asked.into_iter().next()?;
+        let roster = group().find_map(|site| site.roster.as_ref()).unwrap();
+        Some(survivors.into_iter().map(|number| roster.keys[usize::from(number)].site()).collect())
+    };
+    contract.grouped_members().into_iter().filter_map(of_group).collect()
+}
+
+/// The model that the opened sums lead to.
+fn stepped(
+    model: GlobalModel,
+    contract: &JobContract,
+    round: RoundId,
+    opened: Vec<OpenedSum>,
+    state: Option<&mut ServerState>,
+) -> GlobalModel {
+    if contract.federation.sum_groups().is_none() {
+        let OpenedSum { values, sites } = &opened[0];
+        return opened_sum::step(model, contract, round, values, *sites, state).unwrap();
+    }
+    let spool = Spool::new(std::env::temp_dir());
+    let mut aggregate = Aggregate::new(model.bytes.len() / 4, &contract.federation, &spool).unwrap();
+    opened_sum::add_groups(&mut aggregate, contract, round, opened).unwrap();
+    model.moved_by(aggregate.combine().unwrap(), state)
+}
+
 /// Waits for the job's end and holds every round against what left the sites; how many survived each.
 fn settled(federation: &Federation, sites: &mut [Site], rounds: u32) -> Vec<usize> {
     let watched = federation.operator(&["job", "watch", "--format", "json"]);
@@ -165,36 +202,42 @@ fn settled(federation: &Federation, sites: &mut [Site], rounds: u32) -> Vec<usiz
     let mut model = GlobalModel::initial(id, &contract).unwrap();
     let mut state = contract.server_state(model.bytes.len() / 4);
     let mut counts = Vec::new();
+    let least = contract.federation.sum_groups().map_or(1, |groups| groups.min_groups);
     for (round, summary) in (0..rounds).map(RoundId).zip(&committed) {
-        let asked: BTreeSet<Vec<u16>> = sites
-            .iter()
-            .filter_map(|site| site.questions.get(&round))
-            .flatten()
-            .map(|told| told.question.survivors.clone())
-            .collect();
         let counted = summary["sites"].as_u64().unwrap() as usize;
+        counts.push(counted);
         if counted == 0 {
-            counts.push(0);
             assert_eq!(summary["model"], model.hash.to_string(), "an abandoned round moves nothing");
             continue;
         }
-        assert_eq!(asked.len(), 1, "round {round} has one list of survivors");
-        let survivors = asked.into_iter().next().unwrap();
-        assert_eq!(survivors.len(), counted);
-        let roster = sites.iter().find_map(|site| site.roster.as_ref()).unwrap();
-        let mut sum = vec![0u32; model.bytes.len() / 4];
-        for number in &survivors {
-            let of = roster.keys[usize::from(*number)].site();
-            let at = sites.iter().position(|site| site.id() == of).unwrap();
-            let values = sites[at].unmasked(id, &contract, &books[at], round).unwrap();
-            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
-        }
-        model = opened_sum::step(model, &contract, round, &sum, counted as u32, state.as_mut()).unwrap();
-        if round.0 + 1 == rounds {
-            model = model.concluded(state.as_ref());
-        }
-        assert_eq!(summary["model"], model.hash.to_string(), "round {round} with {counted} sites");
-        counts.push(counted);
+        let asked = survivors_of(sites, &contract, round);
+        let sum_of = |survivors: &Vec<SiteId>| {
+            let mut values = vec![0u32; model.bytes.len() / 4];
+            for of in survivors {
+                let at = sites.iter().position(|site| site.id() == *of).unwrap();
+                let added = sites[at].unmasked(id, &contract, &books[at], round).unwrap();
+                values.iter_mut().zip(added).for_each(|(sum, value)| *sum = sum.wrapping_add(value));
+            }
+            OpenedSum { values, sites: survivors.len() as u32 }
+        };
+        let sums: Vec<OpenedSum> = asked.iter().map(sum_of).collect();
+        // Of the groups that were asked, any may have been opened, but enough of them.
+        let chosen = (0u32..1 << sums.len()).filter(|chosen| chosen.count_ones() >= least);
+        let led_to = chosen.filter_map(|chosen| {
+            let numbers = (0..sums.len()).filter(|at| chosen & 1 << at != 0);
+            let opened: Vec<OpenedSum> = numbers.map(|at| sums[at].clone()).collect();
+            let survivors: u32 = opened.iter().map(|sum| sum.sites).sum();
+            let mut state = state.clone();
+            let mut next = (survivors as usize == counted)
+                .then(|| stepped(model.clone(), &contract, round, opened, state.as_mut()))?;
+            if round.0 + 1 == rounds {
+                next = next.concluded(state.as_ref());
+            }
+            (summary["model"] == next.hash.to_string()).then_some((next, state))
+        });
+        let found = led_to.collect::<Vec<_>>().pop();
+        (model, state) =
+            found.unwrap_or_else(|| panic!("round {round} with {counted} sites is another model"));
     }
     counts
 }
@@ -299,4 +342,49 @@ fn with_fewer_answers_than_the_threshold_a_round_is_abandoned_and_the_next_goes_
         let status = federation.status(&site.home);
         assert_eq!(status["updates_released"].as_u64(), Some(3), "an abandoned round is paid for");
     }
+}
+
+/// Nine sites in three groups of three, each of which needs all of its own; two groups are enough for a round.
+#[test]
+fn a_site_that_is_gone_costs_its_group_and_the_others_go_on_by_the_rule_over_groups() {
+    let (federation, mut sites) = begun(9, 6, "groups = 3\nstrategy = \"fedmedian\"");
+    sites[0].until(starts(1));
+    sites[0].kill();
+    sites[0].serve(&federation);
+    sites[1].until(asks(2));
+    sites[1].kill();
+    sites[1].serve(&federation);
+    // For good: its group is left out from then on.
+    sites[2].until(starts(4));
+    sites[2].kill();
+    let counts = settled(&federation, &mut sites, 6);
+    assert_eq!((counts[0], counts[5]), (9, 6), "{counts:?}");
+    assert!(counts.iter().all(|count| *count == 6 || *count == 9), "{counts:?}");
+    let groups = sites[0].contract.as_ref().unwrap().grouped_members();
+    let own = |site: &Site| groups.iter().find(|members| members.contains(&site.id())).unwrap().clone();
+    for site in &sites {
+        let roster = site.roster.as_ref().unwrap().keys.iter().map(|key| key.site());
+        assert!(roster.eq(own(site)), "a site knows the keys of its group alone");
+    }
+}
+
+#[test]
+fn a_coordinator_killed_at_any_stage_goes_on_with_the_same_survivors_of_each_group() {
+    let (mut federation, mut sites) = begun(6, 9, "groups = 2\nnorm_bound = 10.0");
+    let stages: [&dyn Fn(&Seen) -> bool; 6] = [
+        &|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumBatch(_))),
+        &starts(1),
+        &|seen| matches!(seen, Seen::Update),
+        &asks(4),
+        &answers(6),
+        &|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumBatch(told)) if told.grant.batch == 1),
+    ];
+    for stage in stages {
+        sites[1].until(stage);
+        federation.kill_coordinator();
+        federation.serve();
+    }
+    let counts = settled(&federation, &mut sites, 9);
+    assert!(counts.iter().all(|count| *count == 0 || *count == 6), "{counts:?}");
+    assert!(counts.iter().filter(|count| **count == 6).count() >= 6, "{counts:?}");
 }

@@ -66,6 +66,7 @@ fn a_simulated_job_learns_what_its_privacy_allows_by_any_strategy() {
         "strategy = \"fedmedian\"",
         "compression = \"top_k\"\ntop_k_share = 0.5",
         "mode = \"secure_sum\"",
+        "mode = \"secure_sum\"\ngroups = 5\nstrategy = \"fedmedian\"",
     ] {
         let folder = folder(&format!("[federation]\n{federation}\n"));
         let report = simulate(folder.path(), &["--sites", "60", "--rounds", "15"]);

@@ -15,9 +15,9 @@ const SITES: usize = 10;
 const HOSTILE: usize = 3;
 const ROUNDS: usize = 40;
 const CUSTOMERS: usize = 200;
-const FEATURES: usize = 8;
+pub const FEATURES: usize = 8;
 /// Share of the attack-free gain in log loss over the untrained model that has to be left.
-const KEPT: f64 = 0.75;
+pub const KEPT: f64 = 0.75;
 
 /// What the hostile sites do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,10 +69,11 @@ const STRATEGIES: [(&str, &str); 13] = [
 ];
 
 /// SplitMix64, for data and noise of a test.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn uniform(&mut self) -> f64 {
+    /// Below 1.
+    pub fn uniform(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -80,18 +81,19 @@ impl Random {
     }
 
     /// Variance 1, by twelve uniform numbers: no two machines differ.
-    fn bell(&mut self) -> f64 {
+    pub fn bell(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 }
 
-struct Customer {
-    features: [f64; FEATURES + 1],
-    label: f64,
+/// One customer, the last feature the constant 1.
+pub struct Customer {
+    pub features: [f64; FEATURES + 1],
+    pub label: f64,
 }
 
 /// Customers whose answer follows a law of their features, at a site whose customers are around `centre`.
-fn customers(count: usize, centre: &[f64; FEATURES], random: &mut Random) -> Vec<Customer> {
+pub fn customers(count: usize, centre: &[f64; FEATURES], random: &mut Random) -> Vec<Customer> {
     let customer = |_| {
         let mut features = [1.0; FEATURES + 1];
         for (feature, centre) in features.iter_mut().zip(centre) {
@@ -104,12 +106,14 @@ fn customers(count: usize, centre: &[f64; FEATURES], random: &mut Random) -> Vec
     (0..count).map(customer).collect()
 }
 
-fn chance(model: &[f64], customer: &Customer) -> f64 {
+/// That the label is 1, by the model.
+pub fn chance(model: &[f64], customer: &Customer) -> f64 {
     let odds: f64 = model.iter().zip(&customer.features).map(|(weight, x)| weight * x).sum();
     1.0 / (1.0 + (-odds).exp())
 }
 
-fn log_loss(model: &[f64], customers: &[Customer]) -> f64 {
+/// The mean over these customers.
+pub fn log_loss(model: &[f64], customers: &[Customer]) -> f64 {
     let loss = |customer: &Customer| {
         let chance = chance(model, customer).clamp(1e-9, 1.0 - 1e-9);
         -(customer.label * chance.ln() + (1.0 - customer.label) * (1.0 - chance).ln())

@@ -8,11 +8,12 @@
 use super::{Action, Driver, DriverError, Event, JobEvent, spool_failed, tell};
 use crate::aggregate::Aggregate;
 use crate::global_model::GlobalModel;
-use crate::opened_sum;
-use crate::secure_sum::JobSums;
+use crate::opened_sum::{self, StepError};
+use crate::secure_sum::{JobSums, OpenedSum};
 use std::io;
 use weighhouse_shared::evaluation::Quality;
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId};
+use weighhouse_shared::job::JobContract;
 use weighhouse_shared::model::ServerState;
 use weighhouse_shared::privacy::accountant::{self, GaussianEvent};
 use weighhouse_shared::wire::messages::RoundSummary;
@@ -28,10 +29,19 @@ pub struct Closed {
     model: GlobalModel,
     state: Option<ServerState>,
     aggregate: Option<Aggregate>,
-    /// In a secure sum: what was opened, and of how many survivors.
-    opened: Option<(Vec<u32>, u32)>,
+    /// In a secure sum: what came of it.
+    summed: Option<Summed>,
     /// Counts of the round's histograms, and how many there are.
     histogram: Option<(Vec<i64>, u32)>,
+}
+
+/// What came of the secure sums of a round.
+#[derive(Debug)]
+struct Summed {
+    /// Whose updates are in them.
+    sites: u32,
+    /// The one sum over all; those of groups are in the aggregate.
+    whole: Option<Vec<u32>>,
 }
 
 impl Closed {
@@ -54,13 +64,29 @@ impl Driver {
         let state = if trains { self.take_server_state(id)? } else { None };
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let (mut aggregate, histogram) = (job.aggregate.take(), job.histogram.take());
-        let opened = job.sums.as_mut().filter(|_| trains).and_then(JobSums::take_opened).filter(|_| counts);
+        let opened = job.sums.as_mut().filter(|_| trains).map(JobSums::take_opened).filter(|_| counts);
         if !counts && let Some(aggregate) = &mut aggregate {
             aggregate.clear().map_err(spool_failed)?;
         }
+        let contract = job.machine.contract().clone();
         let Some(model) = job.model.take() else { return Ok(()) };
         let histogram = histogram.filter(|_| counts);
-        let closed = Closed { job: id, round, base, model, state, aggregate, opened, histogram };
+        let summed = match opened {
+            None => None,
+            Some(opened) if contract.federation.sum_groups().is_none() => {
+                opened.into_iter().next().map(|sum| Summed { sites: sum.sites, whole: Some(sum.values) })
+            }
+            Some(opened) => {
+                let mut groups = match aggregate.take() {
+                    Some(aggregate) => aggregate,
+                    None => self.aggregate(&contract)?,
+                };
+                let sites = add_groups(&mut groups, &contract, round, opened)?;
+                aggregate = Some(groups);
+                Some(Summed { sites, whole: None })
+            }
+        };
+        let closed = Closed { job: id, round, base, model, state, aggregate, summed, histogram };
         if closed.aggregate.as_ref().is_some_and(Aggregate::compares) {
             self.closed.push_back(closed);
             return Ok(());
@@ -83,7 +109,7 @@ impl Driver {
 
     /// Stores what the closed round came to, then goes on.
     fn store_round(&mut self, closed: Closed) -> Result<(), DriverError> {
-        let Closed { job: id, round, base, model: mut new, mut state, aggregate, opened, histogram } = closed;
+        let Closed { job: id, round, base, model: mut new, mut state, aggregate, summed, histogram } = closed;
         let now = self.now;
         // It may have been stopped in the meantime.
         let committing = self.jobs.get_mut(&id).filter(|job| job.machine.is_committing(round));
@@ -92,8 +118,8 @@ impl Driver {
         let trains = contract.task(round).is_some_and(|task| task.train);
         let concludes = trains && round.0 + 1 == contract.training.rounds;
         let evaluations = histogram.as_ref().map_or(0, |(_, sites)| *sites);
-        let updates = match &opened {
-            Some((_, survivors)) => *survivors,
+        let updates = match &summed {
+            Some(summed) => summed.sites,
             None => aggregate.as_ref().map_or(0, Aggregate::updates),
         };
         let sites = if trains { updates } else { evaluations };
@@ -101,10 +127,9 @@ impl Driver {
         if let Some(aggregate) = &mut job.aggregate {
             aggregate.clear().map_err(spool_failed)?;
         }
-        if let Some((sum, survivors)) = opened {
-            let step = || opened_sum::step(new, &contract, round, &sum, survivors, state.as_mut());
-            new = tokio::task::block_in_place(step)
-                .map_err(|error| DriverError::Job { reason: error.to_string() })?;
+        if let Some(Summed { sites, whole: Some(sum) }) = summed {
+            let step = || opened_sum::step(new, &contract, round, &sum, sites, state.as_mut());
+            new = tokio::task::block_in_place(step).map_err(step_failed)?;
         }
         // From here on the model is what is measured and exported.
         if concludes {
@@ -138,8 +163,9 @@ impl Driver {
         if changed && !shared {
             self.parts.store.forget_model(base)?;
         }
-        if trains && contract.federation.secure_sum().is_some() {
-            self.parts.store.forget_sum(id)?;
+        let sums = self.jobs.get(&id).and_then(|job| job.sums.as_ref()).filter(|_| trains);
+        if let Some(sums) = sums {
+            sums.forget_round(&self.parts.store)?;
         }
         if keeps_state || concludes {
             self.parts.store.forget_server_states(id, keeps_state.then(|| round.next()))?;
@@ -152,13 +178,13 @@ impl Driver {
             match action {
                 Action::StartRound(site, round, task) => self.start_round(id, site, round, task)?,
                 Action::End(status) => self.end(id, status)?,
-                Action::FixBatch(number, sites) => self.fix_sum_batch(id, number, &sites)?,
-                Action::FixRoster(sites) => self.fix_sum_roster(id, &sites)?,
+                Action::FixBatch(group, number, sites) => self.fix_sum_batch(id, group, number, &sites)?,
+                Action::FixRoster(group, sites) => self.fix_sum_roster(id, group, &sites)?,
                 Action::Save
                 | Action::Brief(_)
-                | Action::KeepSum(_)
+                | Action::KeepSums(..)
                 | Action::Ask(..)
-                | Action::OpenSum(_)
+                | Action::OpenSum(..)
                 | Action::Offer(_)
                 | Action::Commit(_)
                 | Action::GiveUp(_)
@@ -167,6 +193,24 @@ impl Driver {
             }
         }
         Ok(())
+    }
+}
+
+fn add_groups(
+    aggregate: &mut Aggregate,
+    contract: &JobContract,
+    round: RoundId,
+    opened: Vec<OpenedSum>,
+) -> Result<u32, DriverError> {
+    tracing::info!(groups = opened.len(), "the sums of groups are open");
+    tokio::task::block_in_place(|| opened_sum::add_groups(aggregate, contract, round, opened))
+        .map_err(step_failed)
+}
+
+fn step_failed(error: StepError) -> DriverError {
+    match error {
+        StepError::Spool(error) => spool_failed(error),
+        error => DriverError::Job { reason: error.to_string() },
     }
 }
 

@@ -5,6 +5,7 @@ use crate::admission::{ParsedUpdate, check_len};
 use crate::aggregate::Aggregate;
 use crate::job::{Event, Part};
 use weighhouse_shared::ids::{JobId, RoundId, SiteId};
+use weighhouse_shared::job::JobContract;
 use weighhouse_shared::ledger::Population;
 use weighhouse_shared::wire::messages::{Evaluation, JobEvent, Outcome};
 
@@ -25,14 +26,10 @@ impl Driver {
                 self.counted(id, site, Part::Update, round)
             }
             Ok(admitted) => {
+                let contract = job.machine.contract().clone();
+                let new = if job.aggregate.is_none() { Some(self.aggregate(&contract)?) } else { None };
                 let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-                if job.aggregate.is_none() {
-                    let contract = job.machine.contract();
-                    let parameters =
-                        contract.network().map(|network| network.parameter_count()).unwrap_or_default();
-                    let aggregate = Aggregate::new(parameters, &contract.federation, &self.parts.spool);
-                    job.aggregate = Some(aggregate.map_err(spool_failed)?);
-                }
+                job.aggregate = new.or_else(|| job.aggregate.take());
                 let staleness = job.machine.staleness(base);
                 let Some(aggregate) = &mut job.aggregate else { return Ok(()) };
                 // Reading back what was spooled fails only with the disk; the aggregate is then unusable.
@@ -41,6 +38,12 @@ impl Driver {
                 self.counted(id, site, Part::Update, round)
             }
         }
+    }
+
+    /// Of no update yet, for a round of `contract`.
+    pub(super) fn aggregate(&self, contract: &JobContract) -> Result<Aggregate, DriverError> {
+        let parameters = contract.network().map(|network| network.parameter_count()).unwrap_or_default();
+        Aggregate::new(parameters, &contract.federation, &self.parts.spool).map_err(spool_failed)
     }
 
     pub(super) fn count_evaluation(

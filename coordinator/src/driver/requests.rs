@@ -197,7 +197,7 @@ impl Driver {
         let contract = Arc::new(contract);
         let (round, status) = (RoundId(0), JobStatus::Waiting);
         let machine = JobMachine::restore(contract, status, round, model.hash, &BTreeMap::new(), self.now);
-        let sums = JobSums::of(machine.contract());
+        let sums = JobSums::of(id, machine.contract());
         let job = Job {
             number,
             signed,

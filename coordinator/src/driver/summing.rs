@@ -13,10 +13,8 @@ use weighhouse_shared::wire::messages::{
 impl Driver {
     pub(super) fn take_sum_key(&mut self, site: SiteId, told: SumKey) -> Result<(), DriverError> {
         let SumKey { job: id, key } = told;
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
-        let contract = job.machine.contract().clone();
-        let taken = job.sums.as_mut().is_some_and(|sums| sums.take_key(id, &contract, site, key));
-        if taken {
+        let sums = self.jobs.get_mut(&id).and_then(|job| job.sums.as_mut());
+        if sums.is_some_and(|sums| sums.take_key(site, key)) {
             return self.step(id, Event::Keyed(site));
         }
         tracing::warn!(site = %site.short(), job = %id.short(), "a key for secure sums was refused");
@@ -42,16 +40,21 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn fix_sum_roster(&mut self, id: JobId, sites: &BTreeSet<SiteId>) -> Result<(), DriverError> {
+    pub(super) fn fix_sum_roster(
+        &mut self,
+        id: JobId,
+        group: usize,
+        sites: &BTreeSet<SiteId>,
+    ) -> Result<(), DriverError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let contract = job.machine.contract().clone();
         let Some(sums) = &mut job.sums else { return Ok(()) };
-        if let Err(error) = sums.fix_roster(id, &contract, sites, &self.parts.store)? {
+        if let Err(error) = sums.fix_roster(&contract, group, sites, &self.parts.store)? {
             // Each key was checked when it came: what is left is a graph that cannot be.
             return self.step(id, Event::Fail(error.to_string()));
         }
         self.parts.store.sync()?;
-        tracing::info!(job = %id.short(), sites = sites.len(), "the roster of the secure sums is fixed");
+        tracing::info!(job = %id.short(), group, sites = sites.len(), "the roster of the secure sums is fixed");
         sites.iter().for_each(|site| self.tell_sum_roster(id, *site));
         Ok(())
     }
@@ -59,12 +62,13 @@ impl Driver {
     pub(super) fn fix_sum_batch(
         &mut self,
         id: JobId,
+        group: usize,
         number: u32,
         sites: &BTreeSet<SiteId>,
     ) -> Result<(), DriverError> {
         let sums = self.jobs.get_mut(&id).and_then(|job| job.sums.as_mut());
         let Some(sums) = sums else { return Ok(()) };
-        sums.fix_batch(id, number, sites, &self.parts.store)?;
+        sums.fix_batch(group, number, sites, &self.parts.store)?;
         self.parts.store.sync()?;
         sites.iter().for_each(|site| self.tell_sum_batch(id, *site));
         Ok(())
@@ -105,21 +109,28 @@ impl Driver {
         tokio::task::block_in_place(|| sums.add(site, round, parameters, update)).map_err(spool_failed)
     }
 
-    pub(super) fn keep_sum(&mut self, id: JobId, round: RoundId) -> Result<(), DriverError> {
-        let Some(sums) = self.jobs.get(&id).and_then(|job| job.sums.as_ref()) else { return Ok(()) };
-        tokio::task::block_in_place(|| sums.keep(id, round, &self.parts.store))?;
+    pub(super) fn keep_sums(
+        &mut self,
+        id: JobId,
+        round: RoundId,
+        groups: &[usize],
+    ) -> Result<(), DriverError> {
+        let sums = self.jobs.get_mut(&id).and_then(|job| job.sums.as_mut());
+        let Some(sums) = sums else { return Ok(()) };
+        tokio::task::block_in_place(|| sums.keep(round, groups, &self.parts.store))?;
         Ok(self.parts.store.sync()?)
     }
 
     pub(super) fn ask(
         &mut self,
         id: JobId,
+        group: usize,
         round: RoundId,
         sites: &BTreeSet<SiteId>,
     ) -> Result<(), DriverError> {
         let sums = self.jobs.get_mut(&id).and_then(|job| job.sums.as_mut());
-        let Some(question) = sums.and_then(|sums| sums.ask(round, sites)) else {
-            return self.step(id, Event::SumLost);
+        let Some(question) = sums.and_then(|sums| sums.ask(group, round, sites)) else {
+            return self.step(id, Event::SumLost(group));
         };
         for site in sites {
             let question = question.clone();
@@ -128,22 +139,22 @@ impl Driver {
         Ok(())
     }
 
-    /// Opens the round's sum, away from the other sites' messages.
-    pub(super) fn open_sum(&mut self, id: JobId) -> Result<(), DriverError> {
+    /// Opens the round's sum of a group, away from the other sites' messages.
+    pub(super) fn open_sum(&mut self, id: JobId, group: usize) -> Result<(), DriverError> {
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let Some(sums) = &mut job.sums else { return Ok(()) };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let opened = tokio::task::block_in_place(|| sums.open(threads));
+        let opened = tokio::task::block_in_place(|| sums.open(group, threads));
         let event = match opened {
-            Ok(()) => Event::SumOpened,
+            Ok(()) => Event::SumOpened(group),
             Err(OpenError::Faulty(numbers)) => {
-                let sites = sums.sites(&numbers);
-                tracing::warn!(job = %id.short(), sites = sites.len(), "answers did not open");
-                Event::SumFaulty(sites)
+                let sites = sums.sites(group, &numbers);
+                tracing::warn!(job = %id.short(), group, sites = sites.len(), "answers did not open");
+                Event::SumFaulty(group, sites)
             }
             Err(error) => {
-                tracing::warn!(job = %id.short(), %error, "a round's sum could not be opened");
-                Event::SumLost
+                tracing::warn!(job = %id.short(), group, %error, "a round's sum could not be opened");
+                Event::SumLost(group)
             }
         };
         self.step(id, event)

@@ -1,21 +1,33 @@
-//! The sites of a job's secure sums, and who is asked after a round's uploads. Pure.
+//! The sites of one secure sum, all of a job's or one group's, and who is asked after a round's uploads. Pure.
 //!
 //! The roster is fixed once, before the first round: the members whose keys are here, as soon as that is all who may
 //! still come or patience is over. A batch is fixed before its first round: those of the roster that are there and
-//! have made their offers. A round then goes through three steps: masked updates come in; the survivors are fixed, on
+//! have made their offers; one that was missed is fixed late, so that the next can be offered. A round then goes through three steps: masked updates come in; the survivors are fixed, on
 //! disk, and asked; once all who were asked have answered, the sum is opened. Who of the asked leaves or does not answer
 //! within [`ANSWER_MS`] is left out, and the others are asked anew about the same survivors. While fewer than the
 //! threshold are there the round waits for them, until its time is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use weighhouse_shared::ids::{RoundId, SiteId};
-use weighhouse_shared::job::JobContract;
 use weighhouse_shared::secure_sum::batch_of;
 
 /// How long a site that was asked may take to answer, in milliseconds.
 pub const ANSWER_MS: u64 = 30_000;
 
-/// Where a job's secure sums stand.
+/// How far the opening of a round's sum is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Stage {
+    /// Its survivors are asked.
+    #[default]
+    Pending,
+    /// All have answered.
+    BeingOpened,
+    Opened,
+    /// It cannot be opened.
+    Lost,
+}
+
+/// Where the secure sums of some sites stand.
 #[derive(Debug)]
 pub(super) struct Cohort {
     members: BTreeSet<SiteId>,
@@ -26,6 +38,9 @@ pub(super) struct Cohort {
     batch: Option<(u32, BTreeSet<SiteId>)>,
     /// The batch of each site's newest offer.
     offered: BTreeMap<SiteId, u32>,
+    /// Whether the round that is open, or was last, is for them.
+    in_round: bool,
+    stage: Stage,
     /// Of the round that is being opened.
     survivors: BTreeSet<SiteId>,
     asked: BTreeSet<SiteId>,
@@ -38,8 +53,10 @@ pub(super) struct Cohort {
 /// What has to be done before a round can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Preparation {
-    /// Wait for more sites.
+    /// Wait: for sites that may still come, or say something.
     Wait,
+    /// Too few are there, and nobody is known to come.
+    Short,
     /// Fix the roster: these sites.
     Roster(BTreeSet<SiteId>),
     /// Fix this batch: these sites.
@@ -62,22 +79,23 @@ pub(super) enum Next {
 }
 
 impl Cohort {
-    /// At the start of `contract`; None in other modes.
-    pub fn of(contract: &JobContract) -> Option<Self> {
-        let sum = contract.federation.secure_sum()?;
-        Some(Self {
-            members: sum.members.iter().copied().collect(),
-            threshold: contract.federation.min_sites as usize,
+    /// Of `members`, at least `threshold` in each sum; nothing is fixed yet.
+    pub fn new(members: impl IntoIterator<Item = SiteId>, threshold: usize) -> Self {
+        Self {
+            members: members.into_iter().collect(),
+            threshold,
             keyed: BTreeSet::new(),
             roster: None,
             batch: None,
             offered: BTreeMap::new(),
+            in_round: false,
+            stage: Stage::Pending,
             survivors: BTreeSet::new(),
             asked: BTreeSet::new(),
             answered: BTreeSet::new(),
             asked_at: 0,
             faulty: BTreeSet::new(),
-        })
+        }
     }
 
     /// After a restart: what was fixed before.
@@ -91,14 +109,29 @@ impl Cohort {
         self.survivors = survivors.unwrap_or_default();
     }
 
-    /// Whether `site` may take part.
-    pub fn is_member(&self, site: SiteId) -> bool {
-        self.members.contains(&site)
+    /// Who may take part.
+    pub fn members(&self) -> &BTreeSet<SiteId> {
+        &self.members
     }
 
-    /// The members that nothing is known of yet.
-    pub fn unseen(&self, seen: impl Fn(&SiteId) -> bool) -> bool {
-        self.roster.is_none() && self.members.iter().any(|member| !seen(member))
+    /// Whether the roster is fixed.
+    pub fn has_roster(&self) -> bool {
+        self.roster.is_some()
+    }
+
+    /// The fewest sites of a sum.
+    pub fn threshold(&self) -> usize {
+        self.threshold
+    }
+
+    /// Whether so many updates are enough for a sum.
+    pub fn is_enough(&self, updates: &BTreeSet<SiteId>) -> bool {
+        updates.len() >= self.threshold
+    }
+
+    /// Whether the round that opens is for these sites.
+    pub fn enter_round(&mut self, enters: bool) {
+        self.in_round = enters;
     }
 
     /// The site's key is here.
@@ -111,10 +144,10 @@ impl Cohort {
         self.offered.insert(site, batch);
     }
 
-    /// Whether `site` takes part in the masks of `round`.
+    /// Whether `site` takes part in the masks of `round`, which is open.
     pub fn is_in(&self, site: SiteId, round: RoundId) -> bool {
         let of_round = self.batch.as_ref().filter(|(batch, _)| *batch == batch_of(round));
-        of_round.is_some_and(|(_, sites)| sites.contains(&site))
+        self.in_round && of_round.is_some_and(|(_, sites)| sites.contains(&site))
     }
 
     /// What `round` still needs, with these sites there. `others` may still come, while we are `patient`.
@@ -125,27 +158,30 @@ impl Cohort {
         others: bool,
         patient: bool,
     ) -> Preparation {
-        let enough = |sites: &BTreeSet<SiteId>| sites.len() >= self.threshold;
+        let enough = |sites: &BTreeSet<SiteId>| self.is_enough(sites);
+        let waits = |may_be: bool| if may_be { Preparation::Wait } else { Preparation::Short };
         let Some(roster) = &self.roster else {
-            let sites: BTreeSet<SiteId> = ready & &(&self.members & &self.keyed);
+            let there = ready & &self.members;
+            let sites = &there & &self.keyed;
             return if enough(&sites) && !(patient && others) {
                 Preparation::Roster(sites)
             } else {
-                Preparation::Wait
+                waits(others || enough(&there))
             };
         };
-        let number = batch_of(round);
-        let Some((_, batch)) = self.batch.as_ref().filter(|(batch, _)| *batch == number) else {
+        let wanted = batch_of(round);
+        let Some((_, batch)) = self.batch.as_ref().filter(|(batch, _)| *batch == wanted) else {
+            let number = self.batch.as_ref().map_or(0, |(batch, _)| batch + 1);
             let there = ready & roster;
             let offered = |site: &SiteId| self.offered.get(site) == Some(&number);
             let sites: BTreeSet<SiteId> = there.iter().copied().filter(offered).collect();
             let awaited = (others || there.len() > sites.len()) && sites.len() < roster.len();
             let fixes = enough(&sites) && !(patient && awaited);
-            return if fixes { Preparation::Batch(number, sites) } else { Preparation::Wait };
+            return if fixes { Preparation::Batch(number, sites) } else { waits(others || enough(&there)) };
         };
         let sites = ready & batch;
         let opens = enough(&sites) && !(patient && others && sites.len() < batch.len());
-        if opens { Preparation::Ready(sites) } else { Preparation::Wait }
+        if opens { Preparation::Ready(sites) } else { waits(others) }
     }
 
     /// The roster is fixed.
@@ -161,6 +197,7 @@ impl Cohort {
     /// The round's uploads are over: these are in its sum.
     pub fn survived(&mut self, survivors: BTreeSet<SiteId>) {
         self.survivors = survivors;
+        self.stage = Stage::Pending;
         self.asked.clear();
         self.answered.clear();
         self.faulty.clear();
@@ -176,8 +213,31 @@ impl Cohort {
     /// The answers of these sites did not open: they are not asked again.
     pub fn faulty(&mut self, sites: BTreeSet<SiteId>) {
         self.faulty.extend(sites);
+        self.stage = Stage::Pending;
         self.asked.clear();
         self.answered.clear();
+    }
+
+    /// The sum is open, or cannot be opened.
+    pub fn settle(&mut self, opened: bool) {
+        self.stage = if opened { Stage::Opened } else { Stage::Lost };
+        self.asked.clear();
+        self.answered.clear();
+    }
+
+    /// Whether the sum is open.
+    pub fn is_open(&self) -> bool {
+        self.stage == Stage::Opened
+    }
+
+    /// Whether the sum may still be opened.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.stage, Stage::Pending | Stage::BeingOpened)
+    }
+
+    /// Whether all have answered and the sum is being opened.
+    pub fn is_being_opened(&self) -> bool {
+        self.stage == Stage::BeingOpened
     }
 
     /// When [`next`](Self::next) may want something else, if nothing else happens.
@@ -187,7 +247,11 @@ impl Cohort {
 
     /// What to do at `now` with these sites there.
     pub fn next(&mut self, ready: &BTreeSet<SiteId>, now: u64) -> Next {
+        if self.stage != Stage::Pending {
+            return Next::Wait;
+        }
         if !self.asked.is_empty() && self.answered == self.asked {
+            self.stage = Stage::BeingOpened;
             return Next::Open;
         }
         if !self.asked.is_empty() && now >= self.asked_at + ANSWER_MS {
@@ -213,7 +277,6 @@ impl Cohort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weighhouse_shared::job::{JobFile, SecureSum};
 
     fn site(number: u8) -> SiteId {
         SiteId::from_bytes([number; 32])
@@ -225,17 +288,7 @@ mod tests {
 
     /// Five members, threshold 4.
     fn cohort() -> Cohort {
-        let schema = "name = \"x\"\ncustomer = \"id\"\nlabel = { column = \"y\", kind = \"binary\" }\n\
-                      features = [{ column = \"a\", min = 0.0, max = 1.0 }]";
-        let file: JobFile = toml::from_str(
-            "name = \"x\"\nschema = \"x\"\n[privacy]\nepsilon = 8.0\ndelta = 1e-5\n\
-             [federation]\nmode = \"secure_sum\"\nmin_sites = 4",
-        )
-        .unwrap();
-        let members: Vec<SiteId> = (0..5).map(site).collect();
-        let contract = file.contract_among(toml::from_str(schema).unwrap(), [0; 16], &members).unwrap();
-        let _: &SecureSum = contract.federation.secure_sum().unwrap();
-        Cohort::of(&contract).unwrap()
+        Cohort::new(sites(0..5), 4)
     }
 
     #[test]
@@ -250,6 +303,7 @@ mod tests {
             Preparation::Wait,
             "a stranger does not count"
         );
+        assert_eq!(cohort.prepare(RoundId(0), &sites(0..3), false, true), Preparation::Short);
         cohort.keyed(site(3));
         assert_eq!(cohort.prepare(RoundId(0), &all, true, true), Preparation::Wait);
         for (others, patient) in [(true, false), (false, true)] {
@@ -279,12 +333,31 @@ mod tests {
         assert_eq!(prepare(&cohort, 0, &sites(0..4), true), Preparation::Wait);
         assert_eq!(prepare(&cohort, 0, &sites(0..4), false), Preparation::Batch(0, sites(0..4)));
         cohort.fix_batch(0, sites(0..4));
+        cohort.enter_round(true);
         assert_eq!(prepare(&cohort, 7, &sites(0..3), true), Preparation::Wait);
         assert_eq!(prepare(&cohort, 7, &all, true), Preparation::Ready(sites(0..4)));
         assert_eq!(prepare(&cohort, 7, &sites(0..3), false), Preparation::Wait);
         assert_eq!(prepare(&cohort, 8, &all, false), Preparation::Wait, "nobody has offered for it yet");
         assert!(cohort.is_in(site(3), RoundId(7)) && !cohort.is_in(site(4), RoundId(7)));
         assert!(!cohort.is_in(site(3), RoundId(8)));
+        cohort.enter_round(false);
+        assert!(!cohort.is_in(site(3), RoundId(7)), "the round opened without its group");
+    }
+
+    #[test]
+    fn batches_that_were_missed_are_fixed_one_by_one_until_the_rounds_own_is() {
+        let mut cohort = cohort();
+        cohort.resume(Some(sites(0..4)), Some((0, sites(0..4))), None);
+        let all = sites(0..4);
+        for number in 1..=3 {
+            assert_eq!(cohort.prepare(RoundId(24), &sites(0..3), false, true), Preparation::Short);
+            assert_eq!(cohort.prepare(RoundId(24), &all, false, true), Preparation::Wait);
+            (0..4).for_each(|site_number| cohort.offered(site(site_number), number));
+            let due = Preparation::Batch(number, all.clone());
+            assert_eq!(cohort.prepare(RoundId(24), &all, false, true), due);
+            cohort.fix_batch(number, all.clone());
+        }
+        assert_eq!(cohort.prepare(RoundId(24), &all, false, true), Preparation::Ready(all));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 
 use super::secure_sum::{self, SecureSum};
 use super::strategy::StrategyAsked;
-use super::{JobError, Rule, Strategy, StrategyName, Training, range};
+use super::sum_groups::SumGroups;
+use super::{JobError, MAX_COMPARED_SITES, Rule, Strategy, StrategyName, Training, range};
 use crate::compression::Compression;
 use crate::ids::SiteId;
 use serde::{Deserialize, Serialize};
@@ -14,15 +15,24 @@ use serde::{Deserialize, Serialize};
 pub struct FederationAsked {
     /// How a site's contribution is protected.
     pub mode: ModeName,
-    /// A round with fewer contributions is not committed; left out: 2, for secure_sum 85 % of the members.
+    /// A round with fewer contributions is not committed; left out: 2, for secure_sum 85 % of the members. With groups
+    /// this is of each group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_sites: Option<u32>,
     /// For site: a job takes the first this many sites that accept it; left out: 10000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_sites: Option<u32>,
-    /// For secure_sum: sites that may be in league with the coordinator; left out: a third of the members.
+    /// For secure_sum: sites that may be in league with the coordinator; left out: a third of the members. With groups
+    /// this is of each group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub colluding_sites: Option<u32>,
+    /// For secure_sum: groups of members, each with a sum of its own, to whose means the strategy is applied; left out: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<u32>,
+    /// For groups above 1: a round of which fewer groups' sums are opened is not committed; left out: more than half, or
+    /// what the strategy needs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_groups: Option<u32>,
     /// Seconds a round stays open at least; a site that comes in that time takes part in it.
     pub min_time_s: u32,
     /// Seconds after which a round closes, whoever is missing.
@@ -54,10 +64,11 @@ pub struct FederationAsked {
     /// For trimmed_mean: share of the updates left out at each end of each parameter; left out: 0.2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trim_share: Option<f64>,
-    /// For krum, multi_krum and bulyan: hostile sites allowed for; left out: as many as `min_sites` allows.
+    /// For krum, multi_krum and bulyan: hostile sites allowed for, or with groups groups that have any; left out: as many
+    /// as `min_sites` or `min_groups` allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostile_sites: Option<u32>,
-    /// L2 norm to which the coordinator scales down each site's update; left out: as it is.
+    /// L2 norm to which the coordinator scales down each site's update, or with groups each group's; left out: as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_bound: Option<f64>,
     /// How updates travel.
@@ -111,6 +122,8 @@ impl Default for FederationAsked {
             min_sites: None,
             max_sites: None,
             colluding_sites: None,
+            groups: None,
+            min_groups: None,
             min_time_s: 0,
             max_time_s: 600,
             max_idle_s: 120,
@@ -137,23 +150,33 @@ impl FederationAsked {
     pub(super) fn fixed(&self, members: &[SiteId]) -> Result<Federation, JobError> {
         let Self { min_time_s, max_time_s, max_idle_s, norm_bound, .. } = *self;
         let stray = |field, belongs_to| Err(JobError::Stray { field, belongs_to });
-        let (mode, min_sites, max_sites) = match self.mode {
+        let summed = "mode = \"secure_sum\"";
+        let fixed = match self.mode {
             ModeName::Site if self.colluding_sites.is_some() => {
-                return stray("federation.colluding_sites", "mode = \"secure_sum\"");
+                return stray("federation.colluding_sites", summed);
+            }
+            ModeName::Site if self.groups.is_some() => return stray("federation.groups", summed),
+            ModeName::Site | ModeName::SecureSum
+                if self.min_groups.is_some() && self.groups.is_none_or(|groups| groups == 1) =>
+            {
+                return stray("federation.min_groups", "federation.groups above 1");
             }
             ModeName::SecureSum if self.max_sites.is_some() => {
                 return stray("federation.max_sites", "mode = \"site\"");
             }
             ModeName::Site => {
-                (ProtectionMode::Site, self.min_sites.unwrap_or(2), self.max_sites.unwrap_or(10_000))
+                let (min_sites, max_sites) = (self.min_sites.unwrap_or(2), self.max_sites.unwrap_or(10_000));
+                secure_sum::Fixed { mode: ProtectionMode::Site, min_sites, max_sites, updates: min_sites }
             }
-            ModeName::SecureSum => {
-                let mode = secure_sum::fixed(members, self.colluding_sites);
-                let threshold = secure_sum::default_threshold(mode.members.len());
-                let count = u32::try_from(mode.members.len()).unwrap_or(u32::MAX);
-                (ProtectionMode::SecureSum(mode), self.min_sites.unwrap_or(threshold), count)
+            ModeName::SecureSum => secure_sum::Asked {
+                min_sites: self.min_sites,
+                colluding_sites: self.colluding_sites,
+                groups: self.groups.unwrap_or(1),
+                min_groups: self.min_groups,
             }
+            .fixed(members),
         };
+        let secure_sum::Fixed { mut mode, min_sites, max_sites, updates } = fixed;
         let strategy = StrategyAsked {
             name: self.strategy,
             learning_rate: self.server_learning_rate,
@@ -164,7 +187,10 @@ impl FederationAsked {
             trim_share: self.trim_share,
             hostile_sites: self.hostile_sites,
         }
-        .fixed(min_sites)?;
+        .fixed(updates)?;
+        if let (ProtectionMode::GroupedSums(sums), None) = (&mut mode, self.min_groups) {
+            sums.min_groups = updates.max(strategy.rule().min_updates()).min(sums.groups);
+        }
         let schedule = match (self.schedule, self.buffer_size) {
             (ScheduleName::Buffered, size) => {
                 FederationSchedule::Buffered { buffer_size: size.unwrap_or(min_sites) }
@@ -202,7 +228,7 @@ impl FederationAsked {
 pub struct Federation {
     /// How a site's contribution is protected.
     pub mode: ProtectionMode,
-    /// A round with fewer contributions is not committed.
+    /// A round with fewer contributions is not committed; in a secure sum by groups, a group's sum of fewer is not opened.
     pub min_sites: u32,
     /// A job takes the first this many sites that accept it.
     pub max_sites: u32,
@@ -216,18 +242,19 @@ pub struct Federation {
     pub schedule: FederationSchedule,
     /// How the sites' updates move the global model.
     pub strategy: Strategy,
-    /// L2 norm, in units of the model's parameters, to which the coordinator scales down each site's update.
+    /// L2 norm, in units of the model's parameters, to which the coordinator scales down each site's update, or in a
+    /// secure sum by groups each group's.
     pub norm_bound: Option<f64>,
     /// How updates travel.
     pub compression: Compression,
 }
 
 impl Federation {
-    /// The secure sum, if that is the mode.
+    /// The secure sum, if that is the mode, in however many groups.
     pub fn secure_sum(&self) -> Option<&SecureSum> {
         match &self.mode {
             ProtectionMode::Site => None,
-            ProtectionMode::SecureSum(sum) => Some(sum),
+            ProtectionMode::SecureSum(sum) | ProtectionMode::GroupedSums(SumGroups { sum, .. }) => Some(sum),
         }
     }
 
@@ -255,7 +282,8 @@ impl Federation {
         range("federation.min_time_s", "from 0 to max_time_s", min_time_s.into(), min_holds)?;
         let idle_holds = (1..=1_000_000).contains(&max_idle_s);
         range("federation.max_idle_s", "from 1 to 1000000", max_idle_s.into(), idle_holds)?;
-        strategy.check(min_sites, max_sites, training.proximal)?;
+        strategy.check(training.proximal)?;
+        self.check_updates()?;
         if let FederationSchedule::Buffered { buffer_size } = self.schedule {
             let holds = (1..=min_sites).contains(&buffer_size);
             range("federation.buffer_size", "from 1 to min_sites", buffer_size.into(), holds)?;
@@ -278,6 +306,30 @@ impl Federation {
             range("federation.norm_bound", "above 0 and at most 1e6", bound, holds)?;
         }
         Ok(())
+    }
+
+    /// Checks that the strategy's rule has enough updates, and not too many.
+    fn check_updates(&self) -> Result<(), JobError> {
+        let (fewest, most) = self.updates();
+        let (rule, strategy) = (self.strategy.rule(), self.strategy.name());
+        if rule.compares_all() {
+            let allowed =
+                "at most 1000 with krum, multi_krum and bulyan, which compare all updates with one another";
+            range("federation.max_sites", allowed, most.into(), most <= MAX_COMPARED_SITES)?;
+        }
+        let needs = rule.min_updates();
+        if fewest >= needs {
+            return Ok(());
+        }
+        let why = match rule {
+            Rule::TrimmedMean(_) => "1 / trim_share, or it trims nothing",
+            Rule::Bulyan(_) => "4 hostile_sites + 3",
+            _ => "2 hostile_sites + 3",
+        };
+        Err(match self.sum_groups() {
+            None => JobError::TooFewSites { strategy, needs, why, min_sites: fewest },
+            Some(_) => JobError::TooFewGroups { strategy, needs, why, min_groups: fewest, groups: most },
+        })
     }
 }
 
@@ -314,4 +366,6 @@ pub enum ProtectionMode {
     Site,
     /// The coordinator learns only the sum over the sites of a round, which is differentially private.
     SecureSum(SecureSum),
+    /// The coordinator learns only the sum over the sites of each group, and applies the strategy to the groups' means.
+    GroupedSums(SumGroups),
 }

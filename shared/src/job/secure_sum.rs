@@ -4,9 +4,11 @@
 //! Written with n members, a threshold t (`federation.min_sites`) and c colluding sites. `h = t - c` shares of the noise
 //! are honest in every sum that is ever opened, so each site's share is made for that number. `2 t > n + c`: two lists
 //! of survivors that t sites each agreed to have more than c sites in common, one of them honest, and an honest site
-//! agrees to one list a round.
+//! agrees to one list a round. With several groups all of this is of each: n is the members of the largest one, and t is at
+//! most those of the smallest ([`sum_groups`](super::sum_groups)).
 
-use super::{Federation, FederationSchedule, JobContract, JobError, Rule, Training, range};
+use super::sum_groups::{self, SumGroups};
+use super::{Federation, FederationSchedule, JobContract, JobError, ProtectionMode, Rule, Training, range};
 use crate::compression::Compression;
 use crate::ids::SiteId;
 use crate::model::Optimizer;
@@ -14,6 +16,7 @@ use crate::privacy::NoiseMultiplier;
 use crate::privacy::accountant::GaussianEvent;
 use crate::privacy::grid::Clipping;
 use crate::privacy::noise_share::{SumEncoding, SumEncodingError, SumTerms};
+use crate::secure_sum::graph::Graph;
 use serde::{Deserialize, Serialize};
 
 /// Fewest members: below three, whoever knows one addend knows the other.
@@ -30,22 +33,54 @@ pub struct SecureSum {
     /// The sites that may take part, ascending, each once: hashes of the keys that sign what the sites say of their
     /// exchange keys. The operator signs them with the contract, so the coordinator alone can add none.
     pub members: Vec<SiteId>,
-    /// Members that may be in league with the coordinator.
+    /// Members that may be in league with the coordinator; with groups, of each group.
     pub colluding_sites: u32,
 }
 
 /// Survivors below which a round of `members` comes to nothing, of who does not say: 85 %, rounded up.
-pub(super) fn default_threshold(members: usize) -> u32 {
+fn default_threshold(members: usize) -> u32 {
     u32::try_from((members * 85).div_ceil(100)).unwrap_or(u32::MAX)
 }
 
-/// The mode as asked for.
-pub(super) fn fixed(members: &[SiteId], colluding_sites: Option<u32>) -> SecureSum {
-    let mut members = members.to_vec();
-    members.sort_unstable();
-    members.dedup();
-    let third = u32::try_from(members.len() / 3).unwrap_or(u32::MAX);
-    SecureSum { members, colluding_sites: colluding_sites.unwrap_or(third) }
+/// The mode's keys as asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub min_sites: Option<u32>,
+    pub colluding_sites: Option<u32>,
+    /// 1 if there are none.
+    pub groups: u32,
+    pub min_groups: Option<u32>,
+}
+
+/// The mode with every number fixed but what its strategy needs.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    pub mode: ProtectionMode,
+    pub min_sites: u32,
+    pub max_sites: u32,
+    /// Updates that the strategy is sure to have: of sites, or of groups.
+    pub updates: u32,
+}
+
+impl Asked {
+    /// None checked. What is left out follows from the smallest group.
+    pub fn fixed(self, members: &[SiteId]) -> Fixed {
+        let mut members = members.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        let max_sites = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let (smallest, _) = sum_groups::sizes(members.len(), self.groups);
+        let third = u32::try_from(smallest / 3).unwrap_or(u32::MAX);
+        let min_sites = self.min_sites.unwrap_or(default_threshold(smallest));
+        let sum = SecureSum { members, colluding_sites: self.colluding_sites.unwrap_or(third) };
+        if self.groups == 1 {
+            return Fixed { mode: ProtectionMode::SecureSum(sum), min_sites, max_sites, updates: min_sites };
+        }
+        let groups = self.groups;
+        let min_groups = self.min_groups.unwrap_or(sum_groups::default_min_groups(groups));
+        let mode = ProtectionMode::GroupedSums(SumGroups { sum, groups, min_groups });
+        Fixed { mode, min_sites, max_sites, updates: min_groups }
+    }
 }
 
 impl SecureSum {
@@ -69,14 +104,26 @@ impl SecureSum {
         if !self.members.is_sorted_by(|first, second| first < second) {
             return Err(JobError::MemberOrder);
         }
-        let (n, t, c) = (count as u32, federation.min_sites, self.colluding_sites);
-        range("federation.min_sites", "from 1 to the number of members", t.into(), (1..=n).contains(&t))?;
+        let all = federation.max_sites as usize == count;
+        range("federation.max_sites", "the number of members", federation.max_sites.into(), all)?;
+        let (of_all, in_each) =
+            ("from 1 to the number of members", "from 1 to the members of the smallest group");
+        let (smallest, largest, bounds, whose) = match federation.sum_groups() {
+            None => (count, count, of_all, ""),
+            Some(groups) => {
+                groups.check()?;
+                let (smallest, largest) = groups.sizes();
+                (smallest, largest, in_each, " in a group")
+            }
+        };
+        let (n, t, c) = (largest as u32, federation.min_sites, self.colluding_sites);
+        range("federation.min_sites", bounds, t.into(), (1..=smallest as u32).contains(&t))?;
         let least = (n.saturating_add(c) / 2 + 1).max(c.saturating_add(1));
         if t < least {
-            return Err(JobError::Threshold { members: n, colluding: c, min_sites: t, least });
+            return Err(JobError::Threshold { members: n, whose, colluding: c, min_sites: t, least });
         }
-        let all = federation.max_sites == n;
-        range("federation.max_sites", "the number of members", federation.max_sites.into(), all)?;
+        // The graph of the sites that come is drawn later. If there is none of all members, it is said now.
+        Graph::new(largest, t as usize, c as usize, &[0; 32])?;
         check_beside(federation, training)
     }
 }
@@ -86,7 +133,8 @@ impl JobContract {
     pub fn sum_encoding(&self, parameters: usize) -> Result<Option<SumEncoding>, SumEncodingError> {
         let Some(sum) = self.federation.secure_sum() else { return Ok(None) };
         let terms = SumTerms {
-            members: self.federation.max_sites,
+            // On one grid, so that the groups' means can be compared.
+            members: self.federation.sum_groups().map_or(sum.members.len(), |groups| groups.sizes().1) as u32,
             honest_shares: sum.honest_shares(self.federation.min_sites),
             batch: self.training.expected_batch(),
             parameters: parameters as u64,
@@ -115,10 +163,13 @@ fn check_beside(federation: &Federation, training: &Training) -> Result<(), JobE
     let refuse = |holds: bool, what: &'static str, cure: &'static str| {
         if holds { Ok(()) } else { Err(JobError::NotSummed { what, cure }) }
     };
+    let grouped = federation.sum_groups().is_some();
     let averages = federation.strategy.rule() == Rule::Mean;
-    refuse(averages, "a robust strategy: nobody sees the sites' updates", "use one that averages")?;
+    let cure = "use one that averages, or let it compare the sums of groups: federation.groups = 5";
+    refuse(grouped || averages, "a robust strategy: nobody sees the sites' updates", cure)?;
     let unbounded = federation.norm_bound.is_none();
-    refuse(unbounded, "federation.norm_bound: nobody sees the sites' updates", "leave it out")?;
+    let cure = "leave it out, or let it bound the means of groups: federation.groups = 5";
+    refuse(grouped || unbounded, "federation.norm_bound: nobody sees the sites' updates", cure)?;
     let plain = federation.compression == Compression::None;
     refuse(plain, "compression: masked integers look like chance", "leave it out")?;
     let together = federation.schedule == FederationSchedule::Synchronous;

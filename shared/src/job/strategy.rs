@@ -201,9 +201,8 @@ impl Strategy {
         }
     }
 
-    /// Checks every number, and that the fewest sites of a round are enough for it. The ranges keep a finite model
-    /// finite for as many rounds as a job can have.
-    pub(super) fn check(self, min_sites: u32, max_sites: u32, proximal: f64) -> Result<(), JobError> {
+    /// Checks every number. The ranges keep a finite model finite for as many rounds as a job can have.
+    pub(super) fn check(self, proximal: f64) -> Result<(), JobError> {
         let rate = |value: f64| {
             let holds = value > 0.0 && value <= 100.0;
             range("federation.server_learning_rate", "above 0 and at most 100", value, holds)
@@ -248,22 +247,7 @@ impl Strategy {
             }
             Self::FedAvg | Self::FedMedian => {}
         }
-        let rule = self.rule();
-        if rule.compares_all() {
-            let holds = max_sites <= MAX_COMPARED_SITES;
-            let allowed =
-                "at most 1000 with krum, multi_krum and bulyan, which compare all updates with one another";
-            range("federation.max_sites", allowed, max_sites.into(), holds)?;
-        }
-        if min_sites >= rule.min_updates() {
-            return Ok(());
-        }
-        let why = match rule {
-            Rule::TrimmedMean(_) => "1 / trim_share, or it trims nothing",
-            Rule::Bulyan(_) => "4 hostile_sites + 3",
-            _ => "2 hostile_sites + 3",
-        };
-        Err(JobError::TooFewSites { strategy: self.name(), needs: rule.min_updates(), why, min_sites })
+        Ok(())
     }
 }
 
@@ -282,8 +266,8 @@ pub(super) struct StrategyAsked {
 
 impl StrategyAsked {
     /// Every number fixed, none checked but for keys that do not go with the strategy. Hostile sites that are left out
-    /// are as many as `min_sites` allows.
-    pub fn fixed(self, min_sites: u32) -> Result<Strategy, JobError> {
+    /// are as many as `updates` of a round allow.
+    pub fn fixed(self, updates: u32) -> Result<Strategy, JobError> {
         use StrategyName as N;
         let name = self.name;
         let adaptive = matches!(name, N::FedAdam | N::FedYogi);
@@ -318,7 +302,7 @@ impl StrategyAsked {
         let (beta1, beta2) = (self.beta1.unwrap_or(0.9), self.beta2.unwrap_or(0.99));
         let epsilon = self.epsilon.unwrap_or(1e-3);
         let share = if name == N::Bulyan { 4 } else { 2 };
-        let allowed = (min_sites.saturating_sub(3) / share).max(1);
+        let allowed = (updates.saturating_sub(3) / share).max(1);
         let hostile_sites = self.hostile_sites.unwrap_or(allowed);
         Ok(match name {
             N::FedAvg => Strategy::FedAvg,

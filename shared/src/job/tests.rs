@@ -108,6 +108,128 @@ fn a_secure_sum_is_fixed_among_its_members_with_a_threshold_that_no_two_lists_of
     assert!(fewer.contains("federation.max_sites must be the number of members"), "{fewer}");
 }
 
+/// Every count of members and groups that can be, by the default terms.
+#[test]
+fn a_secure_sum_by_groups_keeps_its_promise_in_each_group() {
+    for (members, groups) in (2..9).flat_map(|groups| (3 * groups..3 * groups + 40).map(move |n| (n, groups)))
+    {
+        let contract = secure_sum(members as usize, "", &format!("groups = {groups}")).unwrap();
+        let federation = &contract.federation;
+        let sums = federation.sum_groups().unwrap();
+        let (smallest, largest) = sums.sizes();
+        let (t, c) = (federation.min_sites, sums.sum.colluding_sites);
+        assert!(2 * t > largest as u32 + c && t as usize <= smallest && c as usize == smallest / 3);
+        assert!(federation.fewest_sites() == sums.min_groups * t && 2 * sums.min_groups > groups);
+        let lists = contract.grouped_members();
+        assert!(lists.len() == groups as usize);
+        let mut all: Vec<SiteId> = lists.concat();
+        all.sort_unstable();
+        assert_eq!(all, sums.sum.members);
+        for list in &lists {
+            assert!((smallest..=largest).contains(&list.len()) && list.is_sorted());
+            assert_eq!(contract.group_of_member(list[0]).as_ref(), Some(list));
+        }
+    }
+    // A customer is in one sum: the same noise, the same charge. The share of a site is larger, being one of fewer.
+    let [one, five] = ["", "groups = 5"].map(|keys| secure_sum(45, "", keys).unwrap());
+    assert_eq!(one.training_charge(), five.training_charge());
+    let (alone, in_group) = (one.local_charge().unwrap(), five.local_charge().unwrap());
+    assert!(in_group.noise_multiplier.value() > 2.0 * alone.noise_multiplier.value());
+    let share = |contract: &JobContract| contract.sum_encoding(2).unwrap().unwrap().local_multiplier();
+    assert!((share(&five) / in_group.noise_multiplier.value() - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn the_split_is_another_with_another_nonce_and_the_same_for_all_who_read_the_contract() {
+    let contract = secure_sum(20, "", "groups = 4").unwrap();
+    let with = |nonce| JobContract { nonce, ..contract.clone() }.grouped_members();
+    assert_eq!(with([7; 16]), with([7; 16]));
+    assert_ne!(with([7; 16]), with([8; 16]));
+    // Whoever leaves or joins changes nothing but the deal: no member's place depends on another's choice of identifier.
+    let alone = secure_sum(20, "", "").unwrap();
+    assert_eq!(alone.grouped_members(), [alone.federation.secure_sum().unwrap().members.clone()]);
+    assert!(contract_of("", "").unwrap().grouped_members().is_empty());
+    assert_eq!(contract.group_of_member(SiteId::from_bytes([77; 32])), None);
+}
+
+#[test]
+fn strategies_compare_groups_and_as_many_must_be_opened_as_they_need() {
+    for (keys, groups, min_groups) in [
+        ("", 5, 3),
+        ("strategy = \"fedmedian\"", 5, 3),
+        ("strategy = \"fedmedian\"\nmin_groups = 4", 5, 4),
+        ("strategy = \"trimmed_mean\"", 5, 5),
+        ("strategy = \"trimmed_mean\"\ntrim_share = 0.3", 6, 4),
+        ("strategy = \"krum\"", 7, 5),
+        ("strategy = \"bulyan\"", 9, 7),
+        ("strategy = \"fedadam\"\nnorm_bound = 0.1", 2, 2),
+    ] {
+        let contract = secure_sum(36, "", &format!("groups = {groups}\n{keys}")).unwrap();
+        assert_eq!(contract.federation.sum_groups().unwrap().min_groups, min_groups, "{keys}");
+    }
+    for (federation, says) in [
+        (
+            "groups = 13",
+            "leaves a group with fewer than 3 of 36 members; use at most 12 groups, or invite more",
+        ),
+        ("groups = 0", "federation.groups must be from 1 to 64, got 0"),
+        ("groups = 65", "federation.groups must be from 1 to 64, got 65"),
+        ("groups = 5\nmin_groups = 2", "min_groups must be more than half of groups and at most all, got 2"),
+        ("groups = 5\nmin_groups = 6", "more than half of groups and at most all, got 6"),
+        ("min_groups = 2", "federation.min_groups goes with federation.groups above 1 only"),
+        ("groups = 1\nmin_groups = 1", "federation.min_groups goes with federation.groups above 1 only"),
+        ("groups = 1\nstrategy = \"krum\"", "let it compare the sums of groups"),
+        (
+            "groups = 4\nstrategy = \"krum\"",
+            "needs the sums of at least 5 groups in a round (2 hostile_sites + 3)",
+        ),
+        ("groups = 5\nmin_groups = 3\nstrategy = \"trimmed_mean\"", "min_groups is 3 of 5 groups; raise it"),
+        ("groups = 5\nmin_sites = 8", "from 1 to the members of the smallest group, got 8"),
+        (
+            "groups = 5\nmin_sites = 5\ncolluding_sites = 2",
+            "with 8 members in a group of which 2 may collude",
+        ),
+        ("groups = 5\ncompression = \"int8\"", "compression"),
+        ("groups = 5\nschedule = \"buffered\"", "use synchronous"),
+    ] {
+        let error = secure_sum(36, "", federation).unwrap_err().to_string();
+        assert!(error.contains(says), "{federation}: {error}");
+    }
+    for key in ["groups = 1", "min_groups = 3"] {
+        let stray = contract_of("", key).unwrap_err().to_string();
+        assert!(stray.contains("only; leave it out"), "{stray}");
+    }
+}
+
+/// Golden: what sites and coordinators of an earlier release read as a contract is as it was.
+#[test]
+fn a_job_without_groups_is_written_as_before_there_were_any() {
+    let hex = |mode: &ProtectionMode| data_encoding::HEXLOWER.encode(&codec::encode(mode));
+    let sum = SecureSum { members: vec![SiteId::from_bytes([0xab; 32])], colluding_sites: 5 };
+    assert_eq!(hex(&ProtectionMode::Site), "00000000");
+    // One member, itself, and how many may collude.
+    let of_sum = format!("0100000000000000{}05000000", "ab".repeat(32));
+    assert_eq!(hex(&ProtectionMode::SecureSum(sum.clone())), format!("01000000{of_sum}"));
+    let groups = SumGroups { sum, groups: 6, min_groups: 4 };
+    assert_eq!(hex(&ProtectionMode::GroupedSums(groups)), format!("02000000{of_sum}0600000004000000"));
+    for keys in ["", "groups = 1"] {
+        let contract = secure_sum(10, "", keys).unwrap();
+        assert!(matches!(contract.federation.mode, ProtectionMode::SecureSum(_)));
+    }
+}
+
+/// The graph of sites that are too many to be all neighbours is drawn once they are there; that there is none of so many is
+/// said before.
+#[test]
+fn members_whom_no_graph_serves_are_refused_when_the_job_is_written() {
+    let refused = secure_sum(300, "", "").unwrap_err().to_string();
+    assert!(refused.contains("serves 300 sites of which 100 may collude and 255 survive"), "{refused}");
+    assert!(refused.contains("split them with federation.groups"), "{refused}");
+    for (members, keys) in [(255, ""), (300, "groups = 2"), (600, "")] {
+        assert!(secure_sum(members, "", keys).is_ok(), "{members} {keys}");
+    }
+}
+
 #[test]
 fn what_a_secure_sum_cannot_be_beside_is_refused_with_what_to_do() {
     for (training, federation, says) in [
@@ -115,7 +237,7 @@ fn what_a_secure_sum_cannot_be_beside_is_refused_with_what_to_do() {
         ("", "min_sites = 8\ncolluding_sites = 8", "must be at least 10, got 8"),
         ("", "min_sites = 11", "from 1 to the number of members"),
         ("", "max_sites = 10", "federation.max_sites goes with mode = \"site\" only"),
-        ("", "strategy = \"fedmedian\"", "use one that averages"),
+        ("", "strategy = \"fedmedian\"", "let it compare the sums of groups: federation.groups = 5"),
         ("", "norm_bound = 1.0", "federation.norm_bound"),
         ("", "compression = \"int8\"", "compression"),
         ("", "schedule = \"buffered\"", "use synchronous"),

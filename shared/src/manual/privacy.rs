@@ -84,6 +84,9 @@
 //! it. With 47 members, 40 survivors and 15 colluders the noise of the sum of all is sqrt(47/25) = 1.4 times what one
 //! trusted party would need; noise of each site by itself would be 6.9 times that.
 //!
+//! With `groups` each group has such a sum, with t and c of its own; a customer of a site is in one of them, so the charge is the
+//! same, while the mean over G groups has sqrt(G) times the noise ([`secure_sum`](super::secure_sum#groups)).
+//!
 //! A customer known to several members of a sum adds to each member's clipped sum: its guarantees add up as in all modes.
 //!
 //! **Sampling.** With a rate below 1 each customer is in a batch independently (Poisson); the coin is exact

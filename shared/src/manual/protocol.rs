@@ -115,7 +115,9 @@
 //!
 //! In a secure sum a round that would commit is opened first ([`secure_sum`](super::secure_sum)): the survivors are on disk
 //! before any of them is asked; whoever leaves, or does not answer in 30 s, is left out of those who are asked; at
-//! `max_time_s` after its close a round that is not open is given up, and the job goes on.
+//! `max_time_s` after its close a round that is not open is given up, and the job goes on. With groups a round is for those
+//! groups that have `min_sites` there, at least `min_groups`; it closes when so many have `min_sites` contributions, and commits
+//! when so many are open and those of the others whose survivors are gone had 10 s to come back.
 //!
 //! With `schedule = "buffered"` sites do not go through rounds together (Nguyen et al. 2022, "FedBuff"). A `RoundStart` then
 //! names the number of the site's own next update, and the newest model. Its update counts from whichever version

@@ -47,6 +47,9 @@
 //! n is held against `min_sites`, since a round may close with no more. Hostile sites can also stay silent or be refused, so
 //! a `min_sites` above the number of honest sites lets them stop the job: the last row below.
 //!
+//! In a secure sum nobody sees single updates. With `groups` the rules are applied to the means of groups, and n, `min_sites`
+//! and f above are groups: see [`secure_sum`](super::secure_sum#groups).
+//!
 //! All rules work on integers and none depends on the order of arrival, not in one bit: columns are sorted, distances are exact, equal
 //! scores are decided by the contents' hashes. Beside 8 bytes a parameter for the result, the mean needs no memory;
 //! the others keep updates in one file and read it in blocks of 16 MiB, whatever the model and however many the

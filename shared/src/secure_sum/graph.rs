@@ -29,7 +29,8 @@
 //! The number of cycles is the smallest for which some s brings the sum of both below 2^-[`SECURITY_BITS`]. With the
 //! default terms (15 % lost, a third in league) that takes some 200 neighbours at any number of sites, since any choice of
 //! the lost is paid for: fewer than 255 sites would save nothing. Cycles meet in some edges, so that few more sites than that
-//! have too small circles for the threshold, and are refused: by default those from 256 to some 430.
+//! have too small circles for the threshold, and are refused when their job is written: by default those from 256 to some 430. In groups
+//! of at most 255 they are served.
 
 use super::keys::Secret;
 use super::masks::keystream;
@@ -47,7 +48,7 @@ pub const SECURITY_BITS: f64 = 60.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no graph of fewer than {MAX_SHARES} neighbours serves {sites} sites of which {colluding} may collude and {threshold} \
-     survive; lower federation.colluding_sites, or let at most {COMPLETE_SITES} sites take part"
+     survive; split them with federation.groups, lower federation.colluding_sites, or let at most {COMPLETE_SITES} sites take part"
 )]
 pub struct GraphError {
     sites: usize,

@@ -112,6 +112,11 @@ impl Member {
         Self { job, site, record, place: None, batch: None }
     }
 
+    /// Whose part it is.
+    pub fn site(&self) -> SiteId {
+        self.site
+    }
+
     /// What must be on disk before what is said next leaves.
     pub fn record(&self) -> &Record {
         &self.record

@@ -4,8 +4,11 @@ use super::keys::{Job, keys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use weighhouse_client::budget::read_ledger;
+use weighhouse_coordinator::aggregate::Aggregate;
 use weighhouse_coordinator::global_model::GlobalModel;
 use weighhouse_coordinator::opened_sum;
+use weighhouse_coordinator::secure_sum::OpenedSum;
+use weighhouse_coordinator::spool::Spool;
 use weighhouse_coordinator::store::{MemoryDisk, Store};
 use weighhouse_shared::ids::{ContentHash, JobId, RoundId, SiteId};
 use weighhouse_shared::job::{FederationSchedule, Rule, UPDATE_STEP, WHOLE_WEIGHT, staleness_weight};
@@ -14,7 +17,8 @@ use weighhouse_shared::model::ServerState;
 use weighhouse_shared::secure_sum::agreement::Question;
 use weighhouse_shared::secure_sum::keys::SignedKey;
 use weighhouse_shared::wire::messages::{
-    CoordinatorToSite, JobEnded, JobStatus, Outcome, Receipt, RoundStart, SumQuestion, SumRoster,
+    CoordinatorToSite, JobEnded, JobStatus, Outcome, Receipt, RoundStart, RoundSummary, SumQuestion,
+    SumRoster,
 };
 
 type Purpose = (usize, JobId, RoundId, ReleaseKind);
@@ -38,18 +42,54 @@ impl Implied {
         ContentHash::of(&bytes)
     }
 
-    /// The step of a secure sum over what its survivors added before their masks.
-    fn sum_step(&mut self, added: &[[u32; 2]]) {
-        if added.is_empty() {
-            return;
+    /// The step of a secure sum that led to `summary`, over what the survivors of each group that was asked added before their
+    /// masks. Any of the groups may have been opened, but enough of them. Returns of how many sites.
+    fn sum_step(&mut self, groups: &[Vec<[u32; 2]>], summary: &RoundSummary) -> usize {
+        if summary.sites == 0 {
+            return 0;
         }
-        let sum =
-            added.iter().fold([0u32; 2], |sum, values| [0, 1].map(|at| sum[at].wrapping_add(values[at])));
+        let least = self.job.contract.federation.sum_groups().map_or(1, |groups| groups.min_groups);
+        let before = (self.model.clone(), self.state.clone());
+        for chosen in (0u32..1 << groups.len()).filter(|chosen| chosen.count_ones() >= least) {
+            let opened: Vec<OpenedSum> = groups
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| chosen & 1 << at != 0)
+                .map(|(_, added)| {
+                    let sum = |at| added.iter().fold(0u32, |sum, values| sum.wrapping_add(values[at]));
+                    OpenedSum { values: vec![sum(0), sum(1)], sites: added.len() as u32 }
+                })
+                .collect();
+            let sites: u32 = opened.iter().map(|sum| sum.sites).sum();
+            if sites == summary.sites {
+                (self.model, self.state) = before.clone();
+                self.opened_step(opened);
+                self.conclude();
+                if self.hash() == summary.model {
+                    return sites as usize;
+                }
+            }
+        }
+        panic!(
+            "round {} of {} is another model than any groups' sums lead to",
+            self.round,
+            self.job.id.short()
+        );
+    }
+
+    fn opened_step(&mut self, opened: Vec<OpenedSum>) {
         let bytes: Vec<u8> = self.model.iter().flat_map(|parameter| parameter.to_le_bytes()).collect();
         let model = GlobalModel { hash: ContentHash::of(&bytes), bytes: bytes.into() };
-        let (contract, survivors) = (&self.job.contract, added.len() as u32);
-        let next =
-            opened_sum::step(model, contract, self.round, &sum, survivors, self.state.as_mut()).unwrap();
+        let contract = &self.job.contract;
+        let next = if contract.federation.sum_groups().is_none() {
+            let OpenedSum { values, sites } = &opened[0];
+            opened_sum::step(model, contract, self.round, values, *sites, self.state.as_mut()).unwrap()
+        } else {
+            let spool = Spool::new(std::env::temp_dir());
+            let mut aggregate = Aggregate::new(2, &contract.federation, &spool).unwrap();
+            opened_sum::add_groups(&mut aggregate, contract, self.round, opened).unwrap();
+            model.moved_by(aggregate.combine().unwrap(), self.state.as_mut())
+        };
         let (values, _) = next.bytes.as_chunks::<4>();
         self.model = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
     }
@@ -121,9 +161,10 @@ pub struct Book {
     bases: BTreeMap<(usize, JobId, RoundId), ContentHash>,
     /// In secure sums: what each site added before its masks.
     added: BTreeMap<(usize, JobId, RoundId), [u32; 2]>,
-    rosters: BTreeMap<JobId, Vec<SiteId>>,
-    /// Of each round, by their numbers on the roster.
-    survivors: BTreeMap<(JobId, RoundId), Vec<u16>>,
+    /// Of each group.
+    rosters: BTreeMap<(JobId, usize), Vec<SiteId>>,
+    /// Of each round and group, by their numbers on the roster.
+    survivors: BTreeMap<(JobId, usize, RoundId), Vec<u16>>,
     /// For the report: how many of each.
     pub commits: u32,
     pub contributions: u32,
@@ -167,12 +208,15 @@ impl Book {
         self.added.insert((site, job, round), values);
     }
 
-    /// What was added by those in a round's sum.
-    fn sum_of(&self, job: JobId, round: RoundId) -> Vec<[u32; 2]> {
-        let survivors = self.survivors.get(&(job, round)).expect("nobody was asked about the round");
-        let site = |number: &u16| self.rosters[&job][usize::from(*number)];
+    /// What was added by those in a round's sums, of each group that was asked.
+    fn sums_of(&self, job: &Job, round: RoundId) -> Vec<Vec<[u32; 2]>> {
         let place = |id: SiteId| keys().sites.iter().position(|site| *site == id).unwrap();
-        survivors.iter().map(|number| self.added[&(place(site(number)), job, round)]).collect()
+        let of_group = |group: usize| {
+            let survivors = self.survivors.get(&(job.id, group, round))?;
+            let site = |number: &u16| self.rosters[&(job.id, group)][usize::from(*number)];
+            Some(survivors.iter().map(|number| self.added[&(place(site(number)), job.id, round)]).collect())
+        };
+        (0..job.groups.len()).filter_map(of_group).collect()
     }
 
     /// Bytes leave a site: they are released in its ledger, and are the only ones for their purpose.
@@ -211,8 +255,12 @@ impl Book {
         }
     }
 
-    /// The coordinator says something to a site.
-    pub fn says(&mut self, message: &CoordinatorToSite) {
+    /// The coordinator says something to `site`.
+    pub fn says(&mut self, site: usize, message: &CoordinatorToSite) {
+        let group_of = |job: &JobId| {
+            let groups = &self.jobs[job].job.groups;
+            groups.iter().position(|members| members.contains(&keys().sites[site])).unwrap()
+        };
         match message {
             CoordinatorToSite::RoundStart(RoundStart { job, model, task, .. })
                 if task.train && self.jobs[job].is_buffered() =>
@@ -225,12 +273,15 @@ impl Book {
             }
             CoordinatorToSite::SumRoster(SumRoster { job, keys }) => {
                 let sites: Vec<SiteId> = keys.iter().map(SignedKey::site).collect();
-                let known = self.rosters.entry(*job).or_insert_with(|| sites.clone());
-                assert_eq!(*known, sites, "{} has two rosters", job.short());
+                let group = group_of(job);
+                let known = self.rosters.entry((*job, group)).or_insert_with(|| sites.clone());
+                assert_eq!(*known, sites, "{} has two rosters of one group", job.short());
+                assert!(sites.iter().all(|site| self.jobs[job].job.groups[group].contains(site)));
             }
             CoordinatorToSite::SumQuestion(SumQuestion { job, question }) => {
                 let Question { round, survivors, .. } = question;
-                let known = self.survivors.entry((*job, *round)).or_insert_with(|| survivors.clone());
+                let known = (*job, group_of(job), *round);
+                let known = self.survivors.entry(known).or_insert_with(|| survivors.clone());
                 assert_eq!(known, survivors, "round {round} of {} has two lists of survivors", job.short());
             }
             CoordinatorToSite::JobEnded(JobEnded { job, status }) => {
@@ -298,9 +349,8 @@ impl Book {
                 let summary = &rounds[round.0 as usize];
                 let summed = trains && implied.job.contract.federation.secure_sum().is_some();
                 let count = if summed {
-                    let added = if summary.sites == 0 { Vec::new() } else { self.sum_of(*id, round) };
-                    implied.sum_step(&added);
-                    added.len()
+                    let sums = self.sums_of(&implied.job, round);
+                    implied.sum_step(&sums, summary)
                 } else {
                     implied.step(&updates);
                     updates.len()

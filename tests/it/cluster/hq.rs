@@ -89,7 +89,7 @@ impl Hq {
             let link = world.links.get_mut(&id).unwrap();
             for command in session.staged.drain(..sent) {
                 if let ToSite::Message(message) | ToSite::Last(message) = &command {
-                    world.book.says(message);
+                    world.book.says(session.site, message);
                 }
                 put(link, command, None);
             }
@@ -116,7 +116,7 @@ impl Hq {
                     session.stage(&mut world.book);
                     for command in session.staged.range(known..) {
                         if let ToSite::Message(message) | ToSite::Last(message) = command {
-                            world.book.says(message);
+                            world.book.says(session.site, message);
                         }
                     }
                 }

@@ -24,6 +24,9 @@ use weighhouse_shared::wire::messages::SignedContract;
 /// Sites of a cluster.
 pub const SITES: usize = 3;
 
+/// Sites of a cluster whose jobs are in secure sums by groups.
+pub const GROUPED_SITES: usize = 6;
+
 /// A job that operators may submit.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -33,6 +36,8 @@ pub struct Job {
     pub signed: SignedContract,
     /// What it says.
     pub contract: Arc<JobContract>,
+    /// Of a secure sum: the members of each group.
+    pub groups: Vec<Vec<SiteId>>,
 }
 
 /// Keys, certificates and jobs.
@@ -41,7 +46,10 @@ pub struct Keys {
     authority: CertificateDer<'static>,
     pub coordinator_key: [u8; 32],
     pub sites: Vec<SiteId>,
+    /// Among the first three sites.
     pub jobs: Vec<Job>,
+    /// Among all six.
+    pub grouped_jobs: Vec<Job>,
     pub schema: Schema,
     pub policy: Policy,
     pub policy_text: PolicyText,
@@ -66,7 +74,7 @@ impl Keys {
         let authority = authority::authority_certificate(&authority_key).unwrap();
         let coordinator = Identity::generate().unwrap();
         // In the order of their identifiers, so that a seed means the same in every run.
-        let mut sites: Vec<Identity> = (0..SITES).map(|_| Identity::generate().unwrap()).collect();
+        let mut sites: Vec<Identity> = (0..GROUPED_SITES).map(|_| Identity::generate().unwrap()).collect();
         sites.sort_by_key(Identity::site);
         sites.iter().enumerate().for_each(|(number, site)| save(site, &format!("site-{number}")));
         save(&authority_key, "authority");
@@ -96,27 +104,41 @@ impl Keys {
             (2, 3, 2, "mode = \"secure_sum\"\ncolluding_sites = 0\nmax_idle_s = 5"),
             (2, 10, 0, "mode = \"secure_sum\"\ncolluding_sites = 0\nstrategy = \"fedadam\"\nmax_time_s = 60"),
         ];
+        let grouped_shapes = [
+            (2, 3, 2, "groups = 2\ncolluding_sites = 0\nmax_idle_s = 5"),
+            (3, 10, 0, "groups = 2\nstrategy = \"fedmedian\"\nmax_time_s = 60"),
+        ];
+        let grouped_shapes = grouped_shapes.map(|(fewest, rounds, every, more)| {
+            (fewest, rounds, every, format!("mode = \"secure_sum\"\n{more}"))
+        });
         let members: Vec<SiteId> = sites.iter().map(Identity::site).collect();
-        let jobs = shapes.iter().enumerate().map(|(number, (min_sites, rounds, every, more))| {
+        let job = |number: usize,
+                   (min_sites, rounds, every, more): (u32, u32, u32, &str),
+                   members: &[SiteId]| {
             let file: JobFile = toml::from_str(&format!(
                 "name = \"test\"\nschema = \"x\"\n[privacy]\nnoise_multiplier = 8.0\ndelta = 1e-4\n\
                  [training]\nrounds = {rounds}\n[evaluation]\nevery = {every}\nbins = 2\n\
                  [federation]\nmin_sites = {min_sites}\n{more}"
             ))
             .unwrap();
-            let contract = file.contract_among(schema.clone(), [number as u8; 16], &members).unwrap();
+            let contract = file.contract_among(schema.clone(), [number as u8; 16], members).unwrap();
             let bytes = codec::encode(&contract);
             let signature = operator.sign(Purpose::JobContract, &bytes).to_vec();
             let signed = SignedContract { contract: bytes, certificate: certificate.clone(), signature };
-            Job { id: contract.id(), signed, contract: contract.into() }
+            Job { id: contract.id(), signed, groups: contract.grouped_members(), contract: contract.into() }
+        };
+        let jobs = (0..).zip(shapes).map(|(number, shape)| job(number, shape, &members[..SITES])).collect();
+        let grouped_jobs = (100..).zip(&grouped_shapes).map(|(number, (fewest, rounds, every, more))| {
+            job(number, (*fewest, *rounds, *every, more.as_str()), &members)
         });
-        let jobs = jobs.collect();
+        let grouped_jobs = grouped_jobs.collect();
         let text = first_policy(Epsilon::new(50.0).unwrap(), Delta::new(1e-4).unwrap());
         Self {
             authority,
             coordinator_key: coordinator.public_key(),
             sites: sites.iter().map(Identity::site).collect(),
             jobs,
+            grouped_jobs,
             schema,
             policy: Policy::parse(&text).unwrap(),
             policy_text: PolicyText::unsigned(text),
