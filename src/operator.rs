@@ -172,6 +172,6 @@ const GOODBYE: Duration = Duration::from_millis(10);
 pub fn block_on<T>(task: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(task);
-    runtime.block_on(tokio::time::sleep(GOODBYE));
+    runtime.block_on(async { tokio::time::sleep(GOODBYE).await });
     outcome
 }
