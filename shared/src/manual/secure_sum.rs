@@ -130,7 +130,7 @@
 //! of many groups has 1.25 times the noise of their mean. At the coordinator the running sums take 4 p bytes a group.
 //!
 //! **The split** is a function of the contract: members in the order of SHA-256 of a label, the contract's nonce and their
-//! identifier, dealt out one by one ([`sum_groups`](crate::job::JobContract::sum_groups)). The nonce is drawn by the operator's
+//! identifier, dealt out one by one ([`grouped_members`](crate::job::JobContract::grouped_members)). The nonce is drawn by the operator's
 //! program when the members are known, and signed with them. So a member cannot choose a key that puts it into some group: it
 //! would have to know the nonce. The coordinator cannot change the split; it may refuse a job so that it is submitted again, for one
 //! more draw each time that the operator is willing. The operator could draw until it likes the split; who signs the list of
