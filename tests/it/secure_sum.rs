@@ -304,6 +304,15 @@ fn a_site_killed_at_any_stage_comes_back_or_is_left_out_and_the_sums_are_right()
     assert_eq!(counts[11], 4);
 }
 
+/// Kills the coordinator as soon as the site has seen each of the stages in turn, and starts it again.
+fn kill_coordinator_at(federation: &mut Federation, site: &mut Site, stages: &[&dyn Fn(&Seen) -> bool]) {
+    for stage in stages {
+        site.until(stage);
+        federation.kill_coordinator();
+        federation.serve();
+    }
+}
+
 #[test]
 fn a_coordinator_killed_at_any_stage_goes_on_with_the_same_survivors() {
     let (mut federation, mut sites) = begun(4, 11, "min_sites = 3");
@@ -316,11 +325,7 @@ fn a_coordinator_killed_at_any_stage_goes_on_with_the_same_survivors() {
         &answers(6),
         &|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumBatch(told)) if told.grant.batch == 1),
     ];
-    for stage in stages {
-        sites[1].until(stage);
-        federation.kill_coordinator();
-        federation.serve();
-    }
+    kill_coordinator_at(&mut federation, &mut sites[1], &stages);
     settled(&federation, &mut sites, 11);
 }
 
@@ -379,11 +384,7 @@ fn a_coordinator_killed_at_any_stage_goes_on_with_the_same_survivors_of_each_gro
         &answers(6),
         &|seen| matches!(seen, Seen::ToSite(CoordinatorToSite::SumBatch(told)) if told.grant.batch == 1),
     ];
-    for stage in stages {
-        sites[1].until(stage);
-        federation.kill_coordinator();
-        federation.serve();
-    }
+    kill_coordinator_at(&mut federation, &mut sites[1], &stages);
     let counts = settled(&federation, &mut sites, 9);
     assert!(counts.iter().all(|count| *count == 0 || *count == 6), "{counts:?}");
     assert!(counts.iter().filter(|count| **count == 6).count() >= 6, "{counts:?}");
