@@ -194,7 +194,7 @@ impl Network {
                     }
                 }
                 Node::Lstm { layer, states, .. } => {
-                    fresh[states.gates.0] = false;
+                    assert!(take(&mut fresh[states.gates.0]), "gates of one recurrence alone");
                     let (states, gradients) = lstm_states(slots, states);
                     let starts = batch.rows.step_starts;
                     layer.backward(weight, starts, states, &from, gradients, recurrence);
@@ -214,7 +214,7 @@ impl Network {
                     }
                 }
                 Node::Attention { input, layer, .. } => {
-                    fresh[input.0] = false;
+                    assert!(take(&mut fresh[input.0]), "queries, keys and values of one attention alone");
                     let Buffers { values, gradients } = &mut slots[input.0];
                     layer.backward(batch.rows.step_starts, values, &from, gradients, attention);
                 }
