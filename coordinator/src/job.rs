@@ -20,11 +20,15 @@
 
 mod buffered;
 mod cohort;
+mod events;
 mod groups;
+mod open_round;
 
 use crate::secure_sum::Fixed;
 use buffered::Buffered;
+pub use events::{Action, Event, Part};
 use groups::{Fix, Groups, Opening, Prepared};
+use open_round::{Deadlines, OpenRound, Progress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weighhouse_shared::ids::{ContentHash, RoundId, SiteId};
@@ -33,86 +37,6 @@ use weighhouse_shared::wire::messages::{Decision, JobStatus, Outcome};
 
 /// How long a site that left is waited for, in milliseconds.
 pub const GRACE_MS: u64 = 10_000;
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// A site connected.
-    SiteOnline(SiteId),
-    /// A site's connection is gone.
-    SiteOffline(SiteId),
-    /// A site answered the offer.
-    Answered(SiteId, Decision),
-    /// A site will not contribute to the round.
-    Skipped(SiteId, RoundId),
-    /// A part of a site's contribution came in.
-    Progress(SiteId),
-    /// A site's admitted contribution was counted.
-    Counted(SiteId, Part),
-    /// A site's key for the job's secure sums is here.
-    Keyed(SiteId),
-    /// A site's part in a batch of the job's secure sums is here.
-    Offered(SiteId, u32),
-    /// A site that was asked about the round's survivors has answered.
-    SumAnswered(SiteId),
-    /// A group's sum could not be opened because of these sites' answers.
-    SumFaulty(usize, BTreeSet<SiteId>),
-    /// A group's sum cannot be opened, whoever is asked.
-    SumLost(usize),
-    /// A group's sum is open.
-    SumOpened(usize),
-    /// The job cannot go on, for this reason.
-    Fail(String),
-    /// The round that was closed is stored, with this model.
-    Committed(ContentHash),
-    /// The operator ends the job.
-    Stop,
-    /// Time has passed.
-    Tick,
-}
-
-/// What a site contributes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// A model update.
-    Update,
-    /// A histogram of scores.
-    Evaluation,
-}
-
-/// Something to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Offer the job to a site.
-    Offer(SiteId),
-    /// Start the round for a site.
-    StartRound(SiteId, RoundId, RoundTask),
-    /// Fix the roster of a group's secure sums, and tell those on it.
-    FixRoster(usize, BTreeSet<SiteId>),
-    /// Fix a batch of a group's secure sums, and tell those in it.
-    FixBatch(usize, u32, BTreeSet<SiteId>),
-    /// Tell a site what of the job's secure sums is fixed.
-    Brief(SiteId),
-    /// Store the round's masked sums of these groups and whose updates are in them: from now on they are of these sites and
-    /// no others. Those of other groups are dropped.
-    KeepSums(RoundId, Vec<usize>),
-    /// Ask these sites about the round's survivors in their group.
-    Ask(usize, RoundId, BTreeSet<SiteId>),
-    /// Open the round's sum of a group with the answers, then say how that went.
-    OpenSum(usize, RoundId),
-    /// Store what the round came to, then say [`Event::Committed`].
-    Commit(RoundId),
-    /// Store that the round came to nothing and the model is as it was, then say [`Event::Committed`].
-    GiveUp(RoundId),
-    /// Tell a site that the round closed without it.
-    Late(SiteId, RoundId),
-    /// Save the job's state: a site's answer or its status changed.
-    Save,
-    /// The job has all the sites it takes: this one, which accepted, is told that it is over for it.
-    Dismiss(SiteId),
-    /// The job is over: tell everyone.
-    End(JobStatus),
-}
 
 #[derive(Debug, Clone, Default)]
 struct Member {
@@ -123,38 +47,6 @@ struct Member {
     /// It accepted when the job had all the sites it takes.
     dismissed: bool,
     gone_since: u64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Progress {
-    updated: bool,
-    evaluated: bool,
-    skipped: bool,
-}
-
-impl Progress {
-    fn is_done(self, task: RoundTask) -> bool {
-        self.skipped || if task.train { self.updated } else { self.evaluated }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct OpenRound {
-    task: RoundTask,
-    opened: u64,
-    /// When something of a site came in last.
-    progressed: u64,
-    sites: BTreeMap<SiteId, Progress>,
-}
-
-/// When an open round may close, in milliseconds of the machine's clock.
-struct Deadlines {
-    /// Not before that.
-    earliest: u64,
-    /// Without progress until then, with enough contributions.
-    idle: u64,
-    /// At the latest.
-    latest: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -290,7 +182,7 @@ impl JobMachine {
     /// Contributions in the open round, and sites in it.
     pub fn contributions(&self) -> (u32, u32) {
         match &self.phase {
-            Phase::Open(open) => (count_in(open), open.sites.len() as u32),
+            Phase::Open(open) => (open.contributions(), open.sites.len() as u32),
             Phase::Filling(_) => self.buffered.as_ref().map_or((0, 0), Buffered::filling),
             _ => (0, 0),
         }
@@ -514,7 +406,7 @@ impl JobMachine {
         let others = match &self.phase {
             Phase::Waiting(since) => vec![since + GRACE_MS],
             Phase::Open(open) => {
-                let Deadlines { earliest, idle, latest } = self.deadlines(open);
+                let Deadlines { earliest, idle, latest } = open.deadlines(&self.contract.federation);
                 vec![earliest, idle, latest]
             }
             Phase::Filling(since) => {
@@ -528,15 +420,6 @@ impl JobMachine {
             Phase::Committing | Phase::Over => return None,
         };
         gone.chain(others).filter(|due| *due > self.seen).min()
-    }
-
-    fn deadlines(&self, open: &OpenRound) -> Deadlines {
-        let federation = &self.contract.federation;
-        Deadlines {
-            earliest: open.opened + 1000 * u64::from(federation.min_time_s),
-            idle: open.progressed + 1000 * u64::from(federation.max_idle_s),
-            latest: open.opened + 1000 * u64::from(federation.max_time_s),
-        }
     }
 
     fn end(&mut self, status: JobStatus, actions: &mut Vec<Action>) {
@@ -558,7 +441,7 @@ impl JobMachine {
                 };
                 let waiting =
                     open.sites.iter().any(|(site, progress)| !progress.is_done(open.task) && !gone(site));
-                let Deadlines { earliest, idle, latest } = self.deadlines(open);
+                let Deadlines { earliest, idle, latest } = open.deadlines(&self.contract.federation);
                 let enough = self.shortfall(open).is_none();
                 // A round that everyone skipped or left is given up; its model stays as it was.
                 let all_done = open.sites.values().all(|progress| progress.is_done(open.task));
@@ -567,7 +450,7 @@ impl JobMachine {
                     let left_out = open.sites.iter().filter(|(_, progress)| !progress.is_done(open.task));
                     actions.extend(left_out.map(|(site, _)| Action::Late(*site, self.round)));
                     self.closed = Some((self.round, open.sites.clone()));
-                    let survivors = updated_in(open);
+                    let survivors = open.updated();
                     match self.groups.as_mut().filter(|_| open.task.train) {
                         Some(groups) => {
                             actions.push(Action::KeepSums(self.round, groups.survived(&survivors)));
@@ -604,9 +487,9 @@ impl JobMachine {
     /// What an open round lacks to be committed; None if nothing.
     fn shortfall(&self, open: &OpenRound) -> Option<String> {
         if let Some(groups) = self.groups.as_ref().filter(|_| open.task.train) {
-            return groups.shortfall(&updated_in(open));
+            return groups.shortfall(&open.updated());
         }
-        let (contributions, needed) = (count_in(open), self.contract.federation.fewest_sites());
+        let (contributions, needed) = (open.contributions(), self.contract.federation.fewest_sites());
         (contributions < needed).then(|| format!("{contributions} of at least {needed} contributions"))
     }
 
@@ -708,17 +591,6 @@ impl JobMachine {
         self.phase = Phase::Open(OpenRound { task, opened: now, progressed: now, sites });
         actions.extend(ready.into_iter().map(|site| Action::StartRound(site, self.round, task)));
     }
-}
-
-/// Whose updates are in an open round.
-fn updated_in(open: &OpenRound) -> BTreeSet<SiteId> {
-    open.sites.iter().filter(|(_, progress)| progress.updated).map(|(site, _)| *site).collect()
-}
-
-fn count_in(open: &OpenRound) -> u32 {
-    let contributed =
-        |progress: &&Progress| if open.task.train { progress.updated } else { progress.evaluated };
-    open.sites.values().filter(contributed).count() as u32
 }
 
 #[cfg(test)]
