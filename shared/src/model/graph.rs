@@ -92,6 +92,15 @@ pub enum Tap {
 }
 
 impl Tap {
+    /// Parameters that it owns, in a network whose slots have these widths.
+    pub fn parameters(&self, width: impl Fn(Slot) -> usize) -> usize {
+        match *self {
+            Self::Linear { input, output, biased } => width(output) * (width(input) + usize::from(biased)),
+            Self::Embedding { output, vocabulary, .. } => width(output) * vocabulary,
+            Self::Scale { output, .. } => 2 * width(output),
+        }
+    }
+
     /// Whose gradients are the tap's factors.
     pub fn output(&self) -> Slot {
         match *self {

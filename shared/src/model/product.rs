@@ -97,6 +97,19 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element, O: Total<T>>(
     add_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
 }
 
+/// Writes to `out`, `[outputs, inputs]`, what [`add_outer_products`] would add. No rows leave it as it is.
+pub(crate) fn write_outer_products(
+    [outputs, inputs]: [usize; 2],
+    gradients: &[f32],
+    activations: &[f32],
+    out: &mut [f32],
+    packing: &mut Packing<f32>,
+) {
+    let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
+    let out = Lines { data: out, stride: inputs, columns: inputs };
+    write_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
+}
+
 /// What the entries of a product start from.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a, T> {

@@ -68,14 +68,16 @@
 
 mod norm;
 mod sum;
+mod whole;
 
 use norm::NormScratch;
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 use sum::SumScratch;
+use whole::{WholeGradients, WholeTaps};
 
 use super::ClipNorm;
-use crate::model::{Batch, Engine, ModelError, Network, Slot, Tap, Workspace};
+use crate::model::{Batch, Engine, ModelError, Network, Slot, Workspace};
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
 pub const SENSITIVITY: u64 = 1 << 24;
@@ -206,10 +208,13 @@ pub struct SumWorkspace {
     engine: Engine,
     /// Factors in floats; once they are clipped, in integers, see [`Clip`].
     factors: Workspace,
-    /// Of its slots those that are a tap's input, and those that are a tap's output.
+    /// Where each customer's gradient is made whole.
+    forms: Vec<WholeTaps>,
+    /// Of a customer's slots those that are an input, and those that are an output of the other taps.
     slots: [Vec<Slot>; 2],
     sums: SumScratch,
     scratch: NormScratch,
+    whole: WholeGradients,
 }
 
 impl SumWorkspace {
@@ -286,26 +291,21 @@ impl SumWorkspace {
             }
         }
         self.engine.differentiate(network, batch, &mut self.factors)?;
-        let within = self.clip(grid);
         let (gradient, counts) = sum.split_at_mut(network.parameter_count());
-        self.sums.add_taps(&self.factors, gradient);
+        let within = self.clip(grid, gradient);
+        self.sums.add_taps(&self.factors, &self.forms, gradient);
         if let [count] = counts {
             *count += COUNT * (2 * within as i64 - batch.customers() as i64);
         }
         Ok(())
     }
 
-    /// Float factors to integer factors of customers whose norm is at most what the clipping allows; how many of the
-    /// customers had a norm within the clip norm.
-    fn clip(&mut self, grid: &Grid) -> usize {
-        let Self { factors, slots, scratch, .. } = self;
-        Arch::new().dispatch(Clip {
-            clip: grid.clip.value(),
-            clipping: grid.clipping,
-            factors,
-            slots,
-            scratch,
-        })
+    /// Float factors to integer factors of customers whose norm is at most what the clipping allows, but where their
+    /// gradients are made whole, which are added to `sum`; how many of the customers had a norm within the clip norm.
+    fn clip(&mut self, grid: &Grid, sum: &mut [i64]) -> usize {
+        let Self { factors, forms, slots, scratch, whole, .. } = self;
+        let (clip, clipping) = (grid.clip.value(), grid.clipping);
+        Arch::new().dispatch(Clip { clip, clipping, factors, forms, slots, scratch, whole, sum })
     }
 }
 
@@ -332,93 +332,113 @@ fn gradients(factors: &Workspace, slot: Slot, customer: usize) -> &[f32] {
 
 /// The work of [`SumWorkspace::clip`], compiled for each instruction set. Float factors are written over with the integer
 /// factors, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly: the values of the slots that are
-/// a tap's input, in units of `alpha`, and the gradients of those that are a tap's output, in units of `gamma`.
+/// a tap's input, in units of `alpha`, and the gradients of those that are a tap's output, in units of `gamma`. What is a
+/// factor of none but whole gradients stays.
 struct Clip<'a> {
     clip: f64,
     clipping: Clipping,
     factors: &'a mut Workspace,
+    forms: &'a mut Vec<WholeTaps>,
     slots: &'a mut [Vec<Slot>; 2],
     scratch: &'a mut NormScratch,
+    whole: &'a mut WholeGradients,
+    sum: &'a mut [i64],
 }
 
 impl WithSimd for Clip<'_> {
     type Output = usize;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        let Self { clip, clipping, factors, slots: [inputs, outputs], scratch } = self;
-        fill_slots(factors.taps(), Tap::input, inputs);
-        fill_slots(factors.taps(), |tap| Some(tap.output()), outputs);
-        let customers = 0..factors.customers();
-        let within = |customer: &usize| {
-            for &slot in &*inputs {
-                let [start, end] = entries(factors, slot, *customer);
-                round_activations(&mut factors.values_mut(slot)[start..end]);
+    fn with_simd<S: Simd>(mut self, _: S) -> usize {
+        self.forms.clear();
+        let mut within = 0;
+        for customer in 0..self.factors.customers() {
+            let taps = WholeTaps::of(self.factors, customer);
+            if self.forms.last() != Some(&taps) {
+                self.fill_slots(taps);
             }
-            clip_customer(clip, clipping, *customer, factors, outputs, scratch)
-        };
-        customers.filter(within).count()
+            self.forms.push(taps);
+            within += usize::from(self.clip_customer(customer, taps));
+        }
+        within
     }
 }
 
-/// The slots that taps have, each once: what is rounded is not to be rounded again.
-fn fill_slots(taps: &[Tap], of: fn(&Tap) -> Option<Slot>, slots: &mut Vec<Slot>) {
-    slots.clear();
-    slots.extend(taps.iter().filter_map(of));
-    slots.sort_unstable();
-    slots.dedup();
-}
-
-/// Calls `write` with the gradients of one customer, slot by slot.
-#[inline(always)]
-fn rewrite_gradients(factors: &mut Workspace, outputs: &[Slot], customer: usize, write: impl Fn(&mut [f32])) {
-    for &slot in outputs {
-        let [start, end] = entries(factors, slot, customer);
-        write(&mut factors.gradients_mut(slot)[start..end]);
-    }
-}
-
-/// Writes integer gradients over one customer's; the norm of its integer gradient is at most what the clipping allows
-/// afterwards. The integer activations are there already. Whether the norm was within the clip norm before.
-#[inline(always)]
-fn clip_customer(
-    clip: f64,
-    clipping: Clipping,
-    customer: usize,
-    factors: &mut Workspace,
-    outputs: &[Slot],
-    scratch: &mut NormScratch,
-) -> bool {
-    let limit = clipping.squared_limit();
-    let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
-    // Integers below 2^53: exact, as is their product with a power of two.
-    let below = (limit as f64).next_down();
-    scratch.measure_inputs::<f64>(factors, customer);
-    // In units of the activation's integers. Where rows cancel it may come out below zero.
-    let squared: f64 = scratch.squared_norm(factors, customer);
-    let norm = if squared < 0.0 { 0.0 } else { squared.sqrt() } / f64::from(ACTIVATION_STEPS);
-    if norm.is_finite() {
-        let factor = clipping.factor(norm, bound * MARGIN);
-        let mut scale = factor * (GRADIENT_STEPS / clip);
-        for attempt in 0..=ATTEMPTS {
-            if attempt < ATTEMPTS {
-                rewrite_gradients(factors, outputs, customer, |own| round_gradients(own, scale as f32));
-            } else {
-                rewrite_gradients(factors, outputs, customer, |own| truncate_gradients(own, scale as f32));
-            }
-            let near: f64 = scratch.squared_norm(factors, customer);
-            if near + scratch.uncertainty(near) <= below {
-                return norm <= bound;
-            }
-            let squared = scratch.exact_squared_norm(factors, customer);
-            if squared <= limit {
-                return norm <= bound;
-            }
-            scale = MARGIN * (limit as f64 / squared as f64).sqrt();
+impl Clip<'_> {
+    /// The slots whose values, and those whose gradients are factors, each once: what is rounded is not to be rounded again.
+    fn fill_slots(&mut self, whole: WholeTaps) {
+        let [inputs, outputs] = &mut *self.slots;
+        (inputs.clear(), outputs.clear());
+        for tap in whole.others(self.factors.taps()) {
+            inputs.extend(tap.input());
+            outputs.push(tap.output());
+        }
+        for slots in [inputs, outputs] {
+            slots.sort_unstable();
+            slots.dedup();
         }
     }
-    rewrite_gradients(factors, outputs, customer, |own| own.fill(0.0));
-    false
+
+    /// Calls `write` with the gradients of one customer, slot by slot.
+    #[inline(always)]
+    fn rewrite_gradients(&mut self, customer: usize, write: impl Fn(&mut [f32])) {
+        for &slot in &self.slots[1] {
+            let [start, end] = entries(self.factors, slot, customer);
+            write(&mut self.factors.gradients_mut(slot)[start..end]);
+        }
+    }
+
+    /// Writes integer factors over one customer's, and adds its whole gradients to the sum; the norm of its integer gradient
+    /// is at most what the clipping allows. Whether the norm was within the clip norm before.
+    #[inline(always)]
+    fn clip_customer(&mut self, customer: usize, taps: WholeTaps) -> bool {
+        let (clip, limit) = (self.clip, self.clipping.squared_limit());
+        let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
+        // Integers below 2^53: exact, as is their product with a power of two.
+        let below = (limit as f64).next_down();
+        let made = if taps.any() { self.whole.make(self.factors, customer, taps) } else { 0.0 };
+        for &slot in &self.slots[0] {
+            let [start, end] = entries(self.factors, slot, customer);
+            round_activations(&mut self.factors.values_mut(slot)[start..end]);
+        }
+        self.scratch.measure_inputs::<f64>(self.factors, customer, taps);
+        // In units of the activation's integers. Where rows cancel it may come out below zero.
+        let squared: f64 = self.scratch.squared_norm(self.factors, customer, taps);
+        let steps = f64::from(ACTIVATION_STEPS);
+        let squared = if squared < 0.0 { 0.0 } else { squared } / (steps * steps) + made;
+        let norm = squared.sqrt();
+        if norm.is_finite() {
+            let factor = self.clipping.factor(norm, bound * MARGIN);
+            let mut scale = factor * (GRADIENT_STEPS / clip);
+            // Of a whole gradient, which keeps its floats, since the first attempt.
+            let mut whole_scale = steps;
+            for attempt in 0..=ATTEMPTS {
+                if attempt < ATTEMPTS {
+                    self.rewrite_gradients(customer, |own| round_gradients(own, scale as f32));
+                } else {
+                    self.rewrite_gradients(customer, |own| truncate_gradients(own, scale as f32));
+                }
+                whole_scale *= scale;
+                let whole = whole::largest_squared_norm(made, whole_scale as f32);
+                let near: f64 = self.scratch.squared_norm(self.factors, customer, taps);
+                let mut fits = near + self.scratch.uncertainty(near) + whole <= below;
+                if !fits {
+                    let squared = self.scratch.exact_squared_norm(self.factors, customer, taps);
+                    // Infinite or NaN it is not within anything.
+                    fits = whole <= below && squared + whole.ceil() as i128 <= limit;
+                    scale = MARGIN * (limit as f64 / (squared as f64 + whole)).sqrt();
+                }
+                if fits {
+                    if taps.any() {
+                        self.whole.add(whole_scale as f32, self.sum);
+                    }
+                    return norm <= bound;
+                }
+            }
+        }
+        self.rewrite_gradients(customer, |own| own.fill(0.0));
+        false
+    }
 }
 
 /// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well. Comparisons and not

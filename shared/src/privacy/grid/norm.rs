@@ -2,7 +2,7 @@
 //! the clip factor and for most checks, and in integers for the others. What is summed, and why nothing overflows, is in
 //! [`grid`](super).
 
-use super::{ACTIVATION_STEPS, gradients, values};
+use super::{ACTIVATION_STEPS, WholeTaps, gradients, values};
 use crate::model::{GramElement, Slot, Tap, Workspace, dot, gram_error, push_gram, vectorised};
 
 /// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.
@@ -63,12 +63,6 @@ impl Total for i128 {
     }
 }
 
-/// Whether the norm of a layer is cheaper from dot products of rows than from the gradient itself.
-#[inline(always)]
-pub(super) fn gram_is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
-    rows * (rows + 1) / 2 * (inputs + outputs) <= (rows + 4) * inputs * outputs
-}
-
 /// [`push_gram`], for the usual customer of one row without leaving the loops here.
 #[inline(always)]
 fn push_dots<N: Total>(
@@ -88,18 +82,16 @@ fn push_dots<N: Total>(
 impl NormScratch {
     /// Prepares [`squared_norm`](Self::squared_norm) in `N`, which may be asked several times for one customer.
     #[inline(always)]
-    pub(super) fn measure_inputs<N: Total>(&mut self, factors: &Workspace, customer: usize) {
+    pub(super) fn measure_inputs<N: Total>(&mut self, factors: &Workspace, customer: usize, whole: WholeTaps) {
         self.grams.clear();
         self.sorted_ids.clear();
-        for tap in factors.taps() {
+        for tap in whole.others(factors.taps()) {
             match *tap {
-                Tap::Linear { input, output, biased } => {
-                    let (inputs, outputs) = (factors.width(input), factors.width(output));
+                Tap::Linear { input, biased, .. } => {
                     let activations = values(factors, input, customer);
-                    if gram_is_cheaper(activations.len() / inputs, inputs, outputs) {
-                        let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
-                        push_dots::<N>(activations, inputs, bias, &mut self.grams, &mut self.padded);
-                    }
+                    let bias = if biased { f64::from(ACTIVATION_STEPS * ACTIVATION_STEPS) } else { 0.0 };
+                    let inputs = factors.width(input);
+                    push_dots::<N>(activations, inputs, bias, &mut self.grams, &mut self.padded);
                 }
                 Tap::Embedding { ids, output, .. } => self.sort_ids(factors, ids, output, customer),
                 Tap::Scale { .. } => {}
@@ -125,36 +117,34 @@ impl NormScratch {
     /// Exact in i128 if the output gradients are integers. In f64 within what [`uncertainty`](Self::uncertainty) says
     /// afterwards.
     #[inline(always)]
-    pub(super) fn squared_norm<N: Total>(&mut self, factors: &Workspace, customer: usize) -> N {
+    pub(super) fn squared_norm<N: Total>(
+        &mut self,
+        factors: &Workspace,
+        customer: usize,
+        whole: WholeTaps,
+    ) -> N {
         let mut total = N::ZERO;
         self.gram_error = 0.0;
         let (mut grams, mut ids) = (0, 0);
         let mut gram_of = None;
-        for tap in factors.taps() {
+        for tap in whole.others(factors.taps()) {
             let output = tap.output();
             let width = factors.width(output);
             let gradients = gradients(factors, output, customer);
             let rows = gradients.len() / width;
             match *tap {
-                Tap::Linear { input, biased, .. } => {
-                    let inputs = factors.width(input);
-                    if gram_is_cheaper(rows, inputs, width) {
-                        if gram_of != Some(output) {
-                            self.gradient_gram.clear();
-                            push_dots::<N>(gradients, width, 0.0, &mut self.gradient_gram, &mut self.padded);
-                            gram_of = Some(output);
-                        }
-                        let own = &self.grams[grams..grams + self.gradient_gram.len()];
-                        grams += own.len();
-                        total += gram_norm(own, &self.gradient_gram, rows);
-                        if rows > 1 {
-                            let [a, g] = [gram_error(inputs), gram_error(width)];
-                            self.gram_error += (a + g + a * g) * largest_norm(own, &self.gradient_gram, rows);
-                        }
-                    } else {
-                        let activations = values(factors, input, customer);
-                        let constant = if biased { f64::from(ACTIVATION_STEPS) } else { 0.0 };
-                        total += self.direct_norm(activations, gradients, [inputs, width], constant);
+                Tap::Linear { input, .. } => {
+                    if gram_of != Some(output) {
+                        self.gradient_gram.clear();
+                        push_dots::<N>(gradients, width, 0.0, &mut self.gradient_gram, &mut self.padded);
+                        gram_of = Some(output);
+                    }
+                    let own = &self.grams[grams..grams + self.gradient_gram.len()];
+                    grams += own.len();
+                    total += gram_norm(own, &self.gradient_gram, rows);
+                    if rows > 1 {
+                        let [a, g] = [gram_error(factors.width(input)), gram_error(width)];
+                        self.gram_error += (a + g + a * g) * largest_norm(own, &self.gradient_gram, rows);
                     }
                 }
                 Tap::Embedding { .. } => {
@@ -185,41 +175,16 @@ impl NormScratch {
     /// The squared norm in integers; what was measured of the inputs is again for f64 afterwards. Not inlined: hardly ever
     /// called.
     #[inline(never)]
-    pub(super) fn exact_squared_norm(&mut self, factors: &Workspace, customer: usize) -> i128 {
-        self.measure_inputs::<i128>(factors, customer);
-        let squared = self.squared_norm(factors, customer);
-        self.measure_inputs::<f64>(factors, customer);
-        squared
-    }
-
-    /// Squared norm of a linear layer's gradient from the gradient itself, line by line.
-    #[inline(always)]
-    fn direct_norm<N: Total>(
+    pub(super) fn exact_squared_norm(
         &mut self,
-        activations: &[f32],
-        gradients: &[f32],
-        [inputs, outputs]: [usize; 2],
-        constant: f64,
-    ) -> N {
-        let mut total = N::ZERO;
-        for output in 0..outputs {
-            self.line.clear();
-            self.line.resize(inputs, 0.0);
-            let mut bias = 0.0;
-            let column = gradients.get(output..).unwrap_or_default().iter().step_by(outputs);
-            for (&gradient, activations) in column.zip(activations.chunks_exact(inputs)) {
-                let gradient = f64::from(gradient);
-                bias += gradient * constant;
-                for (slot, &activation) in self.line.iter_mut().zip(activations) {
-                    *slot += gradient * f64::from(activation);
-                }
-            }
-            total += N::product(bias, bias);
-            for &entry in &self.line {
-                total += N::product(entry, entry);
-            }
-        }
-        total
+        factors: &Workspace,
+        customer: usize,
+        whole: WholeTaps,
+    ) -> i128 {
+        self.measure_inputs::<i128>(factors, customer, whole);
+        let squared = self.squared_norm(factors, customer, whole);
+        self.measure_inputs::<f64>(factors, customer, whole);
+        squared
     }
 
     /// Squared norm of the gradient of a gain and its bias.

@@ -8,7 +8,9 @@
 //! mostly small: `g` is one part of a gradient whose norm is held. Where fewer than [`FEWEST_ROWS`] rows would fit, f64
 //! it is. Which of them is a matter of speed alone; the sum is the same integers.
 
-use super::{ACTIVATION_STEPS, FACTOR_LIMIT};
+use std::ops::Range;
+
+use super::{ACTIVATION_STEPS, FACTOR_LIMIT, WholeTaps};
 use crate::model::{
     DEPTH_BLOCK, INTEGER_LIMIT, Packing, Tap, Workspace, add_outer_products, add_rows, add_weighted_rows,
     integer, vectorised,
@@ -42,14 +44,16 @@ fn zeros(line: &mut Vec<f64>, entries: usize) -> &mut [f64] {
 }
 
 impl SumScratch {
-    /// The exact integer products of all taps, whose factors are integers, added to `sum`.
+    /// The exact integer products of all taps, whose factors are integers, added to `sum`; but of the customers' gradients that
+    /// are made whole, by their `forms`, which are in it already.
     ///
     /// # Panics
     /// If the taps do not fill `sum`: a parameter that is in none would leave without its norm counted.
-    pub(super) fn add_taps(&mut self, factors: &Workspace, sum: &mut [i64]) {
+    pub(super) fn add_taps(&mut self, factors: &Workspace, forms: &[WholeTaps], sum: &mut [i64]) {
         let mut rest = sum;
         let mut next =
             |entries: usize| rest.split_off_mut(..entries).expect("no more entries than the sum's");
+        let mut linear = 0;
         for tap in factors.taps() {
             let width = factors.width(tap.output());
             let gradients = factors.gradients(tap.output());
@@ -57,9 +61,14 @@ impl SumScratch {
                 Tap::Linear { input, biased, .. } => {
                     let inputs = factors.width(input);
                     let (weight, bias) = (next(width * inputs), next(if biased { width } else { 0 }));
-                    let activations = factors.values(input);
-                    self.add_products([width, inputs], gradients, activations, weight);
-                    self.add_biases(gradients, bias);
+                    let (activations, starts) = (factors.values(input), factors.starts(tap.output()));
+                    for rows in rows_of_factors(forms, linear, starts) {
+                        let gradients = &gradients[rows.start * width..rows.end * width];
+                        let activations = &activations[rows.start * inputs..rows.end * inputs];
+                        self.add_products([width, inputs], gradients, activations, weight);
+                        self.add_biases(gradients, bias);
+                    }
+                    linear += 1;
                 }
                 Tap::Embedding { ids, vocabulary, .. } => {
                     add_embeddings(factors.ids(ids), gradients, next(vocabulary * width), width);
@@ -149,6 +158,22 @@ impl SumScratch {
             }
         }
     }
+}
+
+/// The rows, from first to past the last, of customers next to each other whose gradients at a linear tap are not made
+/// whole; customer `i` has the rows `starts[i] .. starts[i + 1]`.
+fn rows_of_factors(
+    forms: &[WholeTaps],
+    linear: usize,
+    starts: &[u32],
+) -> impl Iterator<Item = Range<usize>> {
+    let runs = forms.chunk_by(move |one, next| one.has(linear) == next.has(linear));
+    let mut customer = 0;
+    runs.filter_map(move |run| {
+        let first = starts[customer] as usize;
+        customer += run.len();
+        (!run[0].has(linear)).then(|| first..starts[customer] as usize)
+    })
 }
 
 /// The largest magnitude of finite entries.

@@ -1,0 +1,196 @@
+//! The gradient of a linear layer made whole for one customer, entry by entry: what a customer with many factor rows costs
+//! less by than by dot products of all pairs of rows.
+//!
+//! `G = sum over rows r of g_r a_r^T` is made in floats from float factors, and with the customer's scale `s` each entry adds
+//! `trunc(fl(s G))` to the sum: an integer, of magnitude at most `s |G| (1 + 2^-24)`. So whatever `G` is, the squared norm
+//! of what is added is at most `s^2 |G|^2 (1 + 2^-22)`, and of `|G|^2` f64 has a sum of squares that neither overflows
+//! nor vanishes. Nothing else is to be proved of it: no sum over customers is made in floats.
+
+use std::ops::Range;
+
+use super::{gradients, values};
+use crate::model::{
+    MAX_LINEAR_TAPS, Packing, Tap, Workspace, add_rows, integer, vectorised, write_outer_products,
+};
+
+/// Entries of a gradient that stay in the cache from when they are made to when they are added.
+const CACHED_ENTRIES: usize = 1 << 18;
+
+/// Whether a layer's gradient costs less whole than its norm from dot products of rows, in units of one multiplication of
+/// a matrix product. What both need, `rows` multiplications an entry, is not in it.
+fn is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
+    // Once for the activations, for the gradients before and after rounding; short dot products run at a quarter.
+    let dots = 2 * rows * (rows + 1) * (inputs + 2 * outputs);
+    // Written, squared, read and added to the sum.
+    let entry = if inputs * outputs <= CACHED_ENTRIES { 12 } else { 100 };
+    rows > 1 && dots > entry * inputs * outputs
+}
+
+/// At which of the linear taps, by their order among these, a customer's gradient is made whole. A function of how many
+/// factor rows it has there alone.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct WholeTaps(u64);
+
+const _: () = assert!(MAX_LINEAR_TAPS <= u64::BITS as usize);
+
+impl WholeTaps {
+    /// Of one customer of a batch.
+    #[inline(always)]
+    pub(super) fn of(factors: &Workspace, customer: usize) -> Self {
+        let (mut bits, mut linear) = (0, 0);
+        for tap in factors.taps() {
+            if let Tap::Linear { input, output, .. } = *tap {
+                let starts = factors.starts(output);
+                let rows = (starts[customer + 1] - starts[customer]) as usize;
+                let whole = is_cheaper(rows, factors.width(input), factors.width(output));
+                bits |= u64::from(whole) << linear;
+                linear += 1;
+            }
+        }
+        Self(bits)
+    }
+
+    /// Whether there are any.
+    #[inline(always)]
+    pub(super) fn any(self) -> bool {
+        self != Self::default()
+    }
+
+    /// Those of a network's taps that are not among them.
+    #[inline(always)]
+    pub(super) fn others(self, taps: &[Tap]) -> impl Iterator<Item = &Tap> {
+        let mut linear = 0;
+        taps.iter().filter(move |tap| {
+            let is_linear = matches!(tap, Tap::Linear { .. });
+            linear += usize::from(is_linear);
+            !(is_linear && self.has(linear - 1))
+        })
+    }
+
+    /// Whether the linear tap of this number is among them.
+    #[inline(always)]
+    pub(super) fn has(self, linear: usize) -> bool {
+        self.0 >> linear & 1 == 1
+    }
+}
+
+/// One customer's, of all taps where it is made whole; kept between customers.
+#[derive(Clone, Default)]
+pub(super) struct WholeGradients {
+    /// Tap after tap the weight, `[outputs, inputs]`, and the bias, `[outputs]`, if there is one.
+    entries: Vec<f32>,
+    /// Where in the sum each tap's belong.
+    places: Vec<Range<usize>>,
+    packing: Packing<f32>,
+}
+
+impl WholeGradients {
+    /// Makes those of a customer from its float factors, in place of what was here; their squared norm, NaN or infinite if
+    /// an entry is.
+    pub(super) fn make(&mut self, factors: &Workspace, customer: usize, taps: WholeTaps) -> f64 {
+        let Self { entries, places, packing } = self;
+        places.clear();
+        let (mut made, mut place, mut linear) = (0, 0, 0);
+        for tap in factors.taps() {
+            let own = place..place + tap.parameters(|slot| factors.width(slot));
+            place = own.end;
+            let Tap::Linear { input, output, .. } = *tap else { continue };
+            linear += 1;
+            if !taps.has(linear - 1) {
+                continue;
+            }
+            let last = made + own.len();
+            entries.resize(last.max(entries.len()), 0.0);
+            let (inputs, outputs) = (factors.width(input), factors.width(output));
+            let (weight, bias) = entries[made..last].split_at_mut(outputs * inputs);
+            let (gradients, activations) =
+                (gradients(factors, output, customer), values(factors, input, customer));
+            write_outer_products([outputs, inputs], gradients, activations, weight, packing);
+            if !bias.is_empty() {
+                bias.fill(0.0);
+                add_rows(gradients, bias);
+            }
+            places.push(own);
+            made = last;
+        }
+        entries.truncate(made);
+        squares(entries)
+    }
+
+    /// Adds what was made last to `sum`, the sum of all taps, times `scale`, each entry rounded towards zero. Exact where
+    /// the scaled entries are at most 2^24.
+    ///
+    /// # Panics
+    /// If the taps do not fit into `sum`.
+    pub(super) fn add(&self, scale: f32, sum: &mut [i64]) {
+        let mut rest = self.entries.as_slice();
+        for place in &self.places {
+            let (own, later) = rest.split_at(place.len());
+            add_truncated(own, scale, &mut sum[place.clone()]);
+            rest = later;
+        }
+    }
+}
+
+/// What the squared norm of the integers is at most, of gradients of squared norm `squared` times `scale`.
+pub(super) fn largest_squared_norm(squared: f64, scale: f32) -> f64 {
+    let scale = f64::from(scale);
+    // The last factor is for all roundings, of which `squared` has few, in f64.
+    if squared == 0.0 { 0.0 } else { squared * scale * scale * (1.0 + 2f64.powi(-20)) }
+}
+
+/// The sum of the squares, in f64.
+fn squares(entries: &[f32]) -> f64 {
+    const LANES: usize = 32;
+    let (chunks, rest) = entries.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    vectorised(
+        #[inline(always)]
+        || {
+            for chunk in chunks {
+                for (lane, &entry) in lanes.iter_mut().zip(chunk) {
+                    *lane += f64::from(entry) * f64::from(entry);
+                }
+            }
+        },
+    );
+    lanes.iter().sum::<f64>() + rest.iter().map(|&entry| f64::from(entry).powi(2)).sum::<f64>()
+}
+
+/// `sum[i] += trunc(scale * entries[i])`.
+fn add_truncated(entries: &[f32], scale: f32, sum: &mut [i64]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (slot, &entry) in sum.iter_mut().zip(entries) {
+                *slot += integer(f64::from((entry * scale).trunc()));
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_are_made_whole_of_many_rows_and_small_layers() {
+        assert!(!is_cheaper(1, 64, 128) && !is_cheaper(1, 1, 1));
+        assert!(!is_cheaper(4, 64, 128));
+        assert!(is_cheaper(30, 64, 256) && is_cheaper(30, 128, 512));
+        assert!(is_cheaper(25, 64, 1));
+        assert!(!is_cheaper(30, 2048, 2048) && is_cheaper(1000, 2048, 2048));
+    }
+
+    #[test]
+    fn scaled_entries_are_rounded_towards_zero_and_added_exactly() {
+        let entries: Vec<f32> = (0..77).map(|at| ((at * 37) % 101) as f32 * 0.37 - 18.0).collect();
+        let mut sum: Vec<i64> = (0..77).map(|at| (at << 40) - 5).collect();
+        let expected: Vec<i64> =
+            sum.iter().zip(&entries).map(|(slot, entry)| slot + (entry * 9e5) as i64).collect();
+        add_truncated(&entries, 9e5, &mut sum);
+        assert_eq!(sum, expected);
+        let exact: f64 = entries.iter().map(|&entry| f64::from(entry).powi(2)).sum();
+        assert!((squares(&entries) - exact).abs() < 1e-12 * exact);
+    }
+}
