@@ -16,8 +16,8 @@ mod pack;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use element::tile_columns;
 pub(crate) use element::{Element, Total};
+use element::{Put, tile_columns};
 pub(crate) use pack::{PackedRight, View};
 use pack::{pack_block, pack_left};
 
@@ -189,14 +189,13 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
                         let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
                         let sums = strided_tile::<X, T, S>(simd, lines, panel);
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
+                            let put = match start {
+                                Start::Zero if first_term == 0 => Put::Write,
+                                Start::Row(row) if first_term == 0 => Put::WriteOnto(&row[columns.clone()]),
+                                _ => Put::Add,
+                            };
                             let out = &mut out[(first_row + i) * right.columns..][columns.clone()];
-                            match start {
-                                _ if first_term > 0 => {}
-                                Start::Kept => {}
-                                Start::Zero => out.fill(T::default()),
-                                Start::Row(row) => out.copy_from_slice(&row[columns.clone()]),
-                            }
-                            T::add_row(simd, sums, out, tile_columns);
+                            T::put_row(simd, sums, put, out, tile_columns);
                         }
                     }
                 }
@@ -240,6 +239,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
         let Self { rows, depth, columns, left, right, fresh, out, packing } = self;
         let tile_columns = tile_columns::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
+            let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };
             packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
             pack_block::<X, T, S>(right, block, &mut packing.right);
             for block_start in (0..rows).step_by(ROW_BLOCK) {
@@ -268,10 +268,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
                             let at = (first_row + i) * out.stride + column;
                             let line = &mut out.data[at..][..width];
-                            if fresh && first_term == 0 {
-                                line.fill(O::default());
-                            }
-                            O::add_row(simd, sums, line, tile_columns);
+                            O::put_row(simd, sums, put, line, tile_columns);
                         }
                     }
                 }

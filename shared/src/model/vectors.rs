@@ -51,6 +51,15 @@ pub(crate) fn dot<X: Copy + Into<T>, T: Element + std::ops::Mul<Output = T>>(a: 
     rest
 }
 
+/// A bound `e`: [`dot`] of f32 in f32 is within `e |a| |b|` of the dot product of `a` and `b` of `width` entries, where
+/// nothing overflows and no entry is below 2^-60 but zero. By the chains of sums and the product that a term goes through,
+/// at most 15 in what is left of 16, as [`gram_error`](super::gram_error).
+#[inline(always)]
+pub(crate) fn dot_error(width: usize) -> f64 {
+    // Twice the unit roundoff is more than the bound's quotient for any chain below 2^23.
+    (width / 16 + 24) as f64 * 2f64.powi(-23)
+}
+
 /// The sum of the entries, in an order that depends on the length alone. Inlines, as [`dot`].
 #[inline(always)]
 pub(crate) fn sum(entries: &[f32]) -> f32 {

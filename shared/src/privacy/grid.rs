@@ -368,7 +368,8 @@ impl Clip<'_> {
     /// The slots whose values, and those whose gradients are factors, each once: what is rounded is not to be rounded again.
     fn fill_slots(&mut self, whole: WholeTaps) {
         let [inputs, outputs] = &mut *self.slots;
-        (inputs.clear(), outputs.clear());
+        inputs.clear();
+        outputs.clear();
         for tap in whole.others(self.factors.taps()) {
             inputs.extend(tap.input());
             outputs.push(tap.output());

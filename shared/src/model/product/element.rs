@@ -53,12 +53,24 @@ macro_rules! element {
 element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s);
 element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s);
 
-/// What the sums of a tile are added to: floats of their type, or integers, which they are too.
+/// What a row of a tile does to the output's.
+#[derive(Clone, Copy)]
+pub(crate) enum Put<'a, T> {
+    /// Is added to it.
+    Add,
+    /// Is written over it.
+    Write,
+    /// Is added to this and written over it.
+    WriteOnto(&'a [T]),
+}
+
+/// What the sums of a tile are put in: floats of their type, or integers, which they are too.
 pub(crate) trait Total<T: Element>: Copy + Default {
-    /// Adds a row of a tile; of `tile_columns` the last may be outside the matrix.
-    fn add_row<S: Simd>(
+    /// Puts a row of a tile; of `tile_columns` the last may be outside the matrix.
+    fn put_row<S: Simd>(
         simd: S,
         sums: [T::Vector<S>; TILE_VECTORS],
+        put: Put<'_, Self>,
         totals: &mut [Self],
         tile_columns: usize,
     );
@@ -66,14 +78,34 @@ pub(crate) trait Total<T: Element>: Copy + Default {
 
 impl<T: Element> Total<T> for T {
     #[inline(always)]
-    fn add_row<S: Simd>(simd: S, sums: [T::Vector<S>; TILE_VECTORS], totals: &mut [T], tile_columns: usize) {
+    fn put_row<S: Simd>(
+        simd: S,
+        sums: [T::Vector<S>; TILE_VECTORS],
+        put: Put<'_, T>,
+        totals: &mut [T],
+        tile_columns: usize,
+    ) {
         if totals.len() == tile_columns {
-            for (total, sum) in T::vectors_mut::<S>(totals).iter_mut().zip(sums) {
-                *total = T::add(simd, *total, sum);
+            let totals = T::vectors_mut::<S>(totals).iter_mut();
+            match put {
+                Put::Add => totals.zip(sums).for_each(|(total, sum)| *total = T::add(simd, *total, sum)),
+                Put::Write => totals.zip(sums).for_each(|(total, sum)| *total = sum),
+                Put::WriteOnto(row) => {
+                    let row = T::vectors::<S>(row);
+                    totals
+                        .zip(row)
+                        .zip(sums)
+                        .for_each(|((total, &row), sum)| *total = T::add(simd, row, sum));
+                }
             }
         } else {
-            let row = plain_row::<T, S>(sums, tile_columns);
-            totals.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
+            let sums = plain_row::<T, S>(sums, tile_columns);
+            match put {
+                Put::Add => {}
+                Put::Write => totals.fill(T::default()),
+                Put::WriteOnto(row) => totals.copy_from_slice(row),
+            }
+            totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
     }
 }
@@ -81,8 +113,19 @@ impl<T: Element> Total<T> for T {
 /// Of magnitude at most [`INTEGER_LIMIT`](super::vectors::INTEGER_LIMIT).
 impl<T: Element + Into<f64>> Total<T> for i64 {
     #[inline(always)]
-    fn add_row<S: Simd>(_: S, sums: [T::Vector<S>; TILE_VECTORS], totals: &mut [i64], tile_columns: usize) {
+    fn put_row<S: Simd>(
+        _: S,
+        sums: [T::Vector<S>; TILE_VECTORS],
+        put: Put<'_, i64>,
+        totals: &mut [i64],
+        tile_columns: usize,
+    ) {
         let row = plain_row::<T, S>(sums, tile_columns);
+        match put {
+            Put::Add => {}
+            Put::Write => totals.fill(0),
+            Put::WriteOnto(row) => totals.copy_from_slice(row),
+        }
         totals.iter_mut().zip(row).for_each(|(total, sum)| *total += integer(sum.into()));
     }
 }

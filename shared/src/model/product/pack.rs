@@ -5,6 +5,9 @@ use pulp::{Arch, Simd, WithSimd};
 use super::element::{Element, tile_columns};
 use super::{TILE_ROWS, blocks};
 
+/// Entries that are copied together.
+const CHUNK: usize = 8;
+
 /// A matrix in a row-major slice of `stride` elements a row, or the transpose of it.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a, T> {
@@ -124,11 +127,18 @@ fn pack<X: Copy + Into<T>, T: Element>(
     } else {
         for (k, slots) in panel.chunks_exact_mut(padded).enumerate() {
             let line = &right.data[(first_term + k) * right.stride + first..][..width];
-            for (slot, &value) in slots.iter_mut().zip(line) {
-                *slot = value.into();
+            // Chunks of a known length are copied in vectors, without a call.
+            let (chunks, rest) = line.as_chunks::<CHUNK>();
+            let (slot_chunks, _) = slots.as_chunks_mut::<CHUNK>();
+            for (slots, values) in slot_chunks.iter_mut().zip(chunks) {
+                for at in 0..CHUNK {
+                    slots[at] = values[at].into();
+                }
             }
+            let slots = &mut slots[width - rest.len()..];
+            slots.iter_mut().zip(rest).for_each(|(slot, &value)| *slot = value.into());
             if width < padded {
-                slots[width..].fill(T::default());
+                slots[rest.len()..].fill(T::default());
             }
         }
     }

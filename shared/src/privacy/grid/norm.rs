@@ -3,7 +3,7 @@
 //! [`grid`](super).
 
 use super::{ACTIVATION_STEPS, WholeTaps, gradients, values};
-use crate::model::{GramElement, Slot, Tap, Workspace, dot, gram_error, push_gram, vectorised};
+use crate::model::{GramElement, Slot, Tap, Workspace, dot, dot_error, gram_error, push_gram, vectorised};
 
 /// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.
 #[derive(Clone, Default)]
@@ -73,7 +73,7 @@ fn push_dots<N: Total>(
     padded: &mut Padded,
 ) {
     if matrix.len() == width {
-        gram.push(dot::<_, f64>(matrix, matrix) + constant);
+        gram.push(dot::<_, N::Gram>(matrix, matrix).into() + constant);
     } else {
         push_gram::<N::Gram>(matrix, width, constant, gram, N::padded(padded));
     }
@@ -82,7 +82,12 @@ fn push_dots<N: Total>(
 impl NormScratch {
     /// Prepares [`squared_norm`](Self::squared_norm) in `N`, which may be asked several times for one customer.
     #[inline(always)]
-    pub(super) fn measure_inputs<N: Total>(&mut self, factors: &Workspace, customer: usize, whole: WholeTaps) {
+    pub(super) fn measure_inputs<N: Total>(
+        &mut self,
+        factors: &Workspace,
+        customer: usize,
+        whole: WholeTaps,
+    ) {
         self.grams.clear();
         self.sorted_ids.clear();
         for tap in whole.others(factors.taps()) {
@@ -142,10 +147,9 @@ impl NormScratch {
                     let own = &self.grams[grams..grams + self.gradient_gram.len()];
                     grams += own.len();
                     total += gram_norm(own, &self.gradient_gram, rows);
-                    if rows > 1 {
-                        let [a, g] = [gram_error(factors.width(input)), gram_error(width)];
-                        self.gram_error += (a + g + a * g) * largest_norm(own, &self.gradient_gram, rows);
-                    }
+                    let error = if rows > 1 { gram_error } else { dot_error };
+                    let [a, g] = [error(factors.width(input)), error(width)];
+                    self.gram_error += (a + g + a * g) * largest_norm(own, &self.gradient_gram, rows);
                 }
                 Tap::Embedding { .. } => {
                     total += self.embedding_norm(ids, width, gradients);
@@ -162,7 +166,7 @@ impl NormScratch {
 
     /// What the squared norm last found in f64, `total`, may be too small by, for integer factors.
     ///
-    /// Of the Gram matrices of several rows see [`gram_error`]; with `e` of the activations' and of the gradients' the sum
+    /// Of the Gram matrices see [`gram_error`] and [`dot_error`]; with `e` of the activations' and of the gradients' the sum
     /// of their products is within `(e + e' + e e') (sum over rows of |a_r| |g_r|)^2`. The norms therein are found with
     /// relative errors of at most `2^-8`, and the sum has at most `2^31` terms, in f64 within `2^-22` of their magnitudes:
     /// below an eighth of `e`, which is at least `2^-19`. All else are sums in f64 of at most `2^28` terms that are not

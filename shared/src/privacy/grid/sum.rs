@@ -162,11 +162,7 @@ impl SumScratch {
 
 /// The rows, from first to past the last, of customers next to each other whose gradients at a linear tap are not made
 /// whole; customer `i` has the rows `starts[i] .. starts[i + 1]`.
-fn rows_of_factors(
-    forms: &[WholeTaps],
-    linear: usize,
-    starts: &[u32],
-) -> impl Iterator<Item = Range<usize>> {
+fn rows_of_factors(forms: &[WholeTaps], linear: usize, starts: &[u32]) -> impl Iterator<Item = Range<usize>> {
     let runs = forms.chunk_by(move |one, next| one.has(linear) == next.has(linear));
     let mut customer = 0;
     runs.filter_map(move |run| {
