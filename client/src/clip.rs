@@ -10,9 +10,10 @@ use weighhouse_shared::model::{Engine, ModelError, Network};
 use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 
-/// Most bytes of buffers for the customers whose gradients a thread works on at a time: bounds memory whatever
-/// the batch. Few customers leave a recurrence few rows a step. One customer alone may need more.
-const MICRO_BATCH_BYTES: usize = 8 << 20;
+/// About how many bytes of buffers the customers have whose gradients a thread works on at a time: bounds memory whatever
+/// the batch, and leaves in the cache what the way back reads, besides the weights and one customer's gradient. Fewer
+/// would leave a recurrence few rows a step. One customer alone may need more.
+const MICRO_BATCH_BYTES: usize = 1 << 20;
 /// Most customers whose gradients a thread works on at a time: more fall out of its cache.
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.
@@ -193,14 +194,23 @@ fn add_customers(
 ) -> Result<(), ModelError> {
     let Step { network, parameters, max_rows, grid } = step;
     workspace.load(network, parameters)?;
+    let bytes = |customer: &usize| {
+        let (rows, steps) = table.size(*customer, max_rows);
+        network.buffer_bytes(rows, steps)
+    };
+    let mut left: usize = chosen.iter().map(bytes).sum();
     while !chosen.is_empty() {
-        let mut bytes = 0;
-        let fits = chosen.iter().take(MICRO_BATCH).take_while(|&&customer| {
-            let (rows, steps) = table.size(customer, max_rows);
-            bytes += network.buffer_bytes(rows, steps);
-            bytes <= MICRO_BATCH_BYTES
+        // As few as there may be, all of about one size: a last one of few customers would cost as much as a whole one.
+        let parts = left.div_ceil(MICRO_BATCH_BYTES).max(chosen.len().div_ceil(MICRO_BATCH));
+        let mut taken = 0;
+        let fits = chosen.iter().take(MICRO_BATCH).take_while(|&customer| {
+            let more = bytes(customer);
+            let fits = taken == 0 || taken + more / 2 <= left / parts;
+            taken += if fits { more } else { 0 };
+            fits
         });
-        let (now, later) = chosen.split_at(fits.count().max(1));
+        let (now, later) = chosen.split_at(fits.count());
+        left -= taken;
         let batch = table.gather(now, max_rows).with_draws(network, generator);
         workspace.add_clipped(network, &batch.as_batch(), grid, sum)?;
         chosen = later;
@@ -227,7 +237,7 @@ mod tests {
         let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
         let mut generator = Generator::from_seed(1);
         let whole = clip_and_sum(step, &table, &chosen, &mut workers, &mut generator).unwrap();
-        assert!(format!("{workers:?}").contains("customers: 3"), "the last part: {workers:?}");
+        assert!(format!("{workers:?}").contains("customers: 171"), "three of a size: {workers:?}");
         let mut workspace = SumWorkspace::new();
         let mut sum = vec![0; 2];
         let batch = table.gather(&chosen, 25);
