@@ -17,7 +17,7 @@ mod pack;
 use pulp::{Arch, Simd, WithSimd};
 
 pub(crate) use element::{Element, Total};
-use element::{Put, tile_columns};
+use element::{Put, lanes};
 pub(crate) use pack::{PackedRight, View};
 use pack::{pack_block, pack_left};
 
@@ -29,7 +29,7 @@ const ROW_BLOCK: usize = 96;
 const COLUMN_BLOCK: usize = 512;
 /// Rows of the register tile.
 const TILE_ROWS: usize = 6;
-/// Vectors in a row of the register tile.
+/// Vectors in a row of the register tile; where all columns are in one, it has one.
 const TILE_VECTORS: usize = 2;
 /// Most columns of the register tile: two vectors of 64 bytes of f32.
 const MAX_TILE_COLUMNS: usize = 32;
@@ -173,7 +173,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, left, right, start, out } = self;
-        let tile_columns = tile_columns::<T, S>();
+        let tile_columns = TILE_VECTORS * lanes::<T, S>();
         let mut rest = right.panels.as_slice();
         for [first_column, block_columns, first_term, terms] in blocks([right.depth, right.columns]) {
             let (panels, later) = rest.split_at(block_columns.div_ceil(tile_columns) * tile_columns * terms);
@@ -187,7 +187,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
                     for first_row in (block_start..block_end).step_by(TILE_ROWS) {
                         let tile_rows = TILE_ROWS.min(block_end - first_row);
                         let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
-                        let sums = strided_tile::<X, T, S>(simd, lines, panel);
+                        let sums = strided_tile::<X, T, S, TILE_VECTORS>(simd, lines, panel);
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
                             let put = match start {
                                 Start::Zero if first_term == 0 => Put::Write,
@@ -195,7 +195,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
                                 _ => Put::Add,
                             };
                             let out = &mut out[(first_row + i) * right.columns..][columns.clone()];
-                            T::put_row(simd, sums, put, out, tile_columns);
+                            T::put_row(simd, sums, put, out);
                         }
                     }
                 }
@@ -236,12 +236,24 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        if self.columns <= lanes::<T, S>() {
+            self.multiply::<S, 1>(simd);
+        } else {
+            self.multiply::<S, TILE_VECTORS>(simd);
+        }
+    }
+}
+
+impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
+    /// In tiles of `VECTORS` vectors a row.
+    #[inline(always)]
+    fn multiply<S: Simd, const VECTORS: usize>(self, simd: S) {
         let Self { rows, depth, columns, left, right, fresh, out, packing } = self;
-        let tile_columns = tile_columns::<T, S>();
+        let tile_columns = VECTORS * lanes::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };
             packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
-            pack_block::<X, T, S>(right, block, &mut packing.right);
+            pack_block(right, block, tile_columns, &mut packing.right);
             for block_start in (0..rows).step_by(ROW_BLOCK) {
                 let block_end = rows.min(block_start + ROW_BLOCK);
                 let tiles = || {
@@ -260,15 +272,15 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
                     for (t, tile @ [first_row, tile_rows]) in tiles().enumerate() {
                         let sums = if left.transposed {
                             let packed = &packing.left[t * terms * TILE_ROWS..][..terms * TILE_ROWS];
-                            packed_tile::<T, S>(simd, packed, panel)
+                            packed_tile::<T, S, VECTORS>(simd, packed, panel)
                         } else {
                             let lines = tile_lines(left, tile, [first_term, terms]);
-                            strided_tile::<X, T, S>(simd, lines, panel)
+                            strided_tile::<X, T, S, VECTORS>(simd, lines, panel)
                         };
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
                             let at = (first_row + i) * out.stride + column;
                             let line = &mut out.data[at..][..width];
-                            O::put_row(simd, sums, put, line, tile_columns);
+                            O::put_row(simd, sums, put, line);
                         }
                     }
                 }
@@ -277,11 +289,16 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
     }
 }
 
-type Tile<T, S> = [[<T as Element>::Vector<S>; TILE_VECTORS]; TILE_ROWS];
+type Tile<T, S, const VECTORS: usize> = [[<T as Element>::Vector<S>; VECTORS]; TILE_ROWS];
 
 /// Adds one term to every sum of the tile.
 #[inline(always)]
-fn step<T: Element, S: Simd>(simd: S, sums: &mut Tile<T, S>, left: [T; TILE_ROWS], right: &[T::Vector<S>]) {
+fn step<T: Element, S: Simd, const VECTORS: usize>(
+    simd: S,
+    sums: &mut Tile<T, S, VECTORS>,
+    left: [T; TILE_ROWS],
+    right: &[T::Vector<S>],
+) {
     for (sums, left) in sums.iter_mut().zip(left) {
         let left = T::splat(simd, left);
         for (sum, &right) in sums.iter_mut().zip(right) {
@@ -291,28 +308,32 @@ fn step<T: Element, S: Simd>(simd: S, sums: &mut Tile<T, S>, left: [T; TILE_ROWS
 }
 
 #[inline(always)]
-fn packed_tile<T: Element, S: Simd>(simd: S, left: &[T], panel: &[T]) -> Tile<T, S> {
-    let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; TILE_ROWS];
-    let right = T::vectors::<S>(panel).as_chunks::<TILE_VECTORS>().0;
+fn packed_tile<T: Element, S: Simd, const VECTORS: usize>(
+    simd: S,
+    left: &[T],
+    panel: &[T],
+) -> Tile<T, S, VECTORS> {
+    let mut sums = [[T::splat(simd, T::default()); VECTORS]; TILE_ROWS];
+    let right = T::vectors::<S>(panel).as_chunks::<VECTORS>().0;
     for (left, right) in left.as_chunks::<TILE_ROWS>().0.iter().zip(right) {
-        step::<T, S>(simd, &mut sums, *left, right);
+        step::<T, S, VECTORS>(simd, &mut sums, *left, right);
     }
     sums
 }
 
 #[inline(always)]
-fn strided_tile<X: Copy + Into<T>, T: Element, S: Simd>(
+fn strided_tile<X: Copy + Into<T>, T: Element, S: Simd, const VECTORS: usize>(
     simd: S,
     lines: [&[X]; TILE_ROWS],
     panel: &[T],
-) -> Tile<T, S> {
-    let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; TILE_ROWS];
-    let right = T::vectors::<S>(panel).as_chunks::<TILE_VECTORS>().0;
+) -> Tile<T, S, VECTORS> {
+    let mut sums = [[T::splat(simd, T::default()); VECTORS]; TILE_ROWS];
+    let right = T::vectors::<S>(panel).as_chunks::<VECTORS>().0;
     // One zip, so that no line's length is looked at inside the loop.
     let [l0, l1, l2, l3, l4, l5] = lines;
     let pairs = l0.iter().zip(l1).zip(l2.iter().zip(l3)).zip(l4.iter().zip(l5));
     for ((((a, b), (c, d)), (e, f)), right) in pairs.zip(right) {
-        step::<T, S>(simd, &mut sums, [*a, *b, *c, *d, *e, *f].map(Into::into), right);
+        step::<T, S, VECTORS>(simd, &mut sums, [*a, *b, *c, *d, *e, *f].map(Into::into), right);
     }
     sums
 }

@@ -4,11 +4,9 @@
 //! The weights of one head of one row are computed anew in the backward (as in Dao et al. 2022, "FlashAttention"), so
 //! memory is that of one sequence's weights, whatever the batch.
 
-use pulp::Arch;
-
-use super::elementwise::{exp, largest};
+use super::elementwise::exp;
 use crate::model::product::{Lines, Packing, View, write_product};
-use crate::model::vectors::{dot, sum};
+use crate::model::vectors::vectorised;
 
 /// `softmax(q k^T / sqrt(width / heads)) v` for each head of each row, from a slot that holds `q`, `k` and `v` of
 /// `width` columns each side by side; head `h` has the columns from `h * width / heads` on of each.
@@ -27,7 +25,8 @@ const LANES: usize = 16;
 /// Buffers of [`Attention`], kept between batches.
 #[derive(Clone, Debug, Default)]
 pub(in crate::model) struct AttentionScratch {
-    /// `[steps, steps]` of one head of one row, rows those of the queries, each filled up to whole [`LANES`] with zeros.
+    /// `[steps, steps]` of one head of one row, rows those of the keys, so that a query's are summed lane by lane; each row
+    /// filled up to whole [`LANES`] with anything.
     weights: Vec<f32>,
     /// The derivative by the weights, then by the scores.
     slopes: Vec<f32>,
@@ -55,7 +54,7 @@ impl Attention {
                 let AttentionScratch { weights, packing, .. } = scratch;
                 let data = &mut output[first * self.width + head * own..];
                 let out = Lines { data, stride: self.width, columns: own };
-                let weights = View::rows(weights, padded(steps));
+                let weights = View::transpose(weights, padded(steps));
                 write_product([steps, steps, own], weights, value, out, packing);
             }
         }
@@ -78,17 +77,17 @@ impl Attention {
                 self.weigh(input, first, steps, head, scratch);
                 let AttentionScratch { weights, slopes, packing } = scratch;
                 let from = View::rows(&output_gradients[first * self.width + head * own..], self.width);
-                let across = View { transposed: true, ..value };
-                write_product([steps, own, steps], from, across, weight_lines(slopes, steps), packing);
+                let across = View { transposed: true, ..from };
+                write_product([steps, own, steps], value, across, weight_lines(slopes, steps), packing);
                 let mut fill = |which: usize, left: View<'_, f32>, right: View<'_, f32>| {
                     let data = &mut input_gradients[first * columns + which * self.width + head * own..];
                     let out = Lines { data, stride: columns, columns: own };
                     write_product([steps, steps, own], left, right, out, packing);
                 };
-                fill(2, View::transpose(weights, line), from);
+                fill(2, View::rows(weights, line), from);
                 self.differentiate_softmax(steps, weights, slopes);
-                fill(0, View::rows(slopes, line), key);
-                fill(1, View::transpose(slopes, line), query);
+                fill(0, View::transpose(slopes, line), key);
+                fill(1, View::rows(slopes, line), query);
             }
         }
     }
@@ -105,42 +104,73 @@ impl Attention {
     fn weigh(&self, input: &[f32], first: usize, steps: usize, head: usize, scratch: &mut AttentionScratch) {
         let AttentionScratch { weights, packing, .. } = scratch;
         let [query, key, _] = self.views(input, first, head);
-        let (line, across) = (padded(steps), View { transposed: true, ..key });
+        let across = View { transposed: true, ..query };
         let shape = [steps, self.head_width(), steps];
-        write_product(shape, query, across, weight_lines(weights, steps), packing);
+        write_product(shape, key, across, weight_lines(weights, steps), packing);
         let (scale, weights) = (self.scale(), weights.as_mut_slice());
-        Arch::new().dispatch(
-            // Consumes `weights`: a closure that can be called but once is inlined whole, and so vectorised.
+        let unseen = |weights: &mut [f32], with: f32| {
+            if self.causal {
+                let lines = weights.chunks_exact_mut(padded(steps)).enumerate();
+                lines.for_each(|(key, line)| line[..key].fill(with));
+            }
+        };
+        unseen(weights, f32::NEG_INFINITY);
+        vectorised(
             #[inline(always)]
-            move || {
-                let weights = weights;
-                let seen = |step: usize| if self.causal { step + 1 } else { steps };
-                for (step, scores) in weights.chunks_exact_mut(line).enumerate() {
-                    scores[seen(step)..].fill(f32::NEG_INFINITY);
-                    let largest = largest(scores);
-                    scores.iter_mut().for_each(|score| *score = exp((*score - largest) * scale));
-                    scores[seen(step)..].fill(0.0);
-                    let share = 1.0 / sum(scores);
-                    scores.iter_mut().for_each(|weight| *weight *= share);
+            || {
+                let across = padded(steps) / LANES;
+                let lanes = weights.as_chunks_mut::<LANES>().0;
+                for column in 0..across {
+                    let mut largest = [f32::NEG_INFINITY; LANES];
+                    for scores in lanes[column..].iter().step_by(across) {
+                        for (largest, score) in largest.iter_mut().zip(scores) {
+                            *largest = if *score > *largest { *score } else { *largest };
+                        }
+                    }
+                    for scores in lanes[column..].iter_mut().step_by(across) {
+                        let scores = scores.iter_mut().zip(largest);
+                        scores.for_each(|(score, largest)| *score = (*score - largest) * scale);
+                    }
+                }
+                weights.iter_mut().for_each(|score| *score = exp(*score));
+                let lanes = weights.as_chunks_mut::<LANES>().0;
+                for column in 0..across {
+                    // What is not seen changes no bit: the largest adds 1.
+                    let mut sums = [0.0; LANES];
+                    for weights in lanes[column..].iter().step_by(across) {
+                        sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight);
+                    }
+                    let shares = sums.map(|sum| 1.0 / sum);
+                    for weights in lanes[column..].iter_mut().step_by(across) {
+                        weights.iter_mut().zip(shares).for_each(|(weight, share)| *weight *= share);
+                    }
                 }
             },
         );
+        unseen(weights, 0.0);
     }
 
     /// From the derivative by the weights, in place, to that by the products of queries and keys.
     fn differentiate_softmax(&self, steps: usize, weights: &[f32], slopes: &mut [f32]) {
         let scale = self.scale();
-        let line = padded(steps);
-        let lines = weights.chunks_exact(line).zip(slopes.chunks_exact_mut(line));
-        Arch::new().dispatch(
-            // Consumes `lines`, as above.
+        let (weights, slopes) = (weights.as_chunks::<LANES>().0, slopes.as_chunks_mut::<LANES>().0);
+        let across = padded(steps) / LANES;
+        vectorised(
             #[inline(always)]
-            move || {
-                for (weights, slopes) in lines {
-                    slopes[steps..].fill(0.0);
-                    let mean = dot::<_, f32>(weights, slopes);
-                    for (slope, weight) in slopes.iter_mut().zip(weights) {
-                        *slope = weight * (*slope - mean) * scale;
+            || {
+                for column in 0..across {
+                    let mut means = [0.0; LANES];
+                    let lines = weights[column..].iter().zip(&slopes[column..]).step_by(across);
+                    for (weights, slopes) in lines {
+                        for ((mean, weight), slope) in means.iter_mut().zip(weights).zip(slopes) {
+                            *mean += weight * slope;
+                        }
+                    }
+                    let lines = weights[column..].iter().zip(&mut slopes[column..]).step_by(across);
+                    for (weights, slopes) in lines {
+                        for ((slope, weight), mean) in slopes.iter_mut().zip(weights).zip(means) {
+                            *slope = weight * (*slope - mean) * scale;
+                        }
                     }
                 }
             },

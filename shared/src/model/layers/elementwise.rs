@@ -28,25 +28,6 @@ pub(super) fn exp(entry: f32) -> f32 {
     (sum * rest * rest + rest + 1.0) * power
 }
 
-/// The largest entry; a NaN is passed over.
-#[inline(always)]
-pub(super) fn largest(entries: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let (chunks, rest) = entries.as_chunks::<16>();
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in chunks {
-        for i in 0..16 {
-            lanes[i] = larger(chunk[i], lanes[i]);
-        }
-    }
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] = larger(lanes[i + half], lanes[i]);
-        }
-    }
-    rest.iter().fold(lanes[0], |largest, &entry| larger(entry, largest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,17 +44,5 @@ mod tests {
         assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
         assert_eq!(exp(f32::INFINITY), exp(88.0));
         assert!(exp(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn the_largest_is_found_at_every_place_of_every_length() {
-        for length in 1..40 {
-            for place in 0..length {
-                let mut entries = vec![-3.0; length];
-                entries[place] = -1.0;
-                assert_eq!(largest(&entries), -1.0);
-            }
-        }
-        assert_eq!(largest(&[]), f32::NEG_INFINITY);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 use pulp::Simd;
 
-use super::{MAX_TILE_COLUMNS, TILE_VECTORS};
+use super::MAX_TILE_COLUMNS;
 use crate::model::vectors::integer;
 
 /// f32 or f64, and its vectors.
@@ -66,26 +66,24 @@ pub(crate) enum Put<'a, T> {
 
 /// What the sums of a tile are put in: floats of their type, or integers, which they are too.
 pub(crate) trait Total<T: Element>: Copy + Default {
-    /// Puts a row of a tile; of `tile_columns` the last may be outside the matrix.
-    fn put_row<S: Simd>(
+    /// Puts a row of a tile, of which the last columns may be outside the matrix.
+    fn put_row<S: Simd, const VECTORS: usize>(
         simd: S,
-        sums: [T::Vector<S>; TILE_VECTORS],
+        sums: [T::Vector<S>; VECTORS],
         put: Put<'_, Self>,
         totals: &mut [Self],
-        tile_columns: usize,
     );
 }
 
 impl<T: Element> Total<T> for T {
     #[inline(always)]
-    fn put_row<S: Simd>(
+    fn put_row<S: Simd, const VECTORS: usize>(
         simd: S,
-        sums: [T::Vector<S>; TILE_VECTORS],
+        sums: [T::Vector<S>; VECTORS],
         put: Put<'_, T>,
         totals: &mut [T],
-        tile_columns: usize,
     ) {
-        if totals.len() == tile_columns {
+        if totals.len() == VECTORS * lanes::<T, S>() {
             let totals = T::vectors_mut::<S>(totals).iter_mut();
             match put {
                 Put::Add => totals.zip(sums).for_each(|(total, sum)| *total = T::add(simd, *total, sum)),
@@ -99,7 +97,7 @@ impl<T: Element> Total<T> for T {
                 }
             }
         } else {
-            let sums = plain_row::<T, S>(sums, tile_columns);
+            let sums = plain_row::<T, S, VECTORS>(sums);
             match put {
                 Put::Add => {}
                 Put::Write => totals.fill(T::default()),
@@ -113,14 +111,13 @@ impl<T: Element> Total<T> for T {
 /// Of magnitude at most [`INTEGER_LIMIT`](super::vectors::INTEGER_LIMIT).
 impl<T: Element + Into<f64>> Total<T> for i64 {
     #[inline(always)]
-    fn put_row<S: Simd>(
+    fn put_row<S: Simd, const VECTORS: usize>(
         _: S,
-        sums: [T::Vector<S>; TILE_VECTORS],
+        sums: [T::Vector<S>; VECTORS],
         put: Put<'_, i64>,
         totals: &mut [i64],
-        tile_columns: usize,
     ) {
-        let row = plain_row::<T, S>(sums, tile_columns);
+        let row = plain_row::<T, S, VECTORS>(sums);
         match put {
             Put::Add => {}
             Put::Write => totals.fill(0),
@@ -132,18 +129,16 @@ impl<T: Element + Into<f64>> Total<T> for i64 {
 
 /// The entries of a tile's row, and zeros.
 #[inline(always)]
-fn plain_row<T: Element, S: Simd>(
-    sums: [T::Vector<S>; TILE_VECTORS],
-    tile_columns: usize,
+fn plain_row<T: Element, S: Simd, const VECTORS: usize>(
+    sums: [T::Vector<S>; VECTORS],
 ) -> [T; MAX_TILE_COLUMNS] {
     let mut row = [T::default(); MAX_TILE_COLUMNS];
-    for (row, sum) in T::vectors_mut::<S>(&mut row[..tile_columns]).iter_mut().zip(sums) {
-        *row = sum;
-    }
+    let vectors = T::vectors_mut::<S>(&mut row[..VECTORS * lanes::<T, S>()]);
+    vectors.iter_mut().zip(sums).for_each(|(row, sum)| *row = sum);
     row
 }
 
-/// Columns of a register tile.
-pub(super) const fn tile_columns<T: Element, S: Simd>() -> usize {
-    TILE_VECTORS * size_of::<T::Vector<S>>() / size_of::<T>()
+/// Entries of a vector.
+pub(super) const fn lanes<T: Element, S: Simd>() -> usize {
+    size_of::<T::Vector<S>>() / size_of::<T>()
 }

@@ -2,8 +2,8 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::element::{Element, tile_columns};
-use super::{TILE_ROWS, blocks};
+use super::element::{Element, lanes};
+use super::{TILE_ROWS, TILE_VECTORS, blocks};
 
 /// Entries that are copied together.
 const CHUNK: usize = 8;
@@ -59,22 +59,22 @@ impl<T: Element> WithSimd for PackAll<'_, T> {
         let Self { right, packed: PackedRight { depth, columns, panels, .. } } = self;
         for block @ [_, block_columns, _, terms] in blocks([*depth, *columns]) {
             let first = panels.len();
-            let tile_columns = tile_columns::<T, S>();
+            let tile_columns = TILE_VECTORS * lanes::<T, S>();
             let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
             panels.resize(first + added, T::default());
-            pack_block::<T, T, S>(right, block, &mut panels[first..]);
+            pack_block(right, block, tile_columns, &mut panels[first..]);
         }
     }
 }
 
-/// The panels of one block of `right`.
+/// The panels, of `tile_columns` each, of one block of `right`.
 #[inline(always)]
-pub(super) fn pack_block<X: Copy + Into<T>, T: Element, S: Simd>(
+pub(super) fn pack_block<X: Copy + Into<T>, T: Element>(
     right: View<'_, X>,
     [first_column, block_columns, first_term, terms]: [usize; 4],
+    tile_columns: usize,
     panels: &mut [T],
 ) {
-    let tile_columns = tile_columns::<T, S>();
     for (p, panel) in panels.chunks_exact_mut(terms * tile_columns).enumerate() {
         let column = p * tile_columns;
         let width = tile_columns.min(block_columns - column);

@@ -3,14 +3,14 @@
 //!
 //! `G = sum over rows r of g_r a_r^T` is made in floats from float factors, and with the customer's scale `s` each entry adds
 //! `trunc(fl(s G))` to the sum: an integer, of magnitude at most `s |G| (1 + 2^-24)`. So whatever `G` is, the squared norm
-//! of what is added is at most `s^2 |G|^2 (1 + 2^-22)`, and of `|G|^2` f64 has a sum of squares that neither overflows
-//! nor vanishes. Nothing else is to be proved of it: no sum over customers is made in floats.
+//! of what is added is at most `s^2 |G|^2 (1 + 2^-22)`, and `|G|^2` is known within `2^-17` of it, however small or large the
+//! entries are. Nothing else is to be proved of it: no sum over customers is made in floats.
 
 use std::ops::Range;
 
 use super::{gradients, values};
 use crate::model::{
-    MAX_LINEAR_TAPS, Packing, Tap, Workspace, add_rows, integer, vectorised, write_outer_products,
+    MAX_LINEAR_TAPS, Packing, Tap, Workspace, add_rows, dot, integer, vectorised, write_outer_products,
 };
 
 /// Entries of a gradient that stay in the cache from when they are made to when they are added.
@@ -135,26 +135,31 @@ impl WholeGradients {
 /// What the squared norm of the integers is at most, of gradients of squared norm `squared` times `scale`.
 pub(super) fn largest_squared_norm(squared: f64, scale: f32) -> f64 {
     let scale = f64::from(scale);
-    // The last factor is for all roundings, of which `squared` has few, in f64.
-    if squared == 0.0 { 0.0 } else { squared * scale * scale * (1.0 + 2f64.powi(-20)) }
+    // The last factor is for `squares` and for the rounding of each product.
+    if squared == 0.0 { 0.0 } else { squared * scale * scale * (1.0 + 2f64.powi(-16)) }
 }
 
-/// The sum of the squares, in f64.
+/// The sum of the squares within `2^-17` of it, however small or large the entries; infinite or NaN if one is.
 fn squares(entries: &[f32]) -> f64 {
-    const LANES: usize = 32;
-    let (chunks, rest) = entries.as_chunks::<LANES>();
-    let mut lanes = [0.0; LANES];
+    /// A sum of squares of f32 that vanish is far below this times `2^-17`, of however many.
+    const SURE: f64 = 1e-20;
+    let near = squares_in_pieces(entries, |piece| f64::from(dot::<f32, f32>(piece, piece)));
+    if near > SURE && near.is_finite() {
+        return near;
+    }
+    squares_in_pieces(entries, |piece| dot::<f32, f64>(piece, piece))
+}
+
+/// The sum of what pieces come to, none so long that f32 would sum it with an error of more than `2^-18`.
+#[inline(always)]
+fn squares_in_pieces(entries: &[f32], of_piece: impl Fn(&[f32]) -> f64) -> f64 {
+    const PIECE: usize = 256;
+    let mut sum = 0.0;
     vectorised(
         #[inline(always)]
-        || {
-            for chunk in chunks {
-                for (lane, &entry) in lanes.iter_mut().zip(chunk) {
-                    *lane += f64::from(entry) * f64::from(entry);
-                }
-            }
-        },
+        || entries.chunks(PIECE).for_each(|piece| sum += of_piece(piece)),
     );
-    lanes.iter().sum::<f64>() + rest.iter().map(|&entry| f64::from(entry).powi(2)).sum::<f64>()
+    sum
 }
 
 /// `sum[i] += trunc(scale * entries[i])`.
@@ -191,6 +196,14 @@ mod tests {
         add_truncated(&entries, 9e5, &mut sum);
         assert_eq!(sum, expected);
         let exact: f64 = entries.iter().map(|&entry| f64::from(entry).powi(2)).sum();
-        assert!((squares(&entries) - exact).abs() < 1e-12 * exact);
+        for size in [1e-30, 1e-20, 1e-12, 1.0, 1e12, 1e30] {
+            let entries: Vec<f32> = entries.iter().map(|entry| entry * size).collect();
+            let exact = exact * f64::from(size).powi(2);
+            assert!((squares(&entries) - exact).abs() < 2f64.powi(-17) * exact, "{size:e}");
+        }
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(!squares(&[1.0, bad]).is_finite());
+        }
+        assert_eq!(squares(&[0.0; 9]), 0.0);
     }
 }
