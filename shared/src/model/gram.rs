@@ -5,18 +5,12 @@ use pulp::{Arch, Simd, WithSimd};
 use super::product::Element;
 
 /// f32, whose Gram matrices are near, or f64, whose are exact for integers.
-pub(crate) trait GramElement: Element + From<f32> + Into<f64> {
-    /// The sum of a vector's lanes.
-    fn reduce_sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+pub(crate) trait GramElement: Element + From<f32> {
     /// `matrix` if it is of this type.
     fn as_it_is(matrix: &[f32]) -> Option<&[Self]>;
 }
 
 impl GramElement for f32 {
-    #[inline(always)]
-    fn reduce_sum<S: Simd>(simd: S, vector: S::f32s) -> f32 {
-        simd.reduce_sum_f32s(vector)
-    }
     #[inline(always)]
     fn as_it_is(matrix: &[f32]) -> Option<&[f32]> {
         Some(matrix)
@@ -24,10 +18,6 @@ impl GramElement for f32 {
 }
 
 impl GramElement for f64 {
-    #[inline(always)]
-    fn reduce_sum<S: Simd>(simd: S, vector: S::f64s) -> f64 {
-        simd.reduce_sum_f64s(vector)
-    }
     #[inline(always)]
     fn as_it_is(_: &[f32]) -> Option<&[f64]> {
         None

@@ -16,8 +16,10 @@ mod pack;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::vectors::{dot, vectorised};
 pub(crate) use element::{Element, Total};
 use element::{Put, lanes};
+
 pub(crate) use pack::{PackedRight, View};
 use pack::{pack_block, pack_left};
 
@@ -58,7 +60,17 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element, O: Total<T>>(
 ) {
     assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
     let out = Lines { data: out, stride: columns, columns };
-    Arch::new().dispatch(Product { rows, depth, columns, left, right, fresh: false, out, packing });
+    Arch::new().dispatch(Product {
+        rows,
+        depth,
+        columns,
+        left,
+        right,
+        fresh: false,
+        squares: None,
+        out,
+        packing,
+    });
 }
 
 /// Rows of `columns` entries that are written, each `stride` after the one before.
@@ -80,7 +92,17 @@ pub(crate) fn write_product(
     out: Lines<'_, f32>,
     packing: &mut Packing<f32>,
 ) {
-    Arch::new().dispatch(Product { rows, depth, columns, left, right, fresh: true, out, packing });
+    Arch::new().dispatch(Product {
+        rows,
+        depth,
+        columns,
+        left,
+        right,
+        fresh: true,
+        squares: None,
+        out,
+        packing,
+    });
 }
 
 /// Adds to `out`, `[outputs, inputs]`, the sum over rows of the outer products of `gradients`, `[rows, outputs]`, and
@@ -97,18 +119,35 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element, O: Total<T>>(
     add_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
 }
 
-/// Writes to `out`, `[outputs, inputs]`, what [`add_outer_products`] would add. No rows leave it as it is.
+/// Writes to `out`, `[outputs, inputs]`, what [`add_outer_products`] would add; the sum of its squares, where neither these
+/// nor it overflow or vanish within [`SQUARES_ERROR`] of it. No rows leave `out` as it is.
 pub(crate) fn write_outer_products(
     [outputs, inputs]: [usize; 2],
     gradients: &[f32],
     activations: &[f32],
     out: &mut [f32],
     packing: &mut Packing<f32>,
-) {
+) -> f64 {
     let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
-    let out = Lines { data: out, stride: inputs, columns: inputs };
-    write_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
+    let (rows, depth, columns) = (outputs, gradients.len() / outputs, inputs);
+    // Of sums that are not final yet the squares are found afterwards.
+    let (mut squares, whole) = (0.0, depth <= DEPTH_BLOCK);
+    let lines = Lines { data: out, stride: inputs, columns: inputs };
+    let fused = whole.then_some(&mut squares);
+    let product =
+        Product { rows, depth, columns, left, right, fresh: true, squares: fused, out: lines, packing };
+    Arch::new().dispatch(product);
+    if !whole {
+        squares = vectorised(
+            #[inline(always)]
+            || out.chunks(256).map(|piece| f64::from(dot::<f32, f32>(piece, piece))).sum(),
+        );
+    }
+    squares
 }
+
+/// Relative to the squares' sum: chains in f32 of at most [`ROW_BLOCK`] and the lanes of a vector.
+pub(crate) const SQUARES_ERROR: f64 = 1.0 / (1 << 16) as f64;
 
 /// What the entries of a product start from.
 #[derive(Clone, Copy)]
@@ -227,6 +266,8 @@ struct Product<'a, X, T, O> {
     right: View<'a, X>,
     /// Whether the output is written and not added to.
     fresh: bool,
+    /// To which the sum of the squares of what is written is added, if that is final.
+    squares: Option<&'a mut f64>,
     out: Lines<'a, O>,
     packing: &'a mut Packing<T>,
 }
@@ -248,12 +289,12 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
     /// In tiles of `VECTORS` vectors a row.
     #[inline(always)]
     fn multiply<S: Simd, const VECTORS: usize>(self, simd: S) {
-        let Self { rows, depth, columns, left, right, fresh, out, packing } = self;
+        let Self { rows, depth, columns, left, right, fresh, mut squares, out, packing } = self;
         let tile_columns = VECTORS * lanes::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };
             packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
-            pack_block(right, block, tile_columns, &mut packing.right);
+            pack_block::<X, T>(right, block, tile_columns, &mut packing.right);
             for block_start in (0..rows).step_by(ROW_BLOCK) {
                 let block_end = rows.min(block_start + ROW_BLOCK);
                 let tiles = || {
@@ -267,6 +308,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
                     }
                 }
                 for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
+                    let mut measured = [T::splat(simd, T::default()); VECTORS];
                     let column = first_column + p * tile_columns;
                     let width = tile_columns.min(out.columns - column);
                     for (t, tile @ [first_row, tile_rows]) in tiles().enumerate() {
@@ -277,11 +319,23 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
                             let lines = tile_lines(left, tile, [first_term, terms]);
                             strided_tile::<X, T, S, VECTORS>(simd, lines, panel)
                         };
+                        if squares.is_some() {
+                            // Past the last column there are zeros.
+                            for sums in &sums[..tile_rows] {
+                                for (measured, &sum) in measured.iter_mut().zip(sums) {
+                                    *measured = T::multiply_add(simd, sum, sum, *measured);
+                                }
+                            }
+                        }
                         for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
                             let at = (first_row + i) * out.stride + column;
                             let line = &mut out.data[at..][..width];
                             O::put_row(simd, sums, put, line);
                         }
+                    }
+                    if let Some(squares) = &mut squares {
+                        **squares +=
+                            measured.map(|sums| T::reduce_sum(simd, sums).into()).iter().sum::<f64>();
                     }
                 }
             }
@@ -427,6 +481,24 @@ mod tests {
             add_outer_products::<f32, f32, i64>(shape, &gradients, &activations, &mut short, &mut narrow);
             assert!(wide.iter().zip(&expected).all(|(got, expected)| *got == *expected as i64 - 7));
             assert_eq!(wide, short, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn the_squares_of_outer_products_are_those_of_what_is_written() {
+        let mut packing = Packing::default();
+        for [outputs, inputs, rows] in [[2, 5, 4], [100, 33, 30], [8, 8, 1], [33, 170, 7], [6, 16, 300]] {
+            let draw = |i: usize| ((i * 2_654_435_761) % 257) as f32 / 100.0 - 1.0;
+            let gradients: Vec<f32> = (0..rows * outputs).map(draw).collect();
+            let activations: Vec<f32> = (0..rows * inputs).map(|i| draw(i + 7)).collect();
+            let mut out = vec![9.0; outputs * inputs];
+            let squares =
+                write_outer_products([outputs, inputs], &gradients, &activations, &mut out, &mut packing);
+            let mut sums = vec![0.0; out.len()];
+            add_outer_products([outputs, inputs], &gradients, &activations, &mut sums, &mut packing);
+            assert_eq!(out, sums);
+            let expected: f64 = out.iter().map(|&entry| f64::from(entry).powi(2)).sum();
+            assert!((squares - expected).abs() < SQUARES_ERROR * expected, "{squares} for {expected}");
         }
     }
 

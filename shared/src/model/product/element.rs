@@ -8,7 +8,7 @@ use super::MAX_TILE_COLUMNS;
 use crate::model::vectors::integer;
 
 /// f32 or f64, and its vectors.
-pub(crate) trait Element: Copy + Default + AddAssign + 'static {
+pub(crate) trait Element: Copy + Default + AddAssign + Into<f64> + 'static {
     type Vector<S: Simd>: Copy;
     fn vectors<S: Simd>(slice: &[Self]) -> &[Self::Vector<S>];
     fn vectors_mut<S: Simd>(slice: &mut [Self]) -> &mut [Self::Vector<S>];
@@ -21,10 +21,12 @@ pub(crate) trait Element: Copy + Default + AddAssign + 'static {
         b: Self::Vector<S>,
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
+    /// The sum of a vector's lanes.
+    fn reduce_sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
 }
 
 macro_rules! element {
-    ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident) => {
+    ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident, $reduce_sum:ident) => {
         impl Element for $type {
             type Vector<S: Simd> = S::$vector;
             #[inline(always)]
@@ -47,11 +49,15 @@ macro_rules! element {
             fn multiply_add<S: Simd>(simd: S, a: S::$vector, b: S::$vector, c: S::$vector) -> S::$vector {
                 simd.$multiply_add(a, b, c)
             }
+            #[inline(always)]
+            fn reduce_sum<S: Simd>(simd: S, vector: S::$vector) -> $type {
+                simd.$reduce_sum(vector)
+            }
         }
     };
 }
-element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s);
-element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s);
+element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s, reduce_sum_f32s);
+element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s, reduce_sum_f64s);
 
 /// What a row of a tile does to the output's.
 #[derive(Clone, Copy)]
@@ -109,7 +115,7 @@ impl<T: Element> Total<T> for T {
 }
 
 /// Of magnitude at most [`INTEGER_LIMIT`](super::vectors::INTEGER_LIMIT).
-impl<T: Element + Into<f64>> Total<T> for i64 {
+impl<T: Element> Total<T> for i64 {
     #[inline(always)]
     fn put_row<S: Simd, const VECTORS: usize>(
         _: S,

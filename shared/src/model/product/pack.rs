@@ -62,7 +62,7 @@ impl<T: Element> WithSimd for PackAll<'_, T> {
             let tile_columns = TILE_VECTORS * lanes::<T, S>();
             let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
             panels.resize(first + added, T::default());
-            pack_block(right, block, tile_columns, &mut panels[first..]);
+            pack_block::<T, T>(right, block, tile_columns, &mut panels[first..]);
         }
     }
 }
