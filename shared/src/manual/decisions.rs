@@ -1,8 +1,10 @@
 //! Decisions that a newcomer would otherwise have to guess, with their reasons.
 //!
 //! **Gradients are integers before they are summed, by rounding their factors.** Rounding each customer's
-//! gradient would need it in memory; rounding after a float sum leaves the sum's own error out of the
-//! sensitivity. Rounded factors give both: an exact norm and an exact sum from one matrix product.
+//! gradient takes one in memory for each; rounding after a float sum leaves the sum's own error out of the
+//! sensitivity. Rounded factors give both: an exact norm and an exact sum from one matrix product. Where a customer has so
+//! many rows that their pairs cost more than its gradient (sequences of thirty steps), the gradient is made after all: one
+//! product a customer instead of three for its norms and a part of the sum's.
 //!
 //! **Every parameterised layer is one of two kinds of tap.** Linear factors (activations and output gradients) or
 //! embedding factors (ids and gradients) are all that clipping knows; the flat parameters are laid out by the taps, and

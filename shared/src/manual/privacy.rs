@@ -54,11 +54,12 @@
 //! in hand; see the client's `noise` and `budget`.
 //!
 //! # Mechanisms
-//! **Clipped sum** ([`privacy::grid`](crate::privacy::grid)). A customer's gradient is the mean over its rows. It is
-//! never formed in floating point: the factors of each layer's gradient (input activations, or ids of
-//! categories, and output gradients) are rounded to integers, so the customer's gradient is an integer vector; its
-//! squared L2 norm over all layers together, with the rows of one category added up first, is computed exactly and
-//! is at most S^2 or the customer is scaled down and checked again. The sum over
+//! **Clipped sum** ([`privacy::grid`](crate::privacy::grid)). A customer's gradient is the mean over its rows. What is
+//! summed of it is an integer vector: either the factors of a layer's gradient (input activations, or ids of
+//! categories, and output gradients) are rounded to integers, or, for customers with many rows, the gradient's scaled entries,
+//! each towards zero. Its squared L2 norm over all layers together, with the rows of one category added up first, is
+//! bounded by a proof, or computed in integers where the bound does not decide, and is at most S^2 or the customer is scaled
+//! down and checked again. The sum over
 //! customers is exact. One customer more changes it by at most S = 2^24 in L2 norm, with no rounding left
 //! out of the argument. A customer's integers do not depend on who else is in the batch. How the scale is first
 //! guessed (fixed or automatic clipping) is no part of the argument: the check comes after either.

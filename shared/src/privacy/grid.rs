@@ -8,7 +8,7 @@
 //! Let `S` be [`SENSITIVITY`]. For any public network, parameters and grid, every customer `i` has an integer
 //! vector `v_i` with
 //!
-//! 1. `|v_i| <= S` in L2 norm over all layers together, checked in integers, for any rows and finite parameters;
+//! 1. `|v_i| <= S` in L2 norm over all layers together, proved of its integers, for any rows and finite parameters;
 //! 2. `v_i` a function of customer `i`'s own rows and labels alone, to the last bit;
 //! 3. [`clipped_sum`] adds exactly the sum of the `v_i` of the batch's customers, whatever their order, and however
 //!    they are split over several calls.
@@ -20,8 +20,8 @@
 //!
 //! # How
 //!
-//! Rounding each finished gradient needs every gradient in memory, and a float sum of clipped gradients has an
-//! error of its own. Instead the *factors* are rounded. The gradient of a linear layer's weight is a sum of outer
+//! A float sum of clipped gradients has an error of its own, and rounding each finished gradient takes one in memory for
+//! each customer: more work than all else for customers of few rows. So for these the *factors* are rounded. The gradient of a linear layer's weight is a sum of outer
 //! products of output gradients `g_r` and input activations `a_r` over the customer's rows `r`, so with
 //!
 //! - `a_int = round(a / alpha)`, saturated: `alpha = 2^-10`, `|a_int| <= 2^15` (activations past 32 count as 32),
@@ -38,11 +38,16 @@
 //! A layer that is used several times a row (at each step of a sequence, for each candidate item) has that many *factor
 //! rows* a row; they are summed like the rows of a customer.
 //!
+//! **Whole gradients.** A customer with many factor rows at a linear layer would have all pairs of them multiplied for its
+//! norm, which costs more than its gradient there. So that is made, in floats, and each entry times the clip factor rounded
+//! towards zero to a multiple of the unit and added to the sum (`whole`): what is added cannot be longer than what was
+//! measured. Which layers these are depends on the customer's own number of rows alone.
+//!
 //! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
 //! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves
 //! the norm a little; the margin `2^-10` makes it rare that it ends past `S`. **Check.** `|v_i|^2` is found in floats, with a
-//! proved bound of what they may be off by (`norm`); if with it the norm could be past `S`, it is
-//! found in integers: the sum over linear layers and rows r, s of
+//! proved bound of what they may be off by (`norm`, `whole`); if with it the norm could be past `S`, it is
+//! found in integers, but for whole gradients, of which the bound is kept: the sum over linear layers and rows r, s of
 //! `(a_r . a_s + 2^20)(g_r . g_s)`, without the `2^20` where there is no bias; over embedding tables and the
 //! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`; and over gains, entry by entry, of
 //! `(sum of a_r g_r)^2 + (2^10 sum of g_r)^2`. These *taps* ([`Tap`]) own
@@ -66,12 +71,14 @@
 //! call and may differ between processors, where the promise holds on each. On an accelerator ([`Engine`]) it rests on the
 //! device's library.
 
+mod clip;
 mod norm;
 mod sum;
 mod whole;
 
+use clip::Clip;
 use norm::NormScratch;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Arch;
 use serde::{Deserialize, Serialize};
 use sum::SumScratch;
 use whole::{WholeGradients, WholeTaps};
@@ -91,10 +98,6 @@ const GRADIENT_STEPS: f64 = 16_384.0;
 /// Largest integer of a factor: activations past 32 saturate; output gradients of a customer reach it only
 /// where they cancel over rows.
 const FACTOR_LIMIT: f32 = 32_768.0;
-/// What a clipped norm stays below the clip norm by, so that rounding seldom pushes it past.
-const MARGIN: f64 = 1.0 - 1.0 / 1024.0;
-/// Times the clip factor is shrunk before rounding goes towards zero.
-const ATTEMPTS: usize = 4;
 
 const _: () = assert!(SENSITIVITY as f64 == ACTIVATION_STEPS as f64 * GRADIENT_STEPS);
 
@@ -328,141 +331,6 @@ fn values(factors: &Workspace, slot: Slot, customer: usize) -> &[f32] {
 fn gradients(factors: &Workspace, slot: Slot, customer: usize) -> &[f32] {
     let [start, end] = entries(factors, slot, customer);
     &factors.gradients(slot)[start..end]
-}
-
-/// The work of [`SumWorkspace::clip`], compiled for each instruction set. Float factors are written over with the integer
-/// factors, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly: the values of the slots that are
-/// a tap's input, in units of `alpha`, and the gradients of those that are a tap's output, in units of `gamma`. What is a
-/// factor of none but whole gradients stays.
-struct Clip<'a> {
-    clip: f64,
-    clipping: Clipping,
-    factors: &'a mut Workspace,
-    forms: &'a mut Vec<WholeTaps>,
-    slots: &'a mut [Vec<Slot>; 2],
-    scratch: &'a mut NormScratch,
-    whole: &'a mut WholeGradients,
-    sum: &'a mut [i64],
-}
-
-impl WithSimd for Clip<'_> {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, _: S) -> usize {
-        self.forms.clear();
-        let mut within = 0;
-        for customer in 0..self.factors.customers() {
-            let taps = WholeTaps::of(self.factors, customer);
-            if self.forms.last() != Some(&taps) {
-                self.fill_slots(taps);
-            }
-            self.forms.push(taps);
-            within += usize::from(self.clip_customer(customer, taps));
-        }
-        within
-    }
-}
-
-impl Clip<'_> {
-    /// The slots whose values, and those whose gradients are factors, each once: what is rounded is not to be rounded again.
-    fn fill_slots(&mut self, whole: WholeTaps) {
-        let [inputs, outputs] = &mut *self.slots;
-        inputs.clear();
-        outputs.clear();
-        for tap in whole.others(self.factors.taps()) {
-            inputs.extend(tap.input());
-            outputs.push(tap.output());
-        }
-        for slots in [inputs, outputs] {
-            slots.sort_unstable();
-            slots.dedup();
-        }
-    }
-
-    /// Calls `write` with the gradients of one customer, slot by slot.
-    #[inline(always)]
-    fn rewrite_gradients(&mut self, customer: usize, write: impl Fn(&mut [f32])) {
-        for &slot in &self.slots[1] {
-            let [start, end] = entries(self.factors, slot, customer);
-            write(&mut self.factors.gradients_mut(slot)[start..end]);
-        }
-    }
-
-    /// Writes integer factors over one customer's, and adds its whole gradients to the sum; the norm of its integer gradient
-    /// is at most what the clipping allows. Whether the norm was within the clip norm before.
-    #[inline(always)]
-    fn clip_customer(&mut self, customer: usize, taps: WholeTaps) -> bool {
-        let (clip, limit) = (self.clip, self.clipping.squared_limit());
-        let bound = clip * (limit as f64).sqrt() / SENSITIVITY as f64;
-        // Integers below 2^53: exact, as is their product with a power of two.
-        let below = (limit as f64).next_down();
-        let made = if taps.any() { self.whole.make(self.factors, customer, taps) } else { 0.0 };
-        for &slot in &self.slots[0] {
-            let [start, end] = entries(self.factors, slot, customer);
-            round_activations(&mut self.factors.values_mut(slot)[start..end]);
-        }
-        self.scratch.measure_inputs::<f64>(self.factors, customer, taps);
-        // In units of the activation's integers. Where rows cancel it may come out below zero.
-        let squared: f64 = self.scratch.squared_norm(self.factors, customer, taps);
-        let steps = f64::from(ACTIVATION_STEPS);
-        let squared = if squared < 0.0 { 0.0 } else { squared } / (steps * steps) + made;
-        let norm = squared.sqrt();
-        if norm.is_finite() {
-            let factor = self.clipping.factor(norm, bound * MARGIN);
-            let mut scale = factor * (GRADIENT_STEPS / clip);
-            // Of a whole gradient, which keeps its floats, since the first attempt.
-            let mut whole_scale = steps;
-            for attempt in 0..=ATTEMPTS {
-                if attempt < ATTEMPTS {
-                    self.rewrite_gradients(customer, |own| round_gradients(own, scale as f32));
-                } else {
-                    self.rewrite_gradients(customer, |own| truncate_gradients(own, scale as f32));
-                }
-                whole_scale *= scale;
-                let whole = whole::largest_squared_norm(made, whole_scale as f32);
-                let near: f64 = self.scratch.squared_norm(self.factors, customer, taps);
-                let mut fits = near + self.scratch.uncertainty(near) + whole <= below;
-                if !fits {
-                    let squared = self.scratch.exact_squared_norm(self.factors, customer, taps);
-                    // Infinite or NaN it is not within anything.
-                    fits = whole <= below && squared + whole.ceil() as i128 <= limit;
-                    scale = MARGIN * (limit as f64 / (squared as f64 + whole)).sqrt();
-                }
-                if fits {
-                    if taps.any() {
-                        self.whole.add(whole_scale as f32, self.sum);
-                    }
-                    return norm <= bound;
-                }
-            }
-        }
-        self.rewrite_gradients(customer, |own| own.fill(0.0));
-        false
-    }
-}
-
-/// Saturates; NaN, which only a customer that counts as zero has, becomes an integer as well. Comparisons and not
-/// `clamp`, which would let it through.
-#[inline(always)]
-fn saturate(value: f32) -> f32 {
-    let value = if value > -FACTOR_LIMIT { value } else { -FACTOR_LIMIT };
-    if value < FACTOR_LIMIT { value } else { FACTOR_LIMIT }
-}
-
-#[inline(always)]
-fn round_activations(factors: &mut [f32]) {
-    factors.iter_mut().for_each(|factor| *factor = saturate((*factor * ACTIVATION_STEPS).round_ties_even()));
-}
-
-#[inline(always)]
-fn round_gradients(factors: &mut [f32], scale: f32) {
-    factors.iter_mut().for_each(|factor| *factor = saturate((*factor * scale).round_ties_even()));
-}
-
-#[inline(always)]
-fn truncate_gradients(factors: &mut [f32], scale: f32) {
-    factors.iter_mut().for_each(|factor| *factor = saturate((*factor * scale).trunc()));
 }
 
 #[cfg(test)]
