@@ -52,7 +52,7 @@ pub(crate) struct Packing<T> {
 /// # Panics
 /// If a slice is shorter than its shape.
 pub(crate) fn add_product<X: Copy + Into<T>, T: Element, O: Total<T>>(
-    [rows, depth, columns]: [usize; 3],
+    shape @ [rows, _, columns]: [usize; 3],
     left: View<'_, X>,
     right: View<'_, X>,
     out: &mut [O],
@@ -60,17 +60,7 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element, O: Total<T>>(
 ) {
     assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
     let out = Lines { data: out, stride: columns, columns };
-    Arch::new().dispatch(Product {
-        rows,
-        depth,
-        columns,
-        left,
-        right,
-        fresh: false,
-        squares: None,
-        out,
-        packing,
-    });
+    Arch::new().dispatch(Product { shape, left, right, fresh: false, squares: None, out, packing });
 }
 
 /// Rows of `columns` entries that are written, each `stride` after the one before.
@@ -86,23 +76,13 @@ pub(crate) struct Lines<'a, O> {
 /// # Panics
 /// If a slice is shorter than its shape.
 pub(crate) fn write_product(
-    [rows, depth, columns]: [usize; 3],
+    shape: [usize; 3],
     left: View<'_, f32>,
     right: View<'_, f32>,
     out: Lines<'_, f32>,
     packing: &mut Packing<f32>,
 ) {
-    Arch::new().dispatch(Product {
-        rows,
-        depth,
-        columns,
-        left,
-        right,
-        fresh: true,
-        squares: None,
-        out,
-        packing,
-    });
+    Arch::new().dispatch(Product { shape, left, right, fresh: true, squares: None, out, packing });
 }
 
 /// Adds to `out`, `[outputs, inputs]`, the sum over rows of the outer products of `gradients`, `[rows, outputs]`, and
@@ -129,13 +109,13 @@ pub(crate) fn write_outer_products(
     packing: &mut Packing<f32>,
 ) -> f64 {
     let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
-    let (rows, depth, columns) = (outputs, gradients.len() / outputs, inputs);
+    let depth = gradients.len() / outputs;
+    let shape = [outputs, depth, inputs];
     // Of sums that are not final yet the squares are found afterwards.
     let (mut squares, whole) = (0.0, depth <= DEPTH_BLOCK);
     let lines = Lines { data: out, stride: inputs, columns: inputs };
     let fused = whole.then_some(&mut squares);
-    let product =
-        Product { rows, depth, columns, left, right, fresh: true, squares: fused, out: lines, packing };
+    let product = Product { shape, left, right, fresh: true, squares: fused, out: lines, packing };
     Arch::new().dispatch(product);
     if !whole {
         squares = vectorised(
@@ -259,9 +239,8 @@ fn tile_lines<'a, X>(
 }
 
 struct Product<'a, X, T, O> {
-    rows: usize,
-    depth: usize,
-    columns: usize,
+    /// Rows, depth, columns.
+    shape: [usize; 3],
     left: View<'a, X>,
     right: View<'a, X>,
     /// Whether the output is written and not added to.
@@ -277,7 +256,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> WithSimd for Product<'_, X, T, 
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if self.columns <= lanes::<T, S>() {
+        if self.shape[2] <= lanes::<T, S>() {
             self.multiply::<S, 1>(simd);
         } else {
             self.multiply::<S, TILE_VECTORS>(simd);
@@ -289,7 +268,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
     /// In tiles of `VECTORS` vectors a row.
     #[inline(always)]
     fn multiply<S: Simd, const VECTORS: usize>(self, simd: S) {
-        let Self { rows, depth, columns, left, right, fresh, mut squares, out, packing } = self;
+        let Self { shape: [rows, depth, columns], left, right, fresh, mut squares, out, packing } = self;
         let tile_columns = VECTORS * lanes::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };

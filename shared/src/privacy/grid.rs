@@ -50,7 +50,7 @@
 //! found in integers, but for whole gradients, of which the bound is kept: the sum over linear layers and rows r, s of
 //! `(a_r . a_s + 2^20)(g_r . g_s)`, without the `2^20` where there is no bias; over embedding tables and the
 //! customer's different ids of `|2^10 (sum of g_r over its rows r with that id)|^2`; and over gains, entry by entry, of
-//! `(sum of a_r g_r)^2 + (2^10 sum of g_r)^2`. These *taps* ([`Tap`]) own
+//! `(sum of a_r g_r)^2 + (2^10 sum of g_r)^2`. These *taps* ([`Tap`](crate::model::Tap)) own
 //! every parameter once: what is added to the sum is laid out by the same taps, and [`clipped_sum`] panics before any
 //! noise is drawn if they do not fill it. If the squared norm is more than `S^2` (less the square of the count's entry, if
 //! there is one), `c` shrinks by the root of their ratio and the
