@@ -6,8 +6,8 @@
 //! many rows that their pairs cost more than its gradient (sequences of thirty steps), the gradient is made after all: one
 //! product a customer instead of three for its norms and a part of the sum's.
 //!
-//! **Every parameterised layer is one of two kinds of tap.** Linear factors (activations and output gradients) or
-//! embedding factors (ids and gradients) are all that clipping knows; the flat parameters are laid out by the taps, and
+//! **Every parameterised layer is one of three kinds of tap.** Linear factors (activations and output gradients),
+//! embedding factors (ids and gradients) and those of a gain (entry by entry) are all that clipping knows; the flat parameters are laid out by the taps, and
 //! a sum that the taps do not fill panics. A new layer brings its factors or it cannot be trained.
 //!
 //! **Vocabularies are public and fixed in the schema.** A vocabulary read off a site's records would tell which

@@ -70,6 +70,18 @@ pub(crate) enum Put<'a, T> {
     WriteOnto(&'a [T]),
 }
 
+impl<T: Copy + Default> Put<'_, T> {
+    /// Makes of `totals` what the sums are to be added to.
+    #[inline(always)]
+    fn begin(self, totals: &mut [T]) {
+        match self {
+            Put::Add => {}
+            Put::Write => totals.fill(T::default()),
+            Put::WriteOnto(row) => totals.copy_from_slice(row),
+        }
+    }
+}
+
 /// What the sums of a tile are put in: floats of their type, or integers, which they are too.
 pub(crate) trait Total<T: Element>: Copy + Default {
     /// Puts a row of a tile, of which the last columns may be outside the matrix.
@@ -104,11 +116,7 @@ impl<T: Element> Total<T> for T {
             }
         } else {
             let sums = plain_row::<T, S, VECTORS>(sums);
-            match put {
-                Put::Add => {}
-                Put::Write => totals.fill(T::default()),
-                Put::WriteOnto(row) => totals.copy_from_slice(row),
-            }
+            put.begin(totals);
             totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
     }
@@ -124,11 +132,7 @@ impl<T: Element> Total<T> for i64 {
         totals: &mut [i64],
     ) {
         let row = plain_row::<T, S, VECTORS>(sums);
-        match put {
-            Put::Add => {}
-            Put::Write => totals.fill(0),
-            Put::WriteOnto(row) => totals.copy_from_slice(row),
-        }
+        put.begin(totals);
         totals.iter_mut().zip(row).for_each(|(total, sum)| *total += integer(sum.into()));
     }
 }

@@ -327,9 +327,49 @@ fn gradients_that_are_made_whole_are_those_of_f64() {
     assert!(made > 10 * network.parameter_count(), "{made} entries were made whole");
 }
 
-/// Where squares of f32 vanish or overflow, and where the clip norm is as far from 1 as it can be.
+/// Also where all squares vanish in f32, and where they overflow.
 #[test]
-fn whole_gradients_of_any_size_stay_within_the_sensitivity() {
+fn the_norm_of_whole_gradients_is_that_of_their_entries_however_small_or_large() {
+    let network = network(&[8], 8);
+    let parameters = drawn_parameters(&network, 3, 0.5);
+    let batch = OwnedBatch::draw(9, 8, &[40], 1.0).with_draws(&network, 1);
+    for size in [1e-38, 1e-30, 1e-20, 1e-12, 1.0, 1e12, 1e20, 1e30] {
+        let mut workspace = SumWorkspace::new();
+        let SumWorkspace { factors, whole, .. } = &mut workspace;
+        network.backward(&parameters, &batch.batch(), factors).unwrap();
+        let outputs: BTreeSet<Slot> = factors.taps().iter().map(Tap::output).collect();
+        for output in outputs {
+            factors.gradients_mut(output).iter_mut().for_each(|entry| *entry *= size);
+        }
+        let taps = WholeTaps::of(factors, 0);
+        let mut expected = 0.0;
+        for (linear, tap) in factors.taps().iter().enumerate().filter(|(linear, _)| taps.has(*linear)) {
+            let (input, output) = (tap.input().unwrap(), tap.output());
+            let (inputs, outputs) = (factors.width(input), factors.width(output));
+            let (a, g) = (values(factors, input, 0), gradients(factors, output, 0));
+            for at in 0..outputs {
+                let entry = |input: Option<usize>| -> f64 {
+                    let of_row = |row: usize| input.map_or(1.0, |input| f64::from(a[row * inputs + input]));
+                    (0..40).map(|row| f64::from(g[row * outputs + at]) * of_row(row)).sum()
+                };
+                let squares = (0..inputs).map(Some).chain([None]).map(|input| entry(input).powi(2));
+                expected += squares.sum::<f64>();
+            }
+            assert!(linear < 2);
+        }
+        let got = whole.make(factors, 0, taps);
+        // Entries near the end of f32's range have few digits.
+        let within = if size < 1e-35 { 1e-3 } else { 5e-5 };
+        assert!(
+            expected > 0.0 && (got - expected).abs() < within * expected,
+            "{size:e}: {got} for {expected}"
+        );
+    }
+}
+
+/// Inputs from where they vanish to where they overflow, at clip norms as far from 1 as they can be.
+#[test]
+fn customers_with_whole_gradients_stay_within_the_sensitivity_whatever_their_rows() {
     let shape = DataShape::from(8);
     let network = network(&[8], shape.clone());
     let mut workspace = SumWorkspace::new();

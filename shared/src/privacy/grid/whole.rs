@@ -1,5 +1,5 @@
-//! The gradient of a linear layer made whole for one customer, entry by entry: what a customer with many factor rows costs
-//! less by than by dot products of all pairs of rows.
+//! The gradient of a linear layer made whole for one customer, entry by entry: for a customer with many factor rows less
+//! work than the dot products of all pairs of them.
 //!
 //! `G = sum over rows r of g_r a_r^T` is made in floats from float factors, and with the customer's scale `s` each entry adds
 //! `trunc(fl(s G))` to the sum: an integer, of magnitude at most `s |G| (1 + 2^-24)`. So whatever `G` is, the squared norm
@@ -28,7 +28,7 @@ fn is_cheaper(rows: usize, inputs: usize, outputs: usize) -> bool {
 }
 
 /// At which of the linear taps, by their order among these, a customer's gradient is made whole. A function of how many
-/// factor rows it has there alone.
+/// factor rows it has there and of the layer's public size alone.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct WholeTaps(u64);
 
