@@ -549,18 +549,14 @@ impl Builder {
         let mut linear = 0;
         for tap in &taps {
             let outputs = slots[tap.output().0].width;
-            owned += match *tap {
-                Tap::Linear { input, biased, .. } => {
-                    linear += 1;
-                    let inputs = slots[input.0].width;
-                    if inputs == 0 || inputs > MAX_INPUTS {
-                        return Err(ModelError::Inputs { got: inputs });
-                    }
-                    outputs * (inputs + usize::from(biased))
+            owned += tap.parameters(|slot| slots[slot.0].width);
+            if let Tap::Linear { input, .. } = *tap {
+                linear += 1;
+                let inputs = slots[input.0].width;
+                if inputs == 0 || inputs > MAX_INPUTS {
+                    return Err(ModelError::Inputs { got: inputs });
                 }
-                Tap::Embedding { vocabulary, .. } => vocabulary * outputs,
-                Tap::Scale { .. } => 2 * outputs,
-            };
+            }
             if outputs == 0 || outputs > MAX_OUTPUTS {
                 return Err(ModelError::Outputs { limit: MAX_OUTPUTS, got: outputs });
             }
