@@ -41,6 +41,15 @@ pub(super) struct SlotShape {
     pub width: usize,
     /// Whether a parameter had a part in it, so that gradients go on through it.
     pub learned: bool,
+    /// Whether its gradients are written over its values, of which none are left behind the way back.
+    pub overwritten: bool,
+}
+
+impl SlotShape {
+    /// Matrices that it takes while a model learns.
+    pub fn matrices(&self) -> usize {
+        1 + usize::from(self.learned && !self.overwritten)
+    }
 }
 
 /// Where the ids come from that an embedding looks up.
@@ -157,14 +166,12 @@ pub(super) enum Node {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LstmSlots {
     /// `[steps, 4 x hidden]`: before the node the linear layer's output, behind it the gates' values. Gradients are
-    /// those before the gates' activation.
+    /// those before the gates' activation; they overwrite these.
     pub gates: Slot,
     /// `[steps, hidden]`: the hidden state of the step before, zeros at the first.
     pub previous: Slot,
     /// `[steps, hidden]`.
     pub cells: Slot,
-    /// `[steps, hidden]`: the hyperbolic tangent of the cells.
-    pub squashed: Slot,
 }
 
 impl Node {
@@ -267,7 +274,7 @@ pub(super) struct Builder {
 
 impl Builder {
     fn slot(&mut self, level: Level, width: usize, learned: bool) -> Slot {
-        self.slots.push(SlotShape { level, width, learned });
+        self.slots.push(SlotShape { level, width, learned, overwritten: false });
         Slot(self.slots.len() - 1)
     }
 
@@ -405,7 +412,7 @@ impl Builder {
         if rate == 0.0 {
             return input;
         }
-        let SlotShape { level, width, learned } = self.shape(input);
+        let SlotShape { level, width, learned, .. } = self.shape(input);
         let output = self.slot(level, width, learned);
         self.nodes.push(Node::Dropout { input, layer: Dropout::new(rate), output });
         output
@@ -486,7 +493,7 @@ impl Builder {
 
     /// One row for each sequence of steps.
     pub(super) fn pool(&mut self, input: Slot, pooling: Pooling) -> Slot {
-        let SlotShape { level, width, learned } = self.shape(input);
+        let SlotShape { level, width, learned, .. } = self.shape(input);
         assert_eq!(level, Level::Step, "steps are pooled");
         let output = self.slot(Level::Row, width, learned);
         self.nodes.push(Node::Pool { input, pooling, output });
@@ -509,9 +516,10 @@ impl Builder {
         let gates =
             self.linear_of(weight, &shape, Some((bias, Init::ForgetGate)), input, Activation::None, init);
         let offset = self.tensor(format!("{name}.weight_hh_l0"), &[shape[0], hidden], init);
-        let [previous, cells, squashed] = [(); 3].map(|()| self.slot(Level::Step, hidden, false));
+        self.slots[gates.0].overwritten = true;
+        let [previous, cells] = [(); 2].map(|()| self.slot(Level::Step, hidden, false));
         let output = self.slot(Level::Step, hidden, true);
-        let states = LstmSlots { gates, previous, cells, squashed };
+        let states = LstmSlots { gates, previous, cells };
         self.nodes.push(Node::Lstm { layer: Lstm { hidden, offset }, states, output });
         self.taps.push(Tap::Linear { input: previous, output: gates, biased: false });
         output
@@ -527,7 +535,7 @@ impl Builder {
         activation: Activation,
         init: Init,
     ) -> Slot {
-        let SlotShape { level, width, learned } = self.shape(input);
+        let SlotShape { level, width, learned, .. } = self.shape(input);
         assert_eq!(level, Level::Step, "a convolution goes along steps");
         let windows = self.slot(Level::Step, width * kernel, learned);
         self.nodes.push(Node::Unfold { input, layer: Unfold { kernel }, output: windows });

@@ -122,7 +122,7 @@ impl Network {
                 Level::Step => steps,
                 Level::Candidate => rows * (1 + self.graph.negatives),
             };
-            rows * shape.width * if shape.learned { 2 } else { 1 }
+            rows * shape.width * shape.matrices()
         });
         floats.sum::<usize>() * size_of::<f32>()
     }
@@ -254,7 +254,7 @@ impl Network {
         assert!(workspace.weights.is_of(self), "weights of another network");
         self.run_forward(batch, Mode::Learn, workspace);
         for (shape, Buffers { values, gradients }) in self.slots.iter().zip(&mut workspace.slots) {
-            gradients.resize(if shape.learned { values.len() } else { 0 }, 0.0);
+            gradients.resize(if shape.matrices() == 2 { values.len() } else { 0 }, 0.0);
         }
         let Buffers { values, gradients } = &mut workspace.slots[self.graph.output.0];
         gradients.fill(0.0);

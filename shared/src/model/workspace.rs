@@ -17,7 +17,8 @@ use super::{
 #[derive(Clone, Default)]
 pub(super) struct Buffers {
     pub values: Vec<f32>,
-    /// Derivative of the batch's loss by the values; zero-sized if no parameter has a part in the slot.
+    /// Derivative of the batch's loss by the values; zero-sized if no parameter has a part in the slot. Where it overwrites
+    /// the values only one of the two is not empty.
     pub gradients: Vec<f32>,
 }
 

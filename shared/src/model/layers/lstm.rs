@@ -21,7 +21,6 @@ pub(in crate::model) struct LstmStates<'a> {
     pub gates: &'a mut [f32],
     pub previous: &'a mut [f32],
     pub cells: &'a mut [f32],
-    pub squashed: &'a mut [f32],
 }
 
 /// Buffers of a recurrence, kept between batches.
@@ -88,7 +87,7 @@ impl Lstm {
         buffers: &mut Recurrence,
     ) {
         let width = self.hidden;
-        let LstmStates { gates, previous, cells, squashed } = states;
+        let LstmStates { gates, previous, cells } = states;
         let longest = buffers.schedule(starts, width);
         for step in 0..longest {
             let active = buffers.active(starts, step);
@@ -108,7 +107,7 @@ impl Lstm {
                         let (before, cells) = cells.split_at_mut(at * width);
                         let before = if step > 0 { &before[(at - 1) * width..] } else { &zeros[..] };
                         let gates = &mut gates[at * 4 * width..][..4 * width];
-                        advance(sums, before, gates, cells, &mut squashed[at * width..], hidden);
+                        advance(sums, before, gates, cells, hidden);
                         output[at * width..][..width].copy_from_slice(hidden);
                         if step == 0 {
                             previous[at * width..][..width].fill(0.0);
@@ -122,19 +121,18 @@ impl Lstm {
         }
     }
 
-    /// Fills `[steps, 4 x hidden]`, the gradient by the gates before their activation, from that by the hidden states,
-    /// `[steps, hidden]`, and the states that the forward left. `weight` is packed for the way back.
+    /// Writes over the gates, `[steps, 4 x hidden]`, the gradient by them before their activation, from that by the hidden
+    /// states, `[steps, hidden]`, and the states that the forward left. `weight` is packed for the way back.
     pub fn backward(
         &self,
         weight: &PackedRight<f32>,
         starts: &[u32],
         states: LstmStates<'_>,
         output_gradients: &[f32],
-        gate_gradients: &mut [f32],
         buffers: &mut Recurrence,
     ) {
         let width = self.hidden;
-        let LstmStates { gates, cells, squashed, .. } = states;
+        let LstmStates { gates, cells, .. } = states;
         let longest = buffers.schedule(starts, width);
         for step in (0..longest).rev() {
             let active = buffers.active(starts, step);
@@ -151,10 +149,10 @@ impl Lstm {
                         for (to, from) in of_hidden.iter_mut().zip(&output_gradients[at * width..]) {
                             *to += from;
                         }
-                        let gates = &gates[at * 4 * width..][..4 * width];
-                        let squashed = &squashed[at * width..][..width];
-                        retreat(gates, before, squashed, of_hidden, of_cell, sums);
-                        gate_gradients[at * 4 * width..][..4 * width].copy_from_slice(sums);
+                        let gates = &mut gates[at * 4 * width..][..4 * width];
+                        let cell = &cells[at * width..][..width];
+                        retreat(gates, [before, cell], of_hidden, of_cell, sums);
+                        gates.copy_from_slice(sums);
                     }
                 },
             );
@@ -166,19 +164,12 @@ impl Lstm {
     }
 }
 
-/// One row's step: its gates' values, and its cell, the cell's tangent and its hidden state, from the gates' sums and the
-/// cell before. Slices by themselves and loops with few of them, so that each vectorises.
+/// One row's step: its gates' values, and its cell and its hidden state, from the gates' sums and the cell before. Slices
+/// by themselves and loops with few of them, so that each vectorises.
 #[inline(always)]
-fn advance(
-    sums: &[f32],
-    before: &[f32],
-    gates: &mut [f32],
-    cell: &mut [f32],
-    squashed: &mut [f32],
-    hidden: &mut [f32],
-) {
+fn advance(sums: &[f32], before: &[f32], gates: &mut [f32], cell: &mut [f32], hidden: &mut [f32]) {
     let width = hidden.len();
-    let (before, cell, squashed) = (&before[..width], &mut cell[..width], &mut squashed[..width]);
+    let (before, cell) = (&before[..width], &mut cell[..width]);
     for (to, &sum) in gates[..2 * width].iter_mut().zip(&sums[..2 * width]) {
         *to = sigmoid(sum);
     }
@@ -192,11 +183,8 @@ fn advance(
     for at in 0..width {
         cell[at] = f[at] * before[at] + i[at] * g[at];
     }
-    for (to, &cell) in squashed.iter_mut().zip(&*cell) {
-        *to = tanh(cell);
-    }
     for at in 0..width {
-        hidden[at] = o[at] * squashed[at];
+        hidden[at] = o[at] * tanh(cell[at]);
     }
 }
 
@@ -204,22 +192,22 @@ fn advance(
 #[inline(always)]
 fn retreat(
     gates: &[f32],
-    before: &[f32],
-    squashed: &[f32],
+    [before, cell]: [&[f32]; 2],
     of_hidden: &[f32],
     of_cell: &mut [f32],
     sums: &mut [f32],
 ) {
     let width = of_cell.len();
-    let (before, squashed, of_hidden) = (&before[..width], &squashed[..width], &of_hidden[..width]);
+    let (before, cell, of_hidden) = (&before[..width], &cell[..width], &of_hidden[..width]);
     let [i, f, g, o] = quarters(gates, width);
     let (of_i, rest) = sums.split_at_mut(width);
     let (of_f, rest) = rest.split_at_mut(width);
     let (of_g, of_o) = rest.split_at_mut(width);
     let of_o = &mut of_o[..width];
     for at in 0..width {
-        of_cell[at] += of_hidden[at] * o[at] * (1.0 - squashed[at] * squashed[at]);
-        of_o[at] = of_hidden[at] * squashed[at] * o[at] * (1.0 - o[at]);
+        let squashed = tanh(cell[at]);
+        of_cell[at] += of_hidden[at] * o[at] * (1.0 - squashed * squashed);
+        of_o[at] = of_hidden[at] * squashed * o[at] * (1.0 - o[at]);
     }
     for at in 0..width {
         of_i[at] = of_cell[at] * g[at] * i[at] * (1.0 - i[at]);

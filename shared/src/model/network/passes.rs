@@ -25,6 +25,9 @@ impl Network {
         let parameters = weights.parameters.as_slice();
         slots.resize_with(self.slots.len(), Buffers::default);
         for (shape, buffers) in self.slots.iter().zip(&mut *slots) {
+            if shape.overwritten && buffers.values.is_empty() {
+                buffers.values = take(&mut buffers.gradients);
+            }
             buffers.values.resize(counts[shape.level as usize] * shape.width, 0.0);
         }
         for (node, [weight, _]) in self.graph.nodes.iter().zip(&weights.nodes) {
@@ -93,7 +96,7 @@ impl Network {
                     }
                 }
                 Node::Lstm { layer, states, .. } => {
-                    let (states, _) = lstm_states(slots, states);
+                    let states = lstm_states(slots, states);
                     layer.forward(weight, batch.rows.step_starts, states, &mut values, recurrence);
                 }
                 Node::Unfold { input, layer, .. } => {
@@ -195,9 +198,10 @@ impl Network {
                 }
                 Node::Lstm { layer, states, .. } => {
                     assert!(take(&mut fresh[states.gates.0]), "gates of one recurrence alone");
-                    let (states, gradients) = lstm_states(slots, states);
                     let starts = batch.rows.step_starts;
-                    layer.backward(weight, starts, states, &from, gradients, recurrence);
+                    layer.backward(weight, starts, lstm_states(slots, states), &from, recurrence);
+                    let Buffers { values, gradients } = &mut slots[states.gates.0];
+                    *gradients = take(values);
                 }
                 Node::Unfold { input, layer, .. } => {
                     zero_if_fresh(slots, fresh, *input);
@@ -224,18 +228,11 @@ impl Network {
     }
 }
 
-/// What an LSTM layer keeps, and the gradients by its gates.
-fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> (LstmStates<'a>, &'a mut [f32]) {
-    let places = [of.gates, of.previous, of.cells, of.squashed].map(|slot| slot.0);
-    let [gates, previous, cells, squashed] =
-        slots.get_disjoint_mut(places).expect("four slots of the network");
-    let states = LstmStates {
-        gates: &mut gates.values,
-        previous: &mut previous.values,
-        cells: &mut cells.values,
-        squashed: &mut squashed.values,
-    };
-    (states, &mut gates.gradients)
+/// What an LSTM layer keeps.
+fn lstm_states<'a>(slots: &'a mut [Buffers], of: &LstmSlots) -> LstmStates<'a> {
+    let places = [of.gates, of.previous, of.cells].map(|slot| slot.0);
+    let [gates, previous, cells] = slots.get_disjoint_mut(places).expect("three slots of the network");
+    LstmStates { gates: &mut gates.values, previous: &mut previous.values, cells: &mut cells.values }
 }
 
 /// Zeroes a slot's gradients, which may be of no entry, if nothing has been written to them.
