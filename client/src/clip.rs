@@ -193,7 +193,7 @@ fn add_customers(
     sum: &mut [i64],
 ) -> Result<(), ModelError> {
     let Step { network, parameters, max_rows, grid } = step;
-    workspace.load(network, parameters)?;
+    let mut summation = workspace.begin(network, parameters, grid, sum)?;
     let bytes = |customer: &usize| {
         let (rows, steps) = table.size(*customer, max_rows);
         network.buffer_bytes(rows, steps)
@@ -212,7 +212,7 @@ fn add_customers(
         let (now, later) = chosen.split_at(fits.count());
         left -= taken;
         let batch = table.gather(now, max_rows).with_draws(network, generator);
-        workspace.add_clipped(network, &batch.as_batch(), grid, sum)?;
+        summation.add(&batch.as_batch())?;
         chosen = later;
     }
     Ok(())

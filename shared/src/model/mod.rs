@@ -45,7 +45,9 @@ pub use spec::{
     MAX_HIDDEN_LAYERS, MAX_HIDDEN_UNITS, MAX_KERNEL, MAX_NEGATIVES, MAX_RIDGE, MAX_TRANSFORMER_LAYERS,
     MAX_TRANSFORMER_WIDTH, ModelSpec,
 };
-pub(crate) use vectors::{INTEGER_LIMIT, add_rows, add_weighted_rows, dot, dot_error, integer};
+pub(crate) use vectors::{
+    INTEGER_LIMIT, add_rows, add_weighted_rows, dot, dot_error, integer, largest_magnitude,
+};
 pub use vectors::{all_finite, vectorised};
 pub use workspace::Workspace;
 pub use zoo::{MAX_STEPS, MAX_VOCABULARY};

@@ -14,9 +14,11 @@
 mod element;
 mod pack;
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
-use super::vectors::{dot, vectorised};
+use super::vectors::{dot, largest_magnitude, vectorised};
 pub(crate) use element::{Element, Total};
 use element::{Put, lanes};
 
@@ -60,7 +62,7 @@ pub(crate) fn add_product<X: Copy + Into<T>, T: Element, O: Total<T>>(
 ) {
     assert_eq!(out.len(), rows * columns, "output of a {rows} x {columns} product");
     let out = Lines { data: out, stride: columns, columns };
-    Arch::new().dispatch(Product { shape, left, right, fresh: false, squares: None, out, packing });
+    Arch::new().dispatch(Product { shape, left, right, fresh: false, size: None, out, packing });
 }
 
 /// Rows of `columns` entries that are written, each `stride` after the one before.
@@ -82,7 +84,7 @@ pub(crate) fn write_product(
     out: Lines<'_, f32>,
     packing: &mut Packing<f32>,
 ) {
-    Arch::new().dispatch(Product { shape, left, right, fresh: true, squares: None, out, packing });
+    Arch::new().dispatch(Product { shape, left, right, fresh: true, size: None, out, packing });
 }
 
 /// Adds to `out`, `[outputs, inputs]`, the sum over rows of the outer products of `gradients`, `[rows, outputs]`, and
@@ -99,31 +101,40 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element, O: Total<T>>(
     add_product([outputs, gradients.len() / outputs, inputs], left, right, out, packing);
 }
 
-/// Writes to `out`, `[outputs, inputs]`, what [`add_outer_products`] would add; the sum of its squares, where neither these
-/// nor it overflow or vanish within [`SQUARES_ERROR`] of it. No rows leave `out` as it is.
+/// How large the entries of a product are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Size {
+    /// The sum of their squares.
+    pub squares: f64,
+    /// The largest magnitude, if none is NaN.
+    pub largest: f32,
+}
+
+/// Writes to `out`, `[outputs, inputs]`, what [`add_outer_products`] would add; its size, of which the squares are within
+/// [`SQUARES_ERROR`] where neither they nor their sum overflow or vanish. No rows leave `out` as it is.
 pub(crate) fn write_outer_products(
     [outputs, inputs]: [usize; 2],
     gradients: &[f32],
     activations: &[f32],
     out: &mut [f32],
     packing: &mut Packing<f32>,
-) -> f64 {
+) -> Size {
     let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
     let depth = gradients.len() / outputs;
     let shape = [outputs, depth, inputs];
-    // Of sums that are not final yet the squares are found afterwards.
-    let (mut squares, whole) = (0.0, depth <= DEPTH_BLOCK);
+    let (mut size, whole) = (Size::default(), depth <= DEPTH_BLOCK);
     let lines = Lines { data: out, stride: inputs, columns: inputs };
-    let fused = whole.then_some(&mut squares);
-    let product = Product { shape, left, right, fresh: true, squares: fused, out: lines, packing };
-    Arch::new().dispatch(product);
+    // Of sums that are not final yet it is found afterwards.
+    let measured = whole.then_some(&mut size);
+    Arch::new().dispatch(Product { shape, left, right, fresh: true, size: measured, out: lines, packing });
     if !whole {
-        squares = vectorised(
+        size.squares = vectorised(
             #[inline(always)]
             || out.chunks(256).map(|piece| f64::from(dot::<f32, f32>(piece, piece))).sum(),
         );
+        size.largest = largest_magnitude(out);
     }
-    squares
+    size
 }
 
 /// Relative to the squares' sum: chains in f32 of at most [`ROW_BLOCK`] and the lanes of a vector.
@@ -207,15 +218,13 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
                         let tile_rows = TILE_ROWS.min(block_end - first_row);
                         let lines = tile_lines(left, [first_row, tile_rows], [first_term, terms]);
                         let sums = strided_tile::<X, T, S, TILE_VECTORS>(simd, lines, panel);
-                        for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                            let put = match start {
-                                Start::Zero if first_term == 0 => Put::Write,
-                                Start::Row(row) if first_term == 0 => Put::WriteOnto(&row[columns.clone()]),
-                                _ => Put::Add,
-                            };
-                            let out = &mut out[(first_row + i) * right.columns..][columns.clone()];
-                            T::put_row(simd, sums, put, out);
-                        }
+                        let put = match start {
+                            Start::Zero if first_term == 0 => Put::Write,
+                            Start::Row(row) if first_term == 0 => Put::WriteOnto(&row[columns.clone()]),
+                            _ => Put::Add,
+                        };
+                        let out = &mut out[first_row * right.columns + columns.start..];
+                        put_tile(simd, &sums, put, out, [tile_rows, right.columns, width]);
                     }
                 }
             }
@@ -245,8 +254,8 @@ struct Product<'a, X, T, O> {
     right: View<'a, X>,
     /// Whether the output is written and not added to.
     fresh: bool,
-    /// To which the sum of the squares of what is written is added, if that is final.
-    squares: Option<&'a mut f64>,
+    /// To which that of what is written is added, if that is final.
+    size: Option<&'a mut Size>,
     out: Lines<'a, O>,
     packing: &'a mut Packing<T>,
 }
@@ -268,7 +277,7 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
     /// In tiles of `VECTORS` vectors a row.
     #[inline(always)]
     fn multiply<S: Simd, const VECTORS: usize>(self, simd: S) {
-        let Self { shape: [rows, depth, columns], left, right, fresh, mut squares, out, packing } = self;
+        let Self { shape: [rows, depth, columns], left, right, fresh, mut size, out, packing } = self;
         let tile_columns = VECTORS * lanes::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };
@@ -282,12 +291,11 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
                 };
                 if left.transposed {
                     packing.left.resize(tiles().count() * terms * TILE_ROWS, T::default());
-                    for (tile, packed) in tiles().zip(packing.left.chunks_exact_mut(terms * TILE_ROWS)) {
-                        pack_left(left, first_term, tile, packed);
-                    }
+                    pack_left(left, [first_term, terms], [block_start, block_end], &mut packing.left);
                 }
                 for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
-                    let mut measured = [T::splat(simd, T::default()); VECTORS];
+                    let mut squares = [T::splat(simd, T::default()); VECTORS];
+                    let mut largest = squares;
                     let column = first_column + p * tile_columns;
                     let width = tile_columns.min(out.columns - column);
                     for (t, tile @ [first_row, tile_rows]) in tiles().enumerate() {
@@ -298,23 +306,24 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
                             let lines = tile_lines(left, tile, [first_term, terms]);
                             strided_tile::<X, T, S, VECTORS>(simd, lines, panel)
                         };
-                        if squares.is_some() {
-                            // Past the last column there are zeros.
-                            for sums in &sums[..tile_rows] {
-                                for (measured, &sum) in measured.iter_mut().zip(sums) {
-                                    *measured = T::multiply_add(simd, sum, sum, *measured);
+                        if size.is_some() {
+                            // Past the last row and the last column there are zeros.
+                            for sums in &sums {
+                                for at in 0..VECTORS {
+                                    squares[at] = T::multiply_add(simd, sums[at], sums[at], squares[at]);
+                                    largest[at] = T::max_magnitude(simd, largest[at], sums[at]);
                                 }
                             }
                         }
-                        for (i, sums) in sums.into_iter().enumerate().take(tile_rows) {
-                            let at = (first_row + i) * out.stride + column;
-                            let line = &mut out.data[at..][..width];
-                            O::put_row(simd, sums, put, line);
-                        }
+                        let lines = &mut out.data[first_row * out.stride + column..];
+                        put_tile(simd, &sums, put, lines, [tile_rows, out.stride, width]);
                     }
-                    if let Some(squares) = &mut squares {
-                        **squares +=
-                            measured.map(|sums| T::reduce_sum(simd, sums).into()).iter().sum::<f64>();
+                    if let Some(size) = &mut size {
+                        for at in 0..VECTORS {
+                            size.squares += T::reduce_sum(simd, squares[at]).into();
+                            let largest: f64 = T::reduce_max(simd, largest[at]).into();
+                            size.largest = size.largest.max(largest as f32);
+                        }
                     }
                 }
             }
@@ -323,6 +332,40 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
 }
 
 type Tile<T, S, const VECTORS: usize> = [[<T as Element>::Vector<S>; VECTORS]; TILE_ROWS];
+
+/// Puts the first rows of a tile, and of them the first `width` columns, in `out`, each line `stride` after the one before.
+#[inline(always)]
+fn put_tile<T: Element, O: Total<T>, S: Simd, const VECTORS: usize>(
+    simd: S,
+    sums: &Tile<T, S, VECTORS>,
+    put: Put<'_, O>,
+    out: &mut [O],
+    [rows, stride, width]: [usize; 3],
+) {
+    // Not a loop, so that the sums stay in registers.
+    let [s0, s1, s2, s3, s4, s5] = sums;
+    put_line(simd, s0, put, out, 0..rows, [stride, width]);
+    put_line(simd, s1, put, out, 1..rows, [stride, width]);
+    put_line(simd, s2, put, out, 2..rows, [stride, width]);
+    put_line(simd, s3, put, out, 3..rows, [stride, width]);
+    put_line(simd, s4, put, out, 4..rows, [stride, width]);
+    put_line(simd, s5, put, out, 5..rows, [stride, width]);
+}
+
+/// Puts a row of a tile in the first of these lines of `out`, if there is any.
+#[inline(always)]
+fn put_line<T: Element, O: Total<T>, S: Simd, const VECTORS: usize>(
+    simd: S,
+    sums: &[T::Vector<S>; VECTORS],
+    put: Put<'_, O>,
+    out: &mut [O],
+    lines: Range<usize>,
+    [stride, width]: [usize; 2],
+) {
+    if !lines.is_empty() {
+        O::put_row(simd, sums, put, &mut out[lines.start * stride..][..width]);
+    }
+}
 
 /// Adds one term to every sum of the tile.
 #[inline(always)]
@@ -464,20 +507,21 @@ mod tests {
     }
 
     #[test]
-    fn the_squares_of_outer_products_are_those_of_what_is_written() {
+    fn the_size_of_outer_products_is_that_of_what_is_written() {
         let mut packing = Packing::default();
         for [outputs, inputs, rows] in [[2, 5, 4], [100, 33, 30], [8, 8, 1], [33, 170, 7], [6, 16, 300]] {
             let draw = |i: usize| ((i * 2_654_435_761) % 257) as f32 / 100.0 - 1.0;
             let gradients: Vec<f32> = (0..rows * outputs).map(draw).collect();
             let activations: Vec<f32> = (0..rows * inputs).map(|i| draw(i + 7)).collect();
             let mut out = vec![9.0; outputs * inputs];
-            let squares =
+            let size =
                 write_outer_products([outputs, inputs], &gradients, &activations, &mut out, &mut packing);
             let mut sums = vec![0.0; out.len()];
             add_outer_products([outputs, inputs], &gradients, &activations, &mut sums, &mut packing);
             assert_eq!(out, sums);
             let expected: f64 = out.iter().map(|&entry| f64::from(entry).powi(2)).sum();
-            assert!((squares - expected).abs() < SQUARES_ERROR * expected, "{squares} for {expected}");
+            assert!((size.squares - expected).abs() < SQUARES_ERROR * expected, "{size:?} for {expected}");
+            assert_eq!(size.largest, out.iter().fold(0.0, |largest, entry| entry.abs().max(largest)));
         }
     }
 

@@ -135,6 +135,16 @@ pub(crate) fn integer(value: f64) -> i64 {
     (value + SHIFT).to_bits().wrapping_sub(SHIFT.to_bits()) as i64
 }
 
+/// The largest magnitude of finite entries.
+pub(crate) fn largest_magnitude(entries: &[f32]) -> f32 {
+    // Bits of floats that are not negative are in the order of the floats.
+    let largest = vectorised(
+        #[inline(always)]
+        || entries.iter().fold(0, |largest, entry| entry.abs().to_bits().max(largest)),
+    );
+    f32::from_bits(largest)
+}
+
 /// ReLU in place; a NaN stays.
 pub(crate) fn rectify(values: &mut [f32]) {
     Arch::new().dispatch(

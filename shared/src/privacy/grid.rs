@@ -41,7 +41,8 @@
 //! **Whole gradients.** A customer with many factor rows at a linear layer would have all pairs of them multiplied for its
 //! norm, which costs more than its gradient there. So that is made, in floats, and each entry times the clip factor rounded
 //! towards zero to a multiple of the unit and added to the sum (`whole`): what is added cannot be longer than what was
-//! measured. Which layers these are depends on the customer's own number of rows alone.
+//! measured. Which layers these are depends on the customer's own number of rows alone. Their integers are summed in f32 as long as
+//! it has them exactly (`narrow`).
 //!
 //! **Clip factor.** With `n` the norm of the gradient with rounded activations, computed in floats,
 //! `c = min(1, (1 - 2^-10) C / n)`, or `(1 - 2^-10) C / (n + 0.01)` with [`Clipping::Automatic`]. Rounding `g` moves
@@ -72,19 +73,17 @@
 //! device's library.
 
 mod clip;
+mod clipped_sum;
+mod narrow;
 mod norm;
 mod sum;
 mod whole;
 
-use clip::Clip;
-use norm::NormScratch;
-use pulp::Arch;
 use serde::{Deserialize, Serialize};
-use sum::SumScratch;
-use whole::{WholeGradients, WholeTaps};
 
 use super::ClipNorm;
-use crate::model::{Batch, Engine, ModelError, Network, Slot, Workspace};
+use crate::model::{Slot, Workspace};
+pub use clipped_sum::{SumWorkspace, Summation, clipped_sum};
 
 /// L2 norm of one customer's integers, at most: the clip norm in units of the grid.
 pub const SENSITIVITY: u64 = 1 << 24;
@@ -202,113 +201,6 @@ impl Grid {
     /// L2 sensitivity, in integers, of [`clipped_sum`] to one customer more or less: [`SENSITIVITY`].
     pub const fn sensitivity(&self) -> u64 {
         SENSITIVITY
-    }
-}
-
-/// Buffers of [`clipped_sum`]: one a thread, kept between batches. Holds un-noised data; `Debug` prints shapes.
-#[derive(Clone, Default)]
-pub struct SumWorkspace {
-    engine: Engine,
-    /// Factors in floats; once they are clipped, in integers, see [`Clip`].
-    factors: Workspace,
-    /// Where each customer's gradient is made whole.
-    forms: Vec<WholeTaps>,
-    /// Of a customer's slots those that are an input, and those that are an output of the other taps.
-    slots: [Vec<Slot>; 2],
-    sums: SumScratch,
-    scratch: NormScratch,
-    whole: WholeGradients,
-}
-
-impl SumWorkspace {
-    /// Empty buffers; gradients are computed on the processor.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Empty buffers; gradients are computed by `engine`.
-    pub fn on(engine: Engine) -> Self {
-        Self { engine, ..Self::default() }
-    }
-
-    /// Prepares [`add_clipped`](Self::add_clipped) at `parameters`, for any number of batches. Errors if they are not the
-    /// network's in number, or one is not finite.
-    pub fn load(&mut self, network: &Network, parameters: &[f32]) -> Result<(), ModelError> {
-        self.engine.load(network, parameters, &mut self.factors)
-    }
-}
-
-impl std::fmt::Debug for SumWorkspace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("SumWorkspace").field(&self.factors).finish()
-    }
-}
-
-/// Adds to `sum` the clipped, rounded gradient of every customer of `batch`, exactly; see this module's header.
-///
-/// `sum` is `[network.parameter_count()]` in the network's flat layout, in units of [`Grid::unit`], and then, with
-/// [`Clipping::Quantile`], one entry of units of [`COUNT`]; the caller
-/// zeroes it before the first call. One customer more or less in all calls together changes it by at
-/// most [`SENSITIVITY`] in L2 norm. Customers may be split over calls to bound memory, which is about
-/// `8 bytes x rows x (inputs + hidden units)`; the result is the same.
-///
-/// Errors, leaving `sum` alone, if a shape does not fit, a customer has more than [`MAX_CUSTOMER_ROWS`] rows, an id is
-/// outside its vocabulary, or a parameter, an input or a label is not finite, naming its row. Customers whose gradient
-/// overflows count as zero. On an accelerator also if the device fails.
-pub fn clipped_sum(
-    network: &Network,
-    parameters: &[f32],
-    batch: &Batch,
-    grid: &Grid,
-    workspace: &mut SumWorkspace,
-    sum: &mut [i64],
-) -> Result<(), ModelError> {
-    workspace.load(network, parameters)?;
-    workspace.add_clipped(network, batch, grid, sum)
-}
-
-impl SumWorkspace {
-    /// [`clipped_sum`] at the parameters last loaded.
-    ///
-    /// # Panics
-    /// If those were another network's.
-    pub fn add_clipped(
-        &mut self,
-        network: &Network,
-        batch: &Batch,
-        grid: &Grid,
-        sum: &mut [i64],
-    ) -> Result<(), ModelError> {
-        let expected = network.parameter_count() + grid.clipping.counts();
-        if sum.len() != expected {
-            let got = sum.len();
-            return Err(ModelError::Length { what: "entries in the sum", expected, got });
-        }
-        network.check(batch)?;
-        let steps = |row: u32| batch.rows.step_starts.get(row as usize).copied().unwrap_or(0);
-        for (customer, span) in batch.customer_starts.windows(2).enumerate() {
-            let rows = (span[1] - span[0]) as usize * network.factor_rows();
-            let got = rows.max((steps(span[1]) - steps(span[0])) as usize);
-            if got > MAX_CUSTOMER_ROWS {
-                return Err(ModelError::CustomerRows { customer, got, limit: MAX_CUSTOMER_ROWS });
-            }
-        }
-        self.engine.differentiate(network, batch, &mut self.factors)?;
-        let (gradient, counts) = sum.split_at_mut(network.parameter_count());
-        let within = self.clip(grid, gradient);
-        self.sums.add_taps(&self.factors, &self.forms, gradient);
-        if let [count] = counts {
-            *count += COUNT * (2 * within as i64 - batch.customers() as i64);
-        }
-        Ok(())
-    }
-
-    /// Float factors to integer factors of customers whose norm is at most what the clipping allows, but where their
-    /// gradients are made whole, which are added to `sum`; how many of the customers had a norm within the clip norm.
-    fn clip(&mut self, grid: &Grid, sum: &mut [i64]) -> usize {
-        let Self { factors, forms, slots, scratch, whole, .. } = self;
-        let (clip, clipping) = (grid.clip.value(), grid.clipping);
-        Arch::new().dispatch(Clip { clip, clipping, factors, forms, slots, scratch, whole, sum })
     }
 }
 

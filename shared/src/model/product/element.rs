@@ -23,10 +23,15 @@ pub(crate) trait Element: Copy + Default + AddAssign + Into<f64> + 'static {
     ) -> Self::Vector<S>;
     /// The sum of a vector's lanes.
     fn reduce_sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
+    /// Lane by lane the larger of `a` and the magnitude of `b`; either of them where `b` is NaN.
+    fn max_magnitude<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// The largest of a vector's lanes.
+    fn reduce_max<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
 }
 
 macro_rules! element {
-    ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident, $reduce_sum:ident) => {
+    ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident, $reduce_sum:ident,
+        $abs:ident, $max:ident, $reduce_max:ident) => {
         impl Element for $type {
             type Vector<S: Simd> = S::$vector;
             #[inline(always)]
@@ -53,11 +58,43 @@ macro_rules! element {
             fn reduce_sum<S: Simd>(simd: S, vector: S::$vector) -> $type {
                 simd.$reduce_sum(vector)
             }
+            #[inline(always)]
+            fn max_magnitude<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$max(a, simd.$abs(b))
+            }
+            #[inline(always)]
+            fn reduce_max<S: Simd>(simd: S, vector: S::$vector) -> $type {
+                simd.$reduce_max(vector)
+            }
         }
     };
 }
-element!(f32, f32s, as_simd_f32s, as_mut_simd_f32s, splat_f32s, add_f32s, mul_add_f32s, reduce_sum_f32s);
-element!(f64, f64s, as_simd_f64s, as_mut_simd_f64s, splat_f64s, add_f64s, mul_add_f64s, reduce_sum_f64s);
+element!(
+    f32,
+    f32s,
+    as_simd_f32s,
+    as_mut_simd_f32s,
+    splat_f32s,
+    add_f32s,
+    mul_add_f32s,
+    reduce_sum_f32s,
+    abs_f32s,
+    max_f32s,
+    reduce_max_f32s
+);
+element!(
+    f64,
+    f64s,
+    as_simd_f64s,
+    as_mut_simd_f64s,
+    splat_f64s,
+    add_f64s,
+    mul_add_f64s,
+    reduce_sum_f64s,
+    abs_f64s,
+    max_f64s,
+    reduce_max_f64s
+);
 
 /// What a row of a tile does to the output's.
 #[derive(Clone, Copy)]
@@ -87,7 +124,7 @@ pub(crate) trait Total<T: Element>: Copy + Default {
     /// Puts a row of a tile, of which the last columns may be outside the matrix.
     fn put_row<S: Simd, const VECTORS: usize>(
         simd: S,
-        sums: [T::Vector<S>; VECTORS],
+        sums: &[T::Vector<S>; VECTORS],
         put: Put<'_, Self>,
         totals: &mut [Self],
     );
@@ -97,21 +134,21 @@ impl<T: Element> Total<T> for T {
     #[inline(always)]
     fn put_row<S: Simd, const VECTORS: usize>(
         simd: S,
-        sums: [T::Vector<S>; VECTORS],
+        sums: &[T::Vector<S>; VECTORS],
         put: Put<'_, T>,
         totals: &mut [T],
     ) {
         if totals.len() == VECTORS * lanes::<T, S>() {
             let totals = T::vectors_mut::<S>(totals).iter_mut();
             match put {
-                Put::Add => totals.zip(sums).for_each(|(total, sum)| *total = T::add(simd, *total, sum)),
-                Put::Write => totals.zip(sums).for_each(|(total, sum)| *total = sum),
+                Put::Add => totals.zip(sums).for_each(|(total, &sum)| *total = T::add(simd, *total, sum)),
+                Put::Write => totals.zip(sums).for_each(|(total, &sum)| *total = sum),
                 Put::WriteOnto(row) => {
                     let row = T::vectors::<S>(row);
                     totals
                         .zip(row)
                         .zip(sums)
-                        .for_each(|((total, &row), sum)| *total = T::add(simd, row, sum));
+                        .for_each(|((total, &row), &sum)| *total = T::add(simd, row, sum));
                 }
             }
         } else {
@@ -127,7 +164,7 @@ impl<T: Element> Total<T> for i64 {
     #[inline(always)]
     fn put_row<S: Simd, const VECTORS: usize>(
         _: S,
-        sums: [T::Vector<S>; VECTORS],
+        sums: &[T::Vector<S>; VECTORS],
         put: Put<'_, i64>,
         totals: &mut [i64],
     ) {
@@ -140,11 +177,11 @@ impl<T: Element> Total<T> for i64 {
 /// The entries of a tile's row, and zeros.
 #[inline(always)]
 fn plain_row<T: Element, S: Simd, const VECTORS: usize>(
-    sums: [T::Vector<S>; VECTORS],
+    sums: &[T::Vector<S>; VECTORS],
 ) -> [T; MAX_TILE_COLUMNS] {
     let mut row = [T::default(); MAX_TILE_COLUMNS];
     let vectors = T::vectors_mut::<S>(&mut row[..VECTORS * lanes::<T, S>()]);
-    vectors.iter_mut().zip(sums).for_each(|(row, sum)| *row = sum);
+    vectors.iter_mut().zip(sums).for_each(|(row, &sum)| *row = sum);
     row
 }
 

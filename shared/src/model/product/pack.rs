@@ -82,25 +82,30 @@ pub(super) fn pack_block<X: Copy + Into<T>, T: Element>(
     }
 }
 
-/// Copies rows `first_row .. first_row + tile_rows` of a transposed `left` and the terms from `first_term` on to `panel`,
-/// `[terms, TILE_ROWS]`, with zeros past `tile_rows`.
+/// Copies rows `first_row .. last_row` of a transposed `left` and `terms` of its columns from `first_term` on to `panels`: tile
+/// after tile `[terms, TILE_ROWS]`, with zeros past the last row.
 #[inline(always)]
 pub(super) fn pack_left<X: Copy + Into<T>, T: Element>(
     left: View<'_, X>,
-    first_term: usize,
-    [first_row, tile_rows]: [usize; 2],
-    panel: &mut [T],
+    [first_term, terms]: [usize; 2],
+    [first_row, last_row]: [usize; 2],
+    panels: &mut [T],
 ) {
-    if tile_rows < TILE_ROWS {
-        // The transpose of `left` is row-major: the same packing as on the right.
-        let plain = View { transposed: false, ..left };
-        pack(plain, first_term, first_row, tile_rows, TILE_ROWS, panel);
-        return;
-    }
-    let lines = left.data[first_term * left.stride..].chunks(left.stride);
-    for (slots, line) in panel.as_chunks_mut::<TILE_ROWS>().0.iter_mut().zip(lines) {
-        let entries: &[X; TILE_ROWS] = line[first_row..].first_chunk().expect("rows of `left`");
-        *slots = entries.map(Into::into);
+    // Line by line: lines are often a power of two apart, and one entry of each at a time would fall out of the cache.
+    for term in 0..terms {
+        let line = &left.data[(first_term + term) * left.stride..][first_row..last_row];
+        let (tiles, rest) = line.as_chunks::<TILE_ROWS>();
+        let mut panels = panels.chunks_exact_mut(terms * TILE_ROWS).map(|panel| {
+            let slots = &mut panel[term * TILE_ROWS..];
+            slots.first_chunk_mut::<TILE_ROWS>().expect("a tile for each term")
+        });
+        for (entries, slots) in tiles.iter().zip(&mut panels) {
+            *slots = entries.map(Into::into);
+        }
+        if let (false, Some(slots)) = (rest.is_empty(), panels.next()) {
+            *slots = [T::default(); TILE_ROWS];
+            slots.iter_mut().zip(rest).for_each(|(slot, &entry)| *slot = entry.into());
+        }
     }
 }
 

@@ -13,10 +13,11 @@ const MARGIN: f64 = 1.0 - 1.0 / 1024.0;
 /// Times the clip factor is shrunk before rounding goes towards zero.
 const ATTEMPTS: usize = 4;
 
-/// The work of [`SumWorkspace::clip`], compiled for each instruction set. Float factors are written over with the integer
+/// The work on a batch, compiled for each instruction set. Float factors are written over with the integer
 /// factors, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly: the values of the slots that are
 /// a tap's input, in units of `alpha`, and the gradients of those that are a tap's output, in units of `gamma`. What is a
 /// factor of none but whole gradients stays.
+/// Whole gradients are added to `sum`. Returns how many of the customers had a norm within the clip norm.
 pub(super) struct Clip<'a> {
     pub clip: f64,
     pub clipping: Clipping,

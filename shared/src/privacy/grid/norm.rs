@@ -2,7 +2,8 @@
 //! the clip factor and for most checks, and in integers for the others. What is summed, and why nothing overflows, is in
 //! [`grid`](super).
 
-use super::{ACTIVATION_STEPS, WholeTaps, gradients, values};
+use super::whole::WholeTaps;
+use super::{ACTIVATION_STEPS, gradients, values};
 use crate::model::{GramElement, Slot, Tap, Workspace, dot, dot_error, gram_error, push_gram, vectorised};
 
 /// Buffers for norms: dot products of one customer's factor rows, its ids sorted, and one line of its gradient.

@@ -10,18 +10,18 @@
 
 use std::ops::Range;
 
-use super::{ACTIVATION_STEPS, FACTOR_LIMIT, WholeTaps};
+use super::narrow::NARROW_LIMIT;
+use super::whole::WholeTaps;
+use super::{ACTIVATION_STEPS, FACTOR_LIMIT};
 use crate::model::{
     DEPTH_BLOCK, INTEGER_LIMIT, Packing, Tap, Workspace, add_outer_products, add_rows, add_weighted_rows,
-    integer, vectorised,
+    integer, largest_magnitude, vectorised,
 };
 
 /// Most rows whose sums in f64 go to the i64 sum together.
 const BLOCK_ROWS: usize = 1 << 20;
 /// Rows whose products are worth a sum in f32 of their own.
 const FEWEST_ROWS: usize = 16;
-/// Magnitude up to which f32 has every integer.
-const NARROW_LIMIT: f32 = (1 << 24) as f32;
 
 const _: () = assert!(BLOCK_ROWS as f64 * FACTOR_LIMIT as f64 * FACTOR_LIMIT as f64 <= INTEGER_LIMIT);
 
@@ -170,15 +170,6 @@ fn rows_of_factors(forms: &[WholeTaps], linear: usize, starts: &[u32]) -> impl I
         customer += run.len();
         (!run[0].has(linear)).then(|| first..starts[customer] as usize)
     })
-}
-
-/// The largest magnitude of finite entries.
-fn largest_magnitude(entries: &[f32]) -> f32 {
-    let largest = vectorised(
-        #[inline(always)]
-        || entries.iter().fold(0, |largest, entry| entry.abs().to_bits().max(largest)),
-    );
-    f32::from_bits(largest)
 }
 
 /// Adds to a table, `[vocabulary, width]`, the rows of gradients, each times the constant activation, at their ids.

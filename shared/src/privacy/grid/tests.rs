@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
+use super::whole::WholeTaps;
 use super::*;
 use crate::model::{
-    ModelSpec, Tap,
+    Batch, ModelSpec, Network, Tap,
     reference::{self, OwnedBatch, draws, gradient, norm},
 };
 use crate::schema::{DataShape, InputShape, SequenceShape, Target};

@@ -8,9 +8,10 @@
 
 use std::ops::Range;
 
+use super::narrow::NarrowSum;
 use super::{gradients, values};
 use crate::model::{
-    MAX_LINEAR_TAPS, Packing, SQUARES_ERROR, Tap, Workspace, add_rows, dot, integer, vectorised,
+    MAX_LINEAR_TAPS, Packing, SQUARES_ERROR, Tap, Workspace, add_rows, dot, largest_magnitude, vectorised,
     write_outer_products,
 };
 
@@ -75,45 +76,61 @@ impl WholeTaps {
     }
 }
 
-/// One customer's, of all taps where it is made whole; kept between customers.
+/// One customer's, of all taps where it is made whole, and what is still to be added of those before; kept between customers.
 #[derive(Clone, Default)]
 pub(super) struct WholeGradients {
     /// Tap after tap the weight, `[outputs, inputs]`, and the bias, `[outputs]`, if there is one.
     entries: Vec<f32>,
-    /// Where in the sum each tap's belong.
-    places: Vec<Range<usize>>,
+    /// In this order.
+    taps: Vec<WholeTap>,
     packing: Packing<f32>,
+    /// By linear tap.
+    sums: Vec<NarrowSum>,
+}
+
+/// One tap's of a customer.
+#[derive(Clone)]
+struct WholeTap {
+    /// Its order among the linear taps.
+    linear: usize,
+    /// Where in the sum its entries belong.
+    place: Range<usize>,
+    /// The largest magnitude of an entry.
+    largest: f32,
 }
 
 impl WholeGradients {
     /// Makes those of a customer from its float factors, in place of what was here; their squared norm, NaN or infinite if
     /// an entry is.
     pub(super) fn make(&mut self, factors: &Workspace, customer: usize, taps: WholeTaps) -> f64 {
-        let Self { entries, places, packing } = self;
-        places.clear();
-        let (mut made, mut place, mut linear) = (0, 0, 0);
+        let Self { entries, taps: made_taps, packing, .. } = self;
+        made_taps.clear();
+        let (mut made, mut first, mut linear) = (0, 0, 0);
         let mut squares = 0.0;
         for tap in factors.taps() {
-            let own = place..place + tap.parameters(|slot| factors.width(slot));
-            place = own.end;
+            let place = first..first + tap.parameters(|slot| factors.width(slot));
+            first = place.end;
             let Tap::Linear { input, output, .. } = *tap else { continue };
             linear += 1;
             if !taps.has(linear - 1) {
                 continue;
             }
-            let last = made + own.len();
+            let last = made + place.len();
             entries.resize(last.max(entries.len()), 0.0);
             let (inputs, outputs) = (factors.width(input), factors.width(output));
             let (weight, bias) = entries[made..last].split_at_mut(outputs * inputs);
             let (gradients, activations) =
                 (gradients(factors, output, customer), values(factors, input, customer));
-            squares += write_outer_products([outputs, inputs], gradients, activations, weight, packing);
+            let size = write_outer_products([outputs, inputs], gradients, activations, weight, packing);
+            squares += size.squares;
+            let mut largest = size.largest;
             if !bias.is_empty() {
                 bias.fill(0.0);
                 add_rows(gradients, bias);
                 squares += exact_squares(bias);
+                largest = largest.max(largest_magnitude(bias));
             }
-            places.push(own);
+            made_taps.push(WholeTap { linear: linear - 1, place, largest });
             made = last;
         }
         entries.truncate(made);
@@ -121,18 +138,31 @@ impl WholeGradients {
         if squares > SURE && squares.is_finite() { squares } else { exact_squares(entries) }
     }
 
-    /// Adds what was made last to `sum`, the sum of all taps, times `scale`, each entry rounded towards zero. Exact where
-    /// the scaled entries are at most 2^24.
+    /// Adds what was made last to `sum`, the sum of all taps, times `scale`, each entry rounded towards zero, now or with
+    /// [`flush`](Self::flush). Exact where the scaled entries are at most 2^24.
     ///
     /// # Panics
     /// If the taps do not fit into `sum`.
-    pub(super) fn add(&self, scale: f32, sum: &mut [i64]) {
+    pub(super) fn add(&mut self, scale: f32, sum: &mut [i64]) {
         let mut rest = self.entries.as_slice();
-        for place in &self.places {
+        for WholeTap { linear, place, largest } in &self.taps {
             let (own, later) = rest.split_at(place.len());
-            add_truncated(own, scale, &mut sum[place.clone()]);
+            if self.sums.len() <= *linear {
+                self.sums.resize_with(linear + 1, NarrowSum::default);
+            }
+            self.sums[*linear].add(own, *largest, scale, place, sum);
             rest = later;
         }
+    }
+
+    /// Forgets what is still to be added, which belongs to a sum that nobody finished.
+    pub(super) fn forget(&mut self) {
+        self.sums.iter_mut().for_each(NarrowSum::forget);
+    }
+
+    /// Adds what is not yet in `sum` to it.
+    pub(super) fn flush(&mut self, sum: &mut [i64]) {
+        self.sums.iter_mut().for_each(|narrow| narrow.flush(sum));
     }
 }
 
@@ -154,18 +184,6 @@ fn exact_squares(entries: &[f32]) -> f64 {
     )
 }
 
-/// `sum[i] += trunc(scale * entries[i])`.
-fn add_truncated(entries: &[f32], scale: f32, sum: &mut [i64]) {
-    vectorised(
-        #[inline(always)]
-        || {
-            for (slot, &entry) in sum.iter_mut().zip(entries) {
-                *slot += integer(f64::from((entry * scale).trunc()));
-            }
-        },
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,15 +195,5 @@ mod tests {
         assert!(is_cheaper(30, 64, 256) && is_cheaper(30, 128, 512));
         assert!(is_cheaper(25, 64, 1));
         assert!(!is_cheaper(30, 2048, 2048) && is_cheaper(1000, 2048, 2048));
-    }
-
-    #[test]
-    fn scaled_entries_are_rounded_towards_zero_and_added_exactly() {
-        let entries: Vec<f32> = (0..77).map(|at| ((at * 37) % 101) as f32 * 0.37 - 18.0).collect();
-        let mut sum: Vec<i64> = (0..77).map(|at| (at << 40) - 5).collect();
-        let expected: Vec<i64> =
-            sum.iter().zip(&entries).map(|(slot, entry)| slot + (entry * 9e5) as i64).collect();
-        add_truncated(&entries, 9e5, &mut sum);
-        assert_eq!(sum, expected);
     }
 }
