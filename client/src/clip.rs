@@ -6,7 +6,7 @@ use rayon::ThreadPool;
 use std::fmt;
 use std::num::NonZero;
 use std::thread;
-use weighhouse_shared::model::{Engine, ModelError, Network};
+use weighhouse_shared::model::{Engine, ModelError, Network, TILE_ROWS};
 use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 
@@ -209,8 +209,13 @@ fn add_customers(
             taken += if fits { more } else { 0 };
             fits
         });
-        let (now, later) = chosen.split_at(fits.count());
-        left -= taken;
+        let mut count = fits.count();
+        if parts > 1 && count > TILE_ROWS {
+            // Whole tiles of a step's rows, where a recurrence has one for each customer.
+            count -= count % TILE_ROWS;
+        }
+        let (now, later) = chosen.split_at(count);
+        left -= now.iter().map(bytes).sum::<usize>();
         let batch = table.gather(now, max_rows).with_draws(network, generator);
         summation.add(&batch.as_batch())?;
         chosen = later;
@@ -237,7 +242,7 @@ mod tests {
         let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
         let mut generator = Generator::from_seed(1);
         let whole = clip_and_sum(step, &table, &chosen, &mut workers, &mut generator).unwrap();
-        assert!(format!("{workers:?}").contains("customers: 171"), "three of a size: {workers:?}");
+        assert!(format!("{workers:?}").contains("customers: 179"), "the last of three: {workers:?}");
         let mut workspace = SumWorkspace::new();
         let mut sum = vec![0; 2];
         let batch = table.gather(&chosen, 25);

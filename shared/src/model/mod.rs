@@ -37,7 +37,10 @@ pub use graph::{Level, MAX_INPUTS, MAX_LINEAR_TAPS, MAX_OUTPUTS, MAX_PARAMETERS,
 pub use loss::{binary_cross_entropy, loss, predict};
 pub use network::Network;
 pub use optimizer::{LocalOptimizer, Optimizer, Schedule};
-pub(crate) use product::{DEPTH_BLOCK, Packing, SQUARES_ERROR, add_outer_products, write_outer_products};
+pub use product::TILE_ROWS;
+pub(crate) use product::{
+    DEPTH_BLOCK, Packing, SQUARES_ERROR, Size, add_outer_products, write_outer_products,
+};
 pub use score::score;
 pub use server_optimizer::{ServerOptimizer, ServerState};
 pub use spec::{

@@ -31,8 +31,8 @@ pub(crate) const DEPTH_BLOCK: usize = 256;
 const ROW_BLOCK: usize = 96;
 /// Columns of `right` that are packed at a time.
 const COLUMN_BLOCK: usize = 512;
-/// Rows of the register tile.
-const TILE_ROWS: usize = 6;
+/// Rows of the register tile: so many cost no more than one, as at each step of a recurrence.
+pub const TILE_ROWS: usize = 6;
 /// Vectors in a row of the register tile; where all columns are in one, it has one.
 const TILE_VECTORS: usize = 2;
 /// Most columns of the register tile: two vectors of 64 bytes of f32.

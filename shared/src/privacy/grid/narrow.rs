@@ -75,7 +75,7 @@ impl NarrowSum {
 }
 
 /// `sum[i] += trunc(fl(scale * addends[i]))`.
-fn add_truncated(addends: &[f32], scale: f32, sum: &mut [i64]) {
+pub(super) fn add_truncated(addends: &[f32], scale: f32, sum: &mut [i64]) {
     vectorised(
         #[inline(always)]
         || {

@@ -8,10 +8,10 @@
 
 use std::ops::Range;
 
-use super::narrow::NarrowSum;
+use super::narrow::{NarrowSum, add_truncated};
 use super::{gradients, values};
 use crate::model::{
-    MAX_LINEAR_TAPS, Packing, SQUARES_ERROR, Tap, Workspace, add_rows, dot, largest_magnitude, vectorised,
+    MAX_LINEAR_TAPS, Packing, SQUARES_ERROR, Size, Tap, Workspace, add_rows, dot, vectorised,
     write_outer_products,
 };
 
@@ -84,7 +84,7 @@ pub(super) struct WholeGradients {
     /// In this order.
     taps: Vec<WholeTap>,
     packing: Packing<f32>,
-    /// By linear tap.
+    /// By linear tap, of the weight.
     sums: Vec<NarrowSum>,
 }
 
@@ -93,9 +93,10 @@ pub(super) struct WholeGradients {
 struct WholeTap {
     /// Its order among the linear taps.
     linear: usize,
-    /// Where in the sum its entries belong.
-    place: Range<usize>,
-    /// The largest magnitude of an entry.
+    /// Where in the sum its entries belong: the weight's, and the bias's behind them.
+    weight: Range<usize>,
+    bias: Range<usize>,
+    /// The largest magnitude of an entry of the weight's.
     largest: f32,
 }
 
@@ -121,16 +122,17 @@ impl WholeGradients {
             let (weight, bias) = entries[made..last].split_at_mut(outputs * inputs);
             let (gradients, activations) =
                 (gradients(factors, output, customer), values(factors, input, customer));
-            let size = write_outer_products([outputs, inputs], gradients, activations, weight, packing);
-            squares += size.squares;
-            let mut largest = size.largest;
+            let Size { squares: of_weight, largest } =
+                write_outer_products([outputs, inputs], gradients, activations, weight, packing);
+            squares += of_weight;
             if !bias.is_empty() {
                 bias.fill(0.0);
                 add_rows(gradients, bias);
                 squares += exact_squares(bias);
-                largest = largest.max(largest_magnitude(bias));
             }
-            made_taps.push(WholeTap { linear: linear - 1, place, largest });
+            let middle = place.start + weight.len();
+            let (weight, bias) = (place.start..middle, middle..place.end);
+            made_taps.push(WholeTap { linear: linear - 1, weight, bias, largest });
             made = last;
         }
         entries.truncate(made);
@@ -145,12 +147,15 @@ impl WholeGradients {
     /// If the taps do not fit into `sum`.
     pub(super) fn add(&mut self, scale: f32, sum: &mut [i64]) {
         let mut rest = self.entries.as_slice();
-        for WholeTap { linear, place, largest } in &self.taps {
-            let (own, later) = rest.split_at(place.len());
+        for WholeTap { linear, weight, bias, largest } in &self.taps {
+            let (own, later) = rest.split_at(weight.len());
+            let (own_bias, later) = later.split_at(bias.len());
             if self.sums.len() <= *linear {
                 self.sums.resize_with(linear + 1, NarrowSum::default);
             }
-            self.sums[*linear].add(own, *largest, scale, place, sum);
+            self.sums[*linear].add(own, *largest, scale, weight, sum);
+            // Few entries, which are larger.
+            add_truncated(own_bias, scale, &mut sum[bias.clone()]);
             rest = later;
         }
     }
