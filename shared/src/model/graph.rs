@@ -152,8 +152,8 @@ pub(super) enum Node {
     Factors { history: usize, ratings: Option<Slot>, layer: Factors, output: Slot },
     /// The inner product of each row with each of its candidates, and the candidate's bias.
     Dot { rows: Slot, candidates: Slot, biases: Slot, output: Slot },
-    /// The hidden state of each step from the gates, to which a linear node has added the part of the step's input.
-    Lstm { layer: Lstm, states: LstmSlots, output: Slot },
+    /// The hidden state of each step.
+    Lstm { input: Slot, layer: Lstm, states: LstmSlots, output: Slot },
     /// Each step with its neighbours.
     Unfold { input: Slot, layer: Unfold, output: Slot },
     /// Normalised rows, and what their gain and bias make of them.
@@ -165,8 +165,7 @@ pub(super) enum Node {
 /// What an LSTM layer keeps of each step beside its hidden state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LstmSlots {
-    /// `[steps, 4 x hidden]`: before the node the linear layer's output, behind it the gates' values. Gradients are
-    /// those before the gates' activation; they overwrite these.
+    /// `[steps, 4 x hidden]`. Gradients are those before the gates' activation; they overwrite the gates.
     pub gates: Slot,
     /// `[steps, hidden]`: the hidden state of the step before, zeros at the first.
     pub previous: Slot,
@@ -509,18 +508,20 @@ impl Builder {
     pub(super) fn lstm(&mut self, name: &str, input: Slot, hidden: usize) -> Slot {
         // As in PyTorch.
         let init = Init::Uniform(1.0 / (hidden as f64).sqrt());
-        let SlotShape { level, width: inputs, .. } = self.shape(input);
+        let SlotShape { level, width: inputs, learned: passes_on, .. } = self.shape(input);
         assert_eq!(level, Level::Step, "an LSTM goes along steps");
-        let [weight, bias] = ["weight_ih_l0", "bias_ih_l0"].map(|part| format!("{name}.{part}"));
-        let shape = [hidden.saturating_mul(4), inputs];
-        let gates =
-            self.linear_of(weight, &shape, Some((bias, Init::ForgetGate)), input, Activation::None, init);
-        let offset = self.tensor(format!("{name}.weight_hh_l0"), &[shape[0], hidden], init);
+        let gates_width = hidden.saturating_mul(4);
+        let offset = self.tensor(format!("{name}.weight_ih_l0"), &[gates_width, inputs], init);
+        self.tensor(format!("{name}.bias_ih_l0"), &[gates_width], Init::ForgetGate);
+        self.tensor(format!("{name}.weight_hh_l0"), &[gates_width, hidden], init);
+        let gates = self.slot(Level::Step, gates_width, true);
         self.slots[gates.0].overwritten = true;
         let [previous, cells] = [(); 2].map(|()| self.slot(Level::Step, hidden, false));
         let output = self.slot(Level::Step, hidden, true);
-        let states = LstmSlots { gates, previous, cells };
-        self.nodes.push(Node::Lstm { layer: Lstm { hidden, offset }, states, output });
+        let (layer, states) =
+            (Lstm { inputs, hidden, offset, passes_on }, LstmSlots { gates, previous, cells });
+        self.nodes.push(Node::Lstm { input, layer, states, output });
+        self.taps.push(Tap::Linear { input, output: gates, biased: true });
         self.taps.push(Tap::Linear { input: previous, output: gates, biased: false });
         output
     }

@@ -287,17 +287,20 @@ fn forward(
                 };
                 slots[candidates.0].iter().enumerate().map(score).collect()
             }
-            Node::Lstm { layer, states, .. } => {
+            Node::Lstm { input, layer, .. } => {
                 let width = layer.hidden;
+                let [of_inputs, bias, of_hidden] = layer.tensors(parameters);
+                let dot =
+                    |weight: &[f64], row: &[f64]| weight.iter().zip(row).map(|(w, x)| w * x).sum::<f64>();
                 let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
                 let mut states_of_steps = Matrix::new();
                 for span in &spans {
                     let (mut hidden, mut cell) = (vec![0.0; width], vec![0.0; width]);
                     for step in span.clone() {
                         let gate = |at: usize| {
-                            let weight = &parameters[layer.offset + at * width..][..width];
-                            let recurrent = weight.iter().zip(&hidden).map(|(w, h)| w * h).sum::<f64>();
-                            slots[states.gates.0][step][at] + recurrent
+                            let own =
+                                dot(&of_inputs[at * layer.inputs..][..layer.inputs], &slots[input.0][step]);
+                            bias[at] + own + dot(&of_hidden[at * width..][..width], &hidden)
                         };
                         let gates: Vec<f64> = (0..4 * width).map(gate).collect();
                         for at in 0..width {

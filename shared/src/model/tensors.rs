@@ -153,7 +153,11 @@ impl Pass<'_> {
             Node::Dot { rows, candidates, biases, .. } => {
                 of(rows).matmul(&of(candidates).t()?)?.broadcast_add(&of(biases).t()?)
             }
-            Node::Lstm { layer, states, .. } => self.lstm(of(&states.gates), layer.offset),
+            Node::Lstm { input, layer, states, .. } => {
+                let [weight, bias, recurrent] = layer.offsets().map(|offset| self.tensor(offset));
+                let sums = of(input).matmul(&weight.t()?)?.broadcast_add(bias)?;
+                self.lstm(&self.tapped(states.gates, sums)?, recurrent)
+            }
             Node::Unfold { input, layer, .. } => self.unfold(of(input), layer.kernel),
             Node::LayerNorm { normal, layer, .. } => {
                 let [gain, bias] = [0, layer.width].map(|after| self.tensor(layer.offset + after));
@@ -167,10 +171,10 @@ impl Pass<'_> {
         Tensor::from_slice(&self.ids[source], self.ids[source].len(), self.device)
     }
 
-    /// The hidden states of an LSTM, from its gates' inputs and the offset of its recurrent weight; all rows that have a
+    /// The hidden states of an LSTM, from the inputs' part of its gates and its recurrent weight; all rows that have a
     /// step of the same place go on together.
-    fn lstm(&self, gates: &Tensor, offset: usize) -> TensorResult {
-        let weight = self.tensor(offset).t()?;
+    fn lstm(&self, gates: &Tensor, recurrent: &Tensor) -> TensorResult {
+        let weight = recurrent.t()?;
         let (hidden, gates_width) = weight.dims2()?;
         let starts = self.rows.step_starts;
         let order = self.by_length();

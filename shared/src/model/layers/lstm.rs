@@ -1,5 +1,5 @@
-//! The recurrent part of a long short-term memory layer (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the
-//! forget gate), all rows of a batch one step further at a time.
+//! Long short-term memory layer (Hochreiter & Schmidhuber 1997; Gers et al. 2000 for the forget gate), all rows of a batch
+//! one step further at a time.
 
 use std::cmp::Reverse;
 
@@ -7,13 +7,16 @@ use super::squash::{sigmoid, tanh};
 use crate::model::product::{PackedRight, Start, View, packed_product};
 use crate::model::vectors::vectorised;
 
-/// `gates += h' U^T` for the hidden state `h'` of the step before; `i, f, o = sigmoid`, `g = tanh` of their quarters;
-/// `c = f c' + i g`; `h = o tanh(c)`. States before the first step are zero.
+/// `W x + b + U h'` for the step's input `x` and the hidden state `h'` of the step before; `i, f, o = sigmoid`, `g = tanh` of
+/// its quarters; `c = f c' + i g`; `h = o tanh(c)`. States before the first step are zero.
 #[derive(Clone, Debug)]
 pub(in crate::model) struct Lstm {
+    pub inputs: usize,
     pub hidden: usize,
-    /// Offset in the flat parameters of `U`, `[4 x hidden, hidden]`.
+    /// Offset in the flat parameters of `W`, `[4 x hidden, inputs]`, then `b`, `[4 x hidden]`, then `U`, `[4 x hidden, hidden]`.
     pub offset: usize,
+    /// Whether a gradient goes on to the inputs.
+    pub passes_on: bool,
 }
 
 /// The steps' matrices of one layer, values only: [`LstmSlots`](crate::model::graph::LstmSlots).
@@ -23,6 +26,14 @@ pub(in crate::model) struct LstmStates<'a> {
     pub cells: &'a mut [f32],
 }
 
+/// The gradient by a layer's inputs, `[steps, inputs]`.
+pub(in crate::model) struct InputGradients<'a> {
+    /// Empty if none goes on.
+    pub entries: &'a mut [f32],
+    /// Whether it is written over what is there and not added to it.
+    pub fresh: bool,
+}
+
 /// Buffers of a recurrence, kept between batches.
 #[derive(Clone, Default)]
 pub(in crate::model) struct Recurrence {
@@ -30,22 +41,23 @@ pub(in crate::model) struct Recurrence {
     order: Vec<u32>,
     /// `[rows that have the step, 4 x hidden]`, in this order.
     gates: Vec<f32>,
+    /// `[rows, inputs + hidden]`, in this order: the step's inputs and the hidden state before, or the gradient by both.
+    joined: Vec<f32>,
     /// `[rows, hidden]`, in this order.
-    hidden: Vec<f32>,
     cells: Vec<f32>,
     /// The state before the first step.
     zeros: Vec<f32>,
 }
 
 impl Recurrence {
-    /// Orders the rows; the number of steps of the longest.
-    fn schedule(&mut self, starts: &[u32], width: usize) -> usize {
+    /// Orders the rows, with zeros in all buffers; the number of steps of the longest.
+    fn schedule(&mut self, starts: &[u32], [joined, hidden]: [usize; 2]) -> usize {
         let rows = starts.len().saturating_sub(1);
         self.order.clear();
         self.order.extend(0..rows as u32);
         self.order.sort_unstable_by_key(|&row| (Reverse(steps_of(starts, row)), row));
         for (buffer, entries) in
-            [(&mut self.hidden, rows * width), (&mut self.cells, rows * width), (&mut self.zeros, width)]
+            [(&mut self.joined, rows * joined), (&mut self.cells, rows * hidden), (&mut self.zeros, hidden)]
         {
             buffer.clear();
             buffer.resize(entries, 0.0);
@@ -64,46 +76,70 @@ fn steps_of(starts: &[u32], row: u32) -> usize {
 }
 
 impl Lstm {
-    /// `[4 x hidden, hidden]`.
-    fn weight<'a>(&self, parameters: &'a [f32]) -> &'a [f32] {
-        &parameters[self.offset..][..4 * self.hidden * self.hidden]
+    /// Of `W`, `b` and `U` in the flat parameters.
+    pub fn offsets(&self) -> [usize; 3] {
+        let bias = self.offset + 4 * self.hidden * self.inputs;
+        [self.offset, bias, bias + 4 * self.hidden]
     }
 
-    /// Packs the weight for [`forward`](Self::forward) and [`backward`](Self::backward).
+    /// `W`, `b` and `U`.
+    pub fn tensors<'a, T>(&self, parameters: &'a [T]) -> [&'a [T]; 3] {
+        let [weight, bias, recurrent] = self.offsets();
+        let last = recurrent + 4 * self.hidden * self.hidden;
+        [&parameters[weight..bias], &parameters[bias..recurrent], &parameters[recurrent..last]]
+    }
+
+    /// Packs the weights for [`forward`](Self::forward) and [`backward`](Self::backward).
     pub fn pack(&self, parameters: &[f32], [forward, backward]: &mut [PackedRight<f32>; 2]) {
-        let (width, weight) = (self.hidden, self.weight(parameters));
-        forward.pack([width, 4 * width], View::transpose(weight, width));
-        backward.pack([4 * width, width], View::rows(weight, width));
+        let Self { inputs, hidden, passes_on, .. } = *self;
+        let [of_inputs, _, of_hidden] = self.tensors(parameters);
+        let joined = inputs + hidden;
+        let mut weight = vec![0.0; 4 * hidden * joined];
+        for (gate, line) in weight.chunks_exact_mut(joined).enumerate() {
+            line[..inputs].copy_from_slice(&of_inputs[gate * inputs..][..inputs]);
+            line[inputs..].copy_from_slice(&of_hidden[gate * hidden..][..hidden]);
+        }
+        forward.pack([joined, 4 * hidden], View::transpose(&weight, joined));
+        if passes_on {
+            backward.pack([4 * hidden, joined], View::rows(&weight, joined));
+        } else {
+            backward.pack([4 * hidden, hidden], View::rows(of_hidden, hidden));
+        }
     }
 
-    /// Fills the hidden states, `[steps, hidden]`, and all other states from the gates' inputs; row `r` has the steps
-    /// `starts[r] .. starts[r + 1]`. `weight` is packed for the way forward.
+    /// Fills the hidden states, `[steps, hidden]`, and all other states from the inputs, `[steps, inputs]`; row `r` has the
+    /// steps `starts[r] .. starts[r + 1]`. `weight` is packed for the way forward.
     pub fn forward(
         &self,
+        parameters: &[f32],
         weight: &PackedRight<f32>,
         starts: &[u32],
+        input: &[f32],
         states: LstmStates<'_>,
         output: &mut [f32],
         buffers: &mut Recurrence,
     ) {
-        let width = self.hidden;
+        let Self { inputs, hidden: width, .. } = *self;
         let LstmStates { gates, previous, cells } = states;
-        let longest = buffers.schedule(starts, width);
+        let [_, bias, _] = self.tensors(parameters);
+        let joined_width = inputs + width;
+        let longest = buffers.schedule(starts, [joined_width, width]);
         for step in 0..longest {
             let active = buffers.active(starts, step);
-            let Recurrence { order, gates: sums, hidden, zeros, .. } = &mut *buffers;
+            let Recurrence { order, gates: sums, joined, zeros, .. } = &mut *buffers;
             let places = || order[..active].iter().map(|&row| (starts[row as usize] as usize + step, row));
-            sums.clear();
-            places().for_each(|(at, _)| sums.extend_from_slice(&gates[at * 4 * width..][..4 * width]));
-            if step > 0 {
-                let hidden = View::rows(&hidden[..active * width], width);
-                packed_product(active, hidden, weight, Start::Kept, sums);
+            let joined = &mut joined[..active * joined_width];
+            for ((at, _), line) in places().zip(joined.chunks_exact_mut(joined_width)) {
+                line[..inputs].copy_from_slice(&input[at * inputs..][..inputs]);
             }
+            sums.resize(active * 4 * width, 0.0);
+            packed_product(active, View::rows(joined, joined_width), weight, Start::Row(bias), sums);
             vectorised(
                 #[inline(always)]
                 || {
-                    let of_rows = sums.chunks_exact(4 * width).zip(hidden.chunks_exact_mut(width));
-                    for ((at, row), (sums, hidden)) in places().zip(of_rows) {
+                    let of_rows = sums.chunks_exact(4 * width).zip(joined.chunks_exact_mut(joined_width));
+                    for ((at, row), (sums, line)) in places().zip(of_rows) {
+                        let hidden = &mut line[inputs..];
                         let (before, cells) = cells.split_at_mut(at * width);
                         let before = if step > 0 { &before[(at - 1) * width..] } else { &zeros[..] };
                         let gates = &mut gates[at * 4 * width..][..4 * width];
@@ -122,29 +158,35 @@ impl Lstm {
     }
 
     /// Writes over the gates, `[steps, 4 x hidden]`, the gradient by them before their activation, from that by the hidden
-    /// states, `[steps, hidden]`, and the states that the forward left. `weight` is packed for the way back.
+    /// states, `[steps, hidden]`, and the states that the forward left; then that by the inputs, if it goes on. `weight` is
+    /// packed for the way back.
     pub fn backward(
         &self,
         weight: &PackedRight<f32>,
         starts: &[u32],
         states: LstmStates<'_>,
         output_gradients: &[f32],
+        input_gradients: InputGradients<'_>,
         buffers: &mut Recurrence,
     ) {
         let width = self.hidden;
+        let inputs = if self.passes_on { self.inputs } else { 0 };
         let LstmStates { gates, cells, .. } = states;
-        let longest = buffers.schedule(starts, width);
+        let joined_width = inputs + width;
+        let longest = buffers.schedule(starts, [joined_width, width]);
         for step in (0..longest).rev() {
             let active = buffers.active(starts, step);
-            let Recurrence { order, gates: sums, hidden, cells: of_cells, zeros } = &mut *buffers;
+            let Recurrence { order, gates: sums, joined, cells: of_cells, zeros } = &mut *buffers;
+            let places = || order[..active].iter().map(|&row| starts[row as usize] as usize + step);
+            let joined = &mut joined[..active * joined_width];
             sums.resize(active * 4 * width, 0.0);
             vectorised(
                 #[inline(always)]
                 || {
-                    let of_rows = hidden.chunks_exact_mut(width).zip(of_cells.chunks_exact_mut(width));
+                    let of_rows = joined.chunks_exact_mut(joined_width).zip(of_cells.chunks_exact_mut(width));
                     let of_rows = of_rows.zip(sums.chunks_exact_mut(4 * width));
-                    for (&row, ((of_hidden, of_cell), sums)) in order[..active].iter().zip(of_rows) {
-                        let at = starts[row as usize] as usize + step;
+                    for (at, ((line, of_cell), sums)) in places().zip(of_rows) {
+                        let of_hidden = &mut line[inputs..];
                         let before = if step > 0 { &cells[(at - 1) * width..][..width] } else { &zeros[..] };
                         for (to, from) in of_hidden.iter_mut().zip(&output_gradients[at * width..]) {
                             *to += from;
@@ -156,9 +198,18 @@ impl Lstm {
                     }
                 },
             );
-            if step > 0 {
-                let hidden = &mut hidden[..active * width];
-                packed_product(active, View::rows(sums, 4 * width), weight, Start::Zero, hidden);
+            if step > 0 || inputs > 0 {
+                packed_product(active, View::rows(sums, 4 * width), weight, Start::Zero, joined);
+            }
+            if inputs > 0 {
+                for (at, line) in places().zip(joined.chunks_exact(joined_width)) {
+                    let to = &mut input_gradients.entries[at * inputs..][..inputs];
+                    if input_gradients.fresh {
+                        to.copy_from_slice(&line[..inputs]);
+                    } else {
+                        to.iter_mut().zip(line).for_each(|(to, from)| *to += from);
+                    }
+                }
             }
         }
     }

@@ -21,6 +21,6 @@ pub(super) use embedding::{Embedding, add_embedding_gradient};
 pub(super) use factors::Factors;
 pub(super) use layer_norm::{EPSILON, LayerNorm};
 pub(super) use linear::{Activation, LEAK, Linear, add_linear_gradient};
-pub(super) use lstm::{Lstm, LstmStates, Recurrence};
+pub(super) use lstm::{InputGradients, Lstm, LstmStates, Recurrence};
 pub(super) use pool::Pooling;
 pub(super) use unfold::Unfold;

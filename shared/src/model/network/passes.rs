@@ -8,7 +8,7 @@ use super::{Mode, NEGATIVE_BYTES, Network};
 use crate::model::{
     Batch, Workspace,
     graph::{Level, LstmSlots, Node, Slot},
-    layers::LstmStates,
+    layers::{InputGradients, LstmStates},
     vectors::dot,
     workspace::Buffers,
 };
@@ -95,9 +95,11 @@ impl Network {
                         values.extend(items.zip(biases).map(|(item, bias)| dot::<_, f32>(row, item) + bias));
                     }
                 }
-                Node::Lstm { layer, states, .. } => {
-                    let states = lstm_states(slots, states);
-                    layer.forward(weight, batch.rows.step_starts, states, &mut values, recurrence);
+                Node::Lstm { input, layer, states, .. } => {
+                    let entries = take(&mut slots[input.0].values);
+                    let (starts, states) = (batch.rows.step_starts, lstm_states(slots, states));
+                    layer.forward(parameters, weight, starts, &entries, states, &mut values, recurrence);
+                    slots[input.0].values = entries;
                 }
                 Node::Unfold { input, layer, .. } => {
                     layer.forward(batch.rows.step_starts, self.slots[input.0].width, of(input), &mut values)
@@ -196,10 +198,13 @@ impl Network {
                         }
                     }
                 }
-                Node::Lstm { layer, states, .. } => {
-                    assert!(take(&mut fresh[states.gates.0]), "gates of one recurrence alone");
-                    let starts = batch.rows.step_starts;
-                    layer.backward(weight, starts, lstm_states(slots, states), &from, recurrence);
+                Node::Lstm { input, layer, states, .. } => {
+                    let mut entries = take(&mut slots[input.0].gradients);
+                    let fresh = layer.passes_on && take(&mut fresh[input.0]);
+                    let (starts, of_states) = (batch.rows.step_starts, lstm_states(slots, states));
+                    let to = InputGradients { entries: &mut entries, fresh };
+                    layer.backward(weight, starts, of_states, &from, to, recurrence);
+                    slots[input.0].gradients = entries;
                     let Buffers { values, gradients } = &mut slots[states.gates.0];
                     *gradients = take(values);
                 }
