@@ -13,7 +13,7 @@ use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 /// About how many bytes of buffers the customers have whose gradients a thread works on at a time: bounds memory whatever
 /// the batch, and leaves in the cache what the way back reads, besides the weights and one customer's gradient. Fewer
 /// would leave a recurrence few rows a step. One customer alone may need more.
-const MICRO_BATCH_BYTES: usize = 5 << 18;
+const MICRO_BATCH_BYTES: usize = 1 << 20;
 /// Most customers whose gradients a thread works on at a time: more fall out of its cache.
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.
