@@ -175,7 +175,7 @@
 //! | sensitivity as a free parameter | `job`: `a_job_cannot_state_a_sensitivity_of_its_own`; `privacy::mechanism`: `a_mechanism_that_does_not_follow_from_its_statistic_is_found` |
 //! | the Gaussian formula for an epsilon of at most 1 used for any | `accountant`: `noise_for_a_large_epsilon_is_not_that_of_the_formula_for_small_ones` |
 //! | no composition over rounds; an accountant reset at each job or restart | `fault_no_composition_over_rounds_or_an_accountant_reset_at_each_job_or_restart` |
-//! | floating-point Gaussian noise; a generator that is not cryptographic | `privacy::generator`: `the_keystream_is_that_of_aes_256_ctr`; `privacy::discrete_gaussian`: `samples_pass_chi_square_at_every_sigma`; `fault_noise_from_a_general_purpose_generator_or_in_floating_point` |
+//! | floating-point Gaussian noise; a generator that is not cryptographic | `privacy::generator`: `the_keystream_is_that_of_aes_256_in_counter_mode`; `privacy::discrete_gaussian`: `samples_pass_chi_square_at_every_sigma`; `fault_noise_from_a_general_purpose_generator_or_in_floating_point` |
 //! | exact row counts, losses and metrics sent in clear | `fault_exact_row_counts_losses_and_metrics_sent_in_clear` |
 //! | values outside the encoding range wrapping in silence | client `update`: `a_change_beyond_the_encoding_is_saturated_never_wrapped`; client `noise`: `a_share_has_the_noise_of_its_part_around_a_sum_that_is_held_in_range`; `privacy::noise_share`: `a_sum_of_sites_at_the_end_of_their_range_does_not_wrap`; coordinator `admission`: `values_out_of_range_wrong_hashes_and_wrong_lengths_are_refused` |
 //! | NaN updates reaching the global model | client `train`: `a_model_that_diverges_gives_no_update`; an update's integers have no NaN |

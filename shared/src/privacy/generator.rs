@@ -1,19 +1,24 @@
 //! The generator behind all noise and all sampling of customers.
 //!
-//! In: 48 bytes from the system's generator, once. Out: the AES-256-CTR keystream under them, as words,
+//! In: 44 bytes from the system's generator, once. Out: the keystream of AES-256 in counter mode under them, as words,
 //! bytes and coins of an exact rate. Promised: a key makes at most 16 MiB of keystream (2^20 blocks, where
-//! CTR is distinguishable from uniform with probability below 2^-88) and is then replaced by 48 bytes of its
+//! counter mode is distinguishable from uniform with probability below 2^-88) and is then replaced by 44 bytes of its
 //! own keystream, so that a stolen state does not give back the keystream of earlier keys. Nothing here reads
 //! data: what is drawn depends on the key and on how much was drawn before, and on nothing else.
+//!
+//! The keystream is that under which GCM encrypts (NIST SP 800-38D, section 7.1): each buffer is zeros encrypted under the
+//! next 96-bit nonce, that is the blocks numbered from 2 on behind this nonce; the tag is thrown away. Libraries make this
+//! with the widest instructions there are, and the plain counter mode without.
 
-use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
-use aws_lc_rs::iv::FixedLength;
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use super::SamplingRate;
 
 const BLOCK_BYTES: usize = 16;
 const BUFFER_BYTES: usize = 8192;
 const KEY_BYTES: usize = 32;
+/// A key and the first nonce.
+const SECRET_BYTES: usize = KEY_BYTES + NONCE_LEN;
 const BLOCKS_PER_KEY: u64 = 1 << 20;
 
 /// Why there is no generator.
@@ -30,19 +35,20 @@ pub enum GeneratorError {
 ///
 /// Not `Clone`: two copies would give the same noise twice.
 pub struct Generator {
-    cipher: EncryptingKey,
-    counter: u128,
+    key: LessSafeKey,
+    /// Of the next buffer; of 96 bits.
+    nonce: u128,
     blocks_left: u64,
     buffer: Box<[u8; BUFFER_BYTES]>,
     used: usize,
 }
 
 impl Generator {
-    /// A generator whose key and initial counter come from the operating system.
+    /// A generator whose key and first nonce come from the operating system.
     ///
     /// Errors if the system has no random bytes to give.
     pub fn from_system() -> Result<Self, GeneratorError> {
-        let mut secret = [0; KEY_BYTES + BLOCK_BYTES];
+        let mut secret = [0; SECRET_BYTES];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| GeneratorError::NoEntropy)?;
         Ok(Self::from_secret(&secret))
     }
@@ -53,23 +59,23 @@ impl Generator {
     /// feature `seeded` is off by default and no crate that ships may turn it on.
     #[cfg(any(test, feature = "seeded"))]
     pub fn from_seed(seed: u64) -> Self {
-        let mut secret = [0; KEY_BYTES + BLOCK_BYTES];
+        let mut secret = [0; SECRET_BYTES];
         secret[..8].copy_from_slice(&seed.to_le_bytes());
         Self::from_secret(&secret)
     }
 
-    /// A generator of its own, keyed by the next 48 bytes of this one's keystream: for another thread.
+    /// A generator of its own, keyed by the next 44 bytes of this one's keystream: for another thread.
     pub fn fork(&mut self) -> Self {
-        let mut secret = [0; KEY_BYTES + BLOCK_BYTES];
+        let mut secret = [0; SECRET_BYTES];
         self.fill(&mut secret);
         Self::from_secret(&secret)
     }
 
-    fn from_secret(secret: &[u8; KEY_BYTES + BLOCK_BYTES]) -> Self {
-        let (cipher, counter) = keyed(secret);
+    fn from_secret(secret: &[u8; SECRET_BYTES]) -> Self {
+        let (key, nonce) = keyed(secret);
         Self {
-            cipher,
-            counter,
+            key,
+            nonce,
             blocks_left: BLOCKS_PER_KEY,
             buffer: Box::new([0; BUFFER_BYTES]),
             used: BUFFER_BYTES,
@@ -143,9 +149,9 @@ impl Generator {
         const BLOCKS: u64 = (BUFFER_BYTES / BLOCK_BYTES) as u64;
         if self.blocks_left < 2 * BLOCKS {
             self.encrypt_buffer();
-            let mut secret = [0; KEY_BYTES + BLOCK_BYTES];
-            secret.copy_from_slice(&self.buffer[..KEY_BYTES + BLOCK_BYTES]);
-            (self.cipher, self.counter) = keyed(&secret);
+            let mut secret = [0; SECRET_BYTES];
+            secret.copy_from_slice(&self.buffer[..SECRET_BYTES]);
+            (self.key, self.nonce) = keyed(&secret);
             self.blocks_left = BLOCKS_PER_KEY;
         }
         self.encrypt_buffer();
@@ -155,11 +161,17 @@ impl Generator {
 
     fn encrypt_buffer(&mut self) {
         self.buffer.fill(0);
-        let start = EncryptionContext::Iv128(FixedLength::from(self.counter.to_be_bytes()));
-        self.cipher
-            .less_safe_encrypt(self.buffer.as_mut_slice(), start)
-            .expect("AES-CTR takes any length, and the type fixes that of the counter");
-        self.counter = self.counter.wrapping_add((BUFFER_BYTES / BLOCK_BYTES) as u128);
+        let [_, _, _, _, nonce @ ..] = self.nonce.to_be_bytes();
+        let _tag = self
+            .key
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::empty(),
+                self.buffer.as_mut_slice(),
+            )
+            .expect("a buffer is short enough for one nonce");
+        // A key makes far fewer buffers than there are nonces.
+        self.nonce = (self.nonce + 1) % (1 << (8 * NONCE_LEN));
     }
 }
 
@@ -169,31 +181,40 @@ impl std::fmt::Debug for Generator {
     }
 }
 
-fn keyed(secret: &[u8; KEY_BYTES + BLOCK_BYTES]) -> (EncryptingKey, u128) {
-    let (key, counter) = secret.split_at(KEY_BYTES);
-    let cipher = UnboundCipherKey::new(&AES_256, key)
-        .and_then(EncryptingKey::ctr)
-        .expect("32 bytes are a key of AES-256, and AES-256 has a counter mode");
-    let counter = counter.try_into().expect("16 bytes are left after the key");
-    (cipher, u128::from_be_bytes(counter))
+fn keyed(secret: &[u8; SECRET_BYTES]) -> (LessSafeKey, u128) {
+    let (key, nonce) = secret.split_at(KEY_BYTES);
+    let key = UnboundKey::new(&AES_256_GCM, key).expect("32 bytes are a key of AES-256");
+    let nonce = nonce.iter().fold(0, |number: u128, &byte| number << 8 | u128::from(byte));
+    (LessSafeKey::new(key), nonce)
 }
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
+    use aws_lc_rs::iv::FixedLength;
+
     use super::*;
 
-    /// The first two blocks of AES-256 under the zero key, counting from zero (NIST AESAVS, GFSbox zero
-    /// vector for the first; both made again with `openssl enc -aes-256-ctr`).
+    /// Block by block `AES-256(key, nonce || number)`; the first under the zero key and nonce is in the test cases of the
+    /// GCM specification (McGrew and Viega 2005, test case 14).
     #[test]
-    fn the_keystream_is_that_of_aes_256_ctr() {
-        let mut bytes = [0; 32];
+    fn the_keystream_is_that_of_aes_256_in_counter_mode() {
+        let mut bytes = [0; 3 * BUFFER_BYTES];
         Generator::from_seed(0).fill(&mut bytes);
-        assert_eq!(
-            data_encoding::HEXLOWER.encode(&bytes),
-            "dc95c078a2408989ad48a21492842087530f8afbc74536b9a963b4f1c4cb738b"
-        );
+        assert_eq!(data_encoding::HEXLOWER.encode(&bytes[..16]), "cea7403d4d606b6e074ec5d3baf39d18");
         let first = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         assert_eq!(Generator::from_seed(0).next_u64(), first);
+
+        let mut generator = Generator::from_secret(&[0xff; SECRET_BYTES]);
+        generator.fill(&mut bytes);
+        // The last nonce there is, and the first two.
+        for (bytes, nonce) in bytes.chunks(BUFFER_BYTES).zip([u128::MAX >> 32, 0, 1]) {
+            let key = UnboundCipherKey::new(&AES_256, &[0xff; 32]).and_then(EncryptingKey::ctr).unwrap();
+            let first = FixedLength::from((nonce << 32 | 2).to_be_bytes());
+            let mut expected = vec![0; BUFFER_BYTES];
+            key.less_safe_encrypt(&mut expected, EncryptionContext::Iv128(first)).unwrap();
+            assert_eq!(bytes, expected, "nonce {nonce:x}");
+        }
     }
 
     #[test]
@@ -215,13 +236,12 @@ mod tests {
         generator.fill(&mut first);
         let mut seen = std::collections::HashSet::from([first[..32].to_vec()]);
         let mut buffer = [0; BUFFER_BYTES];
-        let mut last_counter = generator.counter;
+        let mut last_nonce = generator.nonce;
         let mut rekeyed = 0;
         for _ in 0..2 * buffers {
             generator.fill(&mut buffer);
-            let consecutive = last_counter.wrapping_add((BUFFER_BYTES / BLOCK_BYTES) as u128);
-            rekeyed += usize::from(generator.counter != consecutive);
-            last_counter = generator.counter;
+            rekeyed += usize::from(generator.nonce != last_nonce + 1);
+            last_nonce = generator.nonce;
             assert!(seen.insert(buffer[..32].to_vec()));
         }
         assert_eq!(rekeyed, 2);
