@@ -292,14 +292,14 @@ fn a_chunk_holds_as_many_rows_as_can_be_scored_at_once() {
     let model = model_of(&schema, spec, |_| 0.0);
     let visits = vec!["1"; 1000].join(" ");
     let input: String = std::iter::once("id,tier,spend,visits\n".into())
-        .chain((0..300).map(|row| format!("c{row},gold,{},1\n", if row < 100 { "" } else { &visits })))
+        .chain((0..500).map(|row| format!("c{row},gold,{},1\n", if row < 100 { "" } else { &visits })))
         .collect();
     let mut reader = TableReader::new(input.as_bytes(), "rows", &schema, &model.scorer, &[], &[]).unwrap();
     let mut chunks = Vec::new();
     while let Some(rows) = reader.next_chunk(false).unwrap() {
         chunks.push((rows.len(), rows.table.step_starts()[rows.len()]));
     }
-    assert_eq!(chunks.iter().map(|(rows, _)| rows).sum::<usize>(), 300);
+    assert_eq!(chunks.iter().map(|(rows, _)| rows).sum::<usize>(), 500);
     assert!(chunks[0].0 > 100, "rows without steps are short: {chunks:?}");
     let [_, step] = model.scorer.bytes();
     assert!(chunks.iter().all(|(_, steps)| (*steps as usize).saturating_sub(1000) * step < 256 << 20));
