@@ -108,11 +108,10 @@ impl Lstm {
     }
 
     /// Fills the hidden states, `[steps, hidden]`, and all other states from the inputs, `[steps, inputs]`; row `r` has the
-    /// steps `starts[r] .. starts[r + 1]`. `weight` is packed for the way forward.
+    /// steps `starts[r] .. starts[r + 1]`. With the flat parameters comes the weight packed for the way forward.
     pub fn forward(
         &self,
-        parameters: &[f32],
-        weight: &PackedRight<f32>,
+        (parameters, weight): (&[f32], &PackedRight<f32>),
         starts: &[u32],
         input: &[f32],
         states: LstmStates<'_>,

@@ -98,7 +98,7 @@ impl Network {
                 Node::Lstm { input, layer, states, .. } => {
                     let entries = take(&mut slots[input.0].values);
                     let (starts, states) = (batch.rows.step_starts, lstm_states(slots, states));
-                    layer.forward(parameters, weight, starts, &entries, states, &mut values, recurrence);
+                    layer.forward((parameters, weight), starts, &entries, states, &mut values, recurrence);
                     slots[input.0].values = entries;
                 }
                 Node::Unfold { input, layer, .. } => {
