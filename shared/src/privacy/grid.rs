@@ -68,8 +68,8 @@
 //! `2^20 2^15 2^15 = 2^50 < 2^53`, exact in f64. The i64
 //! sum: each entry grows by at most `S = 2^24` a customer, so 2^38 customers fit.
 //!
-//! Point 2 rests on the row independence of [`Network`] on one machine; a customer's floats are computed anew in each
-//! call and may differ between processors, where the promise holds on each. On an accelerator ([`Engine`]) it rests on the
+//! Point 2 rests on the row independence of [`Network`](crate::model::Network) on one machine; a customer's floats are computed anew in each
+//! call and may differ between processors, where the promise holds on each. On an accelerator ([`Engine`](crate::model::Engine)) it rests on the
 //! device's library.
 
 mod clip;
