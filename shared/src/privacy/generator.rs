@@ -7,8 +7,8 @@
 //! data: what is drawn depends on the key and on how much was drawn before, and on nothing else.
 //!
 //! The keystream is that under which GCM encrypts (NIST SP 800-38D, section 7.1): each buffer is zeros encrypted under the
-//! next 96-bit nonce, that is the blocks numbered from 2 on behind this nonce; the tag is thrown away. Libraries make this
-//! with the widest instructions there are, and the plain counter mode without.
+//! next 96-bit nonce, that is the blocks numbered from 2 on behind this nonce; the tag is thrown away. The library makes
+//! this with wider instructions than its plain counter mode.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 

@@ -90,7 +90,7 @@ impl Summation<'_> {
         workspace.engine.differentiate(network, batch, &mut workspace.factors)?;
         let SumWorkspace { factors, forms, slots, sums, scratch, whole, .. } = &mut **workspace;
         let (clip, clipping) = (grid.clip.value(), grid.clipping);
-        // Factors become integers, but where gradients are made whole, which are added at once.
+        // Factors become integers, but where gradients are made whole: these are added now, or when this is dropped.
         let within = Arch::new().dispatch(Clip {
             clip,
             clipping,
