@@ -98,12 +98,10 @@ impl Generator {
         if self.used + 8 * N > BUFFER_BYTES {
             self.refill();
         }
-        let mut words = [0; N];
-        for (word, bytes) in words.iter_mut().zip(self.buffer[self.used..].as_chunks().0) {
-            *word = u64::from_le_bytes(*bytes);
-        }
+        let bytes = &self.buffer[self.used..self.used + 8 * N];
         self.used += 8 * N;
-        words
+        let (words, _) = bytes.as_chunks::<8>();
+        std::array::from_fn(|at| u64::from_le_bytes(words[at]))
     }
 
     /// Overwrites `bytes` with uniform bytes.

@@ -15,6 +15,7 @@ const BLOCKS_PER_SIGMA: f64 = 100.0;
 /// Blocks reach this many sigmas to either side; the tails, chosen once in 2 million draws, do the rest.
 const REACH_IN_SIGMAS: f64 = 5.0;
 
+const TWO_16: f64 = 65_536.0;
 const TWO_32: f64 = 4_294_967_296.0;
 
 /// Blocks `0..2 * side` cover the integers from `-side * width` to `side * width - 1` in order; block
@@ -26,11 +27,11 @@ pub(super) struct Envelope {
     pub(super) width_bits: u32,
     /// What a weight of one is in units of height.
     pub(super) scale: u32,
-    /// Of each block; not zero.
-    pub(super) heights: Box<[u32]>,
-    /// For each block `2^32` times a share of its height that lies below every weight in it, rounded down;
+    /// Of each block, not zero; one for the tails and for whatever is no block.
+    pub(super) heights: Box<[u32; SLOTS]>,
+    /// For each block `2^16` times a share of its height that lies below every weight in it, rounded down;
     /// zero for the tails and for whatever is no block.
-    pub(super) sure: Box<[u32; SLOTS]>,
+    pub(super) sure: Box<[u16; SLOTS]>,
     /// log2 of the width of a tail block.
     pub(super) tail_width_bits: u32,
     /// Height of the first block of either tail; each further block is half as high.
@@ -75,13 +76,19 @@ impl Envelope {
         let total = upper.iter().sum::<f64>() + 2.0 * tail_share as f64 * upper_tail;
         let scale = ((TWO_32 - (2 * side + 2 * tail_share + 2) as f64) / total) as u32;
         let height = |upper: f64| (f64::from(scale) * upper) as u32 + 1;
-        let heights: Box<[u32]> = upper.into_iter().map(height).collect();
-        let mut sure = Box::new([0; SLOTS]);
-        for ((sure, &height), block) in sure.iter_mut().zip(&heights).zip(0..) {
-            let least = f64::from(scale) * sigma.weight(edges(block).1) * LOWERED;
-            *sure = (least / f64::from(height) * TWO_32) as u32;
+        let (mut heights, mut sure) = (Box::new([1; SLOTS]), Box::new([0; SLOTS]));
+        for (block, upper) in upper.into_iter().enumerate() {
+            heights[block] = height(upper);
+            let least = f64::from(scale) * sigma.weight(edges(block as u64).1) * LOWERED;
+            sure[block] = (least / f64::from(heights[block]) * TWO_16) as u16;
         }
         Self { side, width_bits, scale, heights, sure, tail_width_bits, tail_height: height(upper_tail) }
+    }
+
+    /// How many blocks there are, without the tails.
+    #[inline(always)]
+    pub(super) fn blocks(&self) -> usize {
+        2 * self.side as usize
     }
 
     /// The weight of each block, the tails and "draw again": at most 2048, with the sum 2^32.
@@ -89,7 +96,7 @@ impl Envelope {
     /// In units of height, for one block width: a tail weighs twice its first block, which is
     /// `2^(tail_width_bits - width_bits)` widths wide.
     pub(super) fn block_weights(&self) -> Vec<u32> {
-        let mut weights = self.heights.to_vec();
+        let mut weights = self.heights[..self.blocks()].to_vec();
         let tail = self.tail_height << (self.tail_width_bits - self.width_bits + 1);
         weights.extend([tail, tail]);
         let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
@@ -124,7 +131,7 @@ mod tests {
                 assert!(height.shifted_left(128) >= scale.times(&most), "{sigma:?}, block {block}");
                 let (least, _) = sigma.weight_between(a.max(b), 128);
                 let sure = Natural::from(u64::from(envelope.sure[block as usize])).times(&height);
-                assert!(sure.shifted_left(96) <= scale.times(&least), "{sigma:?}, block {block}");
+                assert!(sure.shifted_left(112) <= scale.times(&least), "{sigma:?}, block {block}");
             }
         }
     }
@@ -154,11 +161,10 @@ mod tests {
             assert_eq!(weights.iter().map(|&weight| u64::from(weight)).sum::<u64>(), 1 << 32);
             assert!(*weights.last().unwrap() < 1 << 12, "{sigma}");
             // The part of the words that their block's sure share does not decide.
-            let unsure: f64 = envelope
-                .heights
+            let unsure: f64 = weights[..envelope.blocks()]
                 .iter()
                 .zip(envelope.sure.iter())
-                .map(|(&height, &sure)| f64::from(height) / TWO_32 * (1.0 - f64::from(sure) / TWO_32))
+                .map(|(&height, &sure)| f64::from(height) / TWO_32 * (1.0 - f64::from(sure) / TWO_16))
                 .sum();
             assert!(unsure < 0.0085, "{sigma}: {unsure}");
         }

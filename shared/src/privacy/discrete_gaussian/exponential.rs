@@ -11,22 +11,26 @@ const LARGEST_EXPONENT: f64 = 32.0;
 
 /// `exp(-y)` for `y` from 0 to 32, with a relative error below 2^-46.
 ///
-/// Write `u = 2^-53`, and `y = k ln 2 + r` with `k` the integer nearest to `y / ln 2`, so `k <= 47` and
+/// Write `u = 2^-53`, and `y = k ln 2 + r` with `k` the integer nearest to `y / ln 2` as it is computed, so `k <= 47` and
 /// `|r| < 0.35`. `LN_2_HIGH` has 32 significant bits, so `k LN_2_HIGH` is exact; the two subtractions round by
 /// less than `0.36 u` each and `k LN_2_LOW < 1e-8` adds less than `1e-7 u`: the computed `r` is off by less
 /// than `u`. The polynomial leaves out less than `0.35^14 / 14! exp(0.35) < 2^-57`. Horner's rule of degree
 /// 13 with coefficients rounded by `u` errs by at most `(28 + 1) u exp(0.35)`, which is less than
 /// `59 u exp(-0.35)`. Together: relative error below `(59 + 1 + 1) 1.01 u < 2^-47`. The last product is
 /// exact, its factor being a power of two and the result far from the subnormals.
+#[inline(always)]
 pub(super) fn exp_minus(y: f64) -> f64 {
+    // With 1.5 * 2^52 added, the last bits of the f64 are the nearest integer: vectorises where a cast does not.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
     const LN_2_HIGH: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
     const LN_2_LOW: f64 = f64::from_bits(0x3dea_39ef_3579_3c76);
     debug_assert!((0.0..=LARGEST_EXPONENT).contains(&y), "exp_minus is proved from 0 to 32, got {y}");
-    let halvings = (y * std::f64::consts::LOG2_E + 0.5) as u64;
-    let k = halvings as f64;
+    let shifted = y * std::f64::consts::LOG2_E + SHIFT;
+    let k = shifted - SHIFT;
     let rest = -(y - k * LN_2_HIGH - k * LN_2_LOW);
     let sum = INVERSE_FACTORIALS.iter().rev().fold(0.0, |sum, coefficient| sum * rest + coefficient);
-    sum * f64::from_bits((1023 - halvings) << 52)
+    // 2^-k: of the shifted number's bits, all but those of k leave at the top.
+    sum * f64::from_bits((1023 << 52) - (shifted.to_bits() << 52))
 }
 
 /// `1 / i!` for `i` from 0 to 13, correctly rounded: each factorial and each quotient is one rounding.
@@ -72,6 +76,7 @@ impl Sigma {
     /// is rounded twice (inverse, product), the square and the half once more: a relative error of the
     /// exponent below `5.01 * 2^-53`, an absolute one below `101 * 2^-53 < 2^-46`. With that of [`exp_minus`]:
     /// below 2^-45.
+    #[inline(always)]
     pub(super) fn weight(&self, magnitude: u64) -> f64 {
         let ratio = magnitude as f64 * self.inverse;
         exp_minus(0.5 * ratio * ratio)

@@ -36,9 +36,11 @@
 //!
 //! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (99.1 % of
 //!   draws or more),
-//! - the first 64 digits of `U` lie on one side of an `f64` estimate by more than its proved error (all but
-//!   one in 10^9 of the rest),
+//! - the first 53 digits of `U` lie on one side of an `f64` estimate by more than its proved error (all but
+//!   one in 10^11 of the rest),
 //! - integer interval arithmetic with as many digits of `U` as it takes ([`comparison`]).
+//!
+//! A vector's draws are answered in the first way as they come; what is not sure is gathered and estimated side by side.
 //!
 //! # The end of `i64`
 //!
@@ -57,15 +59,15 @@ use self::comparison::Acceptance;
 use self::envelope::Envelope;
 use self::exponential::Sigma;
 use super::Generator;
+use crate::model::vectorised;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Samples are below this in magnitude.
 const MAGNITUDE_LIMIT: u128 = 1 << 62;
 
-/// Half the width, in units of 2^-64, of the band around the `f64` estimate of an acceptance where it does not
-/// decide. The estimate errs by less than 2^-43 (weight 2^-44, three roundings) and its conversion by one
-/// unit: 2^21 + 1 units. The digits of the uniform beyond 64 add less than a unit.
-const ESTIMATE_MARGIN: u64 = 1 << 24;
+/// How far an acceptance's `f64` estimate must be from the first 53 digits of the uniform to decide. The estimate errs by
+/// less than 2^-43 (weight 2^-44, two roundings), the digits left out and the difference's rounding are 2^-53 each.
+const ESTIMATE_MARGIN: f64 = 1.0 / (1u64 << 40) as f64;
 
 /// Blocks of up to `2^24` integers take the choice of one from the low half of the word that chose the block,
 /// which leaves 8 digits or more of the uniform: these do not decide for one draw in 2^8 more, at most.
@@ -74,7 +76,8 @@ const WIDEST_BITS_IN_A_WORD: u32 = 24;
 /// Samples that [`DiscreteGaussian::add_to`] draws side by side.
 const BATCH: usize = 32;
 
-const TWO_64: f64 = 18_446_744_073_709_551_616.0;
+/// Draws that are settled side by side.
+const LANES: usize = 16;
 
 /// Why there is no sampler for a standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
@@ -83,7 +86,7 @@ pub struct SigmaOutOfRange {
     got: f64,
 }
 
-/// The discrete Gaussian `N_Z(0, sigma^2)`: tables of 24 KiB, made in a fifth of a millisecond.
+/// The discrete Gaussian `N_Z(0, sigma^2)`: tables of 28 KiB, made in a fifth of a millisecond.
 pub struct DiscreteGaussian {
     sigma: Sigma,
     table: AliasTable,
@@ -93,8 +96,11 @@ pub struct DiscreteGaussian {
 }
 
 /// A choice of block and integer, and what the same word says of the uniform.
+#[derive(Clone, Copy)]
 struct Candidate {
     block: usize,
+    /// Of the block, see [`Envelope::sure`].
+    sure: u16,
     sample: i64,
     /// The first `32 - offset_bits` digits of the uniform; the low bits are not digits.
     digits: u32,
@@ -115,7 +121,7 @@ impl DiscreteGaussian {
     }
 
     fn under(envelope: Envelope, sigma: Sigma) -> Self {
-        let table = AliasTable::new(&envelope.block_weights());
+        let table = AliasTable::new(&envelope.block_weights(), &envelope.sure);
         let offset_bits = Some(envelope.width_bits).filter(|&bits| bits <= WIDEST_BITS_IN_A_WORD);
         Self { sigma, table, envelope, offset_bits: offset_bits.unwrap_or(0) }
     }
@@ -128,8 +134,11 @@ impl DiscreteGaussian {
     /// One sample; `|sample| < 2^62`.
     #[inline]
     pub fn sample(&self, generator: &mut Generator) -> i64 {
-        let word = generator.next_u64();
-        self.sample_from(word, generator)
+        let candidate = self.candidate(generator);
+        if self.surely_accepts(&candidate) {
+            return candidate.sample;
+        }
+        self.settle_or_draw_again(candidate, generator)
     }
 
     /// Adds an independent sample to each of `values`.
@@ -141,49 +150,28 @@ impl DiscreteGaussian {
         Arch::new().dispatch(AddTo { noise: self, values, generator });
     }
 
-    /// [`sample_from`](Self::sample_from) for each of many words, without a branch for those that are surely kept.
+    /// A word, and another in wide blocks.
+    #[inline]
+    fn candidate(&self, generator: &mut Generator) -> Candidate {
+        let [word] = generator.next_words();
+        let [offset] = self.offsets([word], generator);
+        self.candidate_at(word, offset)
+    }
+
+    /// The words whose low bits choose an integer of the block that the high half of each of `words` chooses.
     #[inline(always)]
-    fn samples_from(&self, words: [u64; BATCH], generator: &mut Generator) -> [i64; BATCH] {
-        let offsets =
-            if self.offset_bits == self.envelope.width_bits { words } else { generator.next_words() };
-        let (mut samples, mut unsure) = ([0; BATCH], 0u32);
-        for (at, (&word, &offset)) in words.iter().zip(&offsets).enumerate() {
-            let candidate = self.candidate_at(word, offset);
-            samples[at] = candidate.sample;
-            unsure |= u32::from(!self.surely_accepts(&candidate)) << at;
-        }
-        while unsure != 0 {
-            let at = unsure.trailing_zeros() as usize % BATCH;
-            samples[at] = self.settle_or_draw_again(self.candidate_at(words[at], offsets[at]), generator);
-            unsure &= unsure - 1;
-        }
-        samples
-    }
-
-    /// One sample, from `word` alone but for about one draw in 120 (and the offset in wide blocks).
-    #[inline]
-    fn sample_from(&self, word: u64, generator: &mut Generator) -> i64 {
-        let candidate = self.candidate(word, generator);
-        if self.surely_accepts(&candidate) {
-            return candidate.sample;
-        }
-        self.settle_or_draw_again(candidate, generator)
-    }
-
-    #[inline]
-    fn candidate(&self, word: u64, generator: &mut Generator) -> Candidate {
-        let in_word = self.offset_bits == self.envelope.width_bits;
-        self.candidate_at(word, if in_word { word } else { generator.next_u64() })
+    fn offsets<const N: usize>(&self, words: [u64; N], generator: &mut Generator) -> [u64; N] {
+        if self.offset_bits == self.envelope.width_bits { words } else { generator.next_words() }
     }
 
     /// The low bits of `offset` choose an integer of the block: `word` itself, or another word for wide blocks.
     #[inline(always)]
     fn candidate_at(&self, word: u64, offset: u64) -> Candidate {
         let Envelope { side, width_bits, .. } = self.envelope;
-        let block = self.table.choose((word >> 32) as u32);
+        let (block, sure) = self.table.choose((word >> 32) as u32);
         let offset = offset & ((1 << width_bits) - 1);
         let sample = ((block as i64 - side as i64) << width_bits) + offset as i64;
-        Candidate { block, sample, digits: word as u32 }
+        Candidate { block, sure, sample, digits: word as u32 }
     }
 
     /// True only if the uniform, whatever digits follow those of the candidate, is below the block's sure share.
@@ -191,7 +179,7 @@ impl DiscreteGaussian {
     /// Bits of the word that are no digits must not decide: they count as ones, digits to come as well.
     #[inline(always)]
     fn surely_accepts(&self, candidate: &Candidate) -> bool {
-        candidate.digits | ((1 << self.offset_bits) - 1) < self.envelope.sure[candidate.block % SLOTS]
+        (candidate.digits | ((1 << self.offset_bits) - 1)) >> 16 < u32::from(candidate.sure)
     }
 
     /// What becomes of a draw that is not surely kept.
@@ -199,46 +187,51 @@ impl DiscreteGaussian {
     #[inline(never)]
     fn settle_or_draw_again(&self, mut candidate: Candidate, generator: &mut Generator) -> i64 {
         loop {
-            if let Some(sample) = self.settle(&candidate, generator) {
+            let uniform = self.first_digits(&candidate, generator.next_u64());
+            let lead = self.lead(&candidate, uniform);
+            if let Some(sample) = self.settle(&candidate, uniform, lead, generator) {
                 return sample;
             }
-            let word = generator.next_u64();
-            candidate = self.candidate(word, generator);
+            candidate = self.candidate(generator);
         }
     }
 
     /// The sample, or `None` if all starts again.
-    fn settle(&self, candidate: &Candidate, generator: &mut Generator) -> Option<i64> {
-        if candidate.block >= self.envelope.heights.len() {
+    #[inline]
+    fn settle(
+        &self,
+        candidate: &Candidate,
+        uniform: u64,
+        lead: f64,
+        generator: &mut Generator,
+    ) -> Option<i64> {
+        if candidate.block >= self.envelope.blocks() {
             return self.sample_tail(candidate.block, generator);
         }
-        let uniform = self.first_digits(candidate, generator);
-        self.estimate_accepts(candidate, uniform)
+        estimate_accepts(lead)
             .unwrap_or_else(|| self.exactly_accepts(candidate, uniform, generator))
             .then_some(candidate.sample)
     }
 
-    /// The first 64 digits of the uniform: those of the candidate, the others drawn now.
-    fn first_digits(&self, candidate: &Candidate, generator: &mut Generator) -> u64 {
+    /// The first 64 digits of the uniform: those of the candidate, the others from `word`.
+    #[inline(always)]
+    fn first_digits(&self, candidate: &Candidate, word: u64) -> u64 {
         let known = 32 - self.offset_bits;
-        u64::from(candidate.digits >> self.offset_bits) << (64 - known) | generator.next_u64() >> known
+        u64::from(candidate.digits >> self.offset_bits) << (64 - known) | word >> known
     }
 
-    /// Whether the `f64` estimate accepts; `None` if it lies too close to say.
-    fn estimate_accepts(&self, candidate: &Candidate, uniform: u64) -> Option<bool> {
-        let height = self.envelope.heights[candidate.block];
+    /// The `f64` estimate of the acceptance of a block's integer, less the first 53 digits of the uniform.
+    #[inline(always)]
+    fn lead(&self, candidate: &Candidate, uniform: u64) -> f64 {
+        const DIGITS: u32 = f64::MANTISSA_DIGITS;
+        let height = self.envelope.heights[candidate.block % SLOTS];
         let weight = self.sigma.weight(candidate.sample.unsigned_abs());
         let ratio = weight * (f64::from(self.envelope.scale) / f64::from(height));
-        let estimate = (ratio * TWO_64) as u64;
-        if uniform < estimate.saturating_sub(ESTIMATE_MARGIN) {
-            Some(true)
-        } else if estimate.checked_add(ESTIMATE_MARGIN).is_some_and(|above| above <= uniform) {
-            Some(false)
-        } else {
-            None
-        }
+        ratio - (uniform >> (64 - DIGITS)) as f64 / (1u64 << DIGITS) as f64
     }
 
+    #[cold]
+    #[inline(never)]
     fn exactly_accepts(&self, candidate: &Candidate, uniform: u64, generator: &mut Generator) -> bool {
         let acceptance = Acceptance {
             sigma: &self.sigma,
@@ -250,6 +243,8 @@ impl DiscreteGaussian {
         acceptance.decide(uniform, || generator.next_u64())
     }
 
+    #[cold]
+    #[inline(never)]
     fn sample_tail(&self, block: usize, generator: &mut Generator) -> Option<i64> {
         let Envelope { side, width_bits, tail_width_bits, tail_height, .. } = self.envelope;
         let below = match block as u64 - 2 * side {
@@ -299,14 +294,103 @@ impl WithSimd for AddTo<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self { noise, values, generator } = self;
-        let (batches, rest) = values.as_chunks_mut::<BATCH>();
-        for batch in batches {
-            let samples = noise.samples_from(generator.next_words(), generator);
-            batch.iter_mut().zip(samples).for_each(|(value, sample)| *value = value.saturating_add(sample));
+        let mut unsure = Unsure::default();
+        let batches = values.len() / BATCH;
+        for batch in 0..batches {
+            let words = generator.next_words();
+            let offsets = noise.offsets(words, generator);
+            let (samples, mut not_sure) = noise.surely_kept(&words, &offsets);
+            let start = batch * BATCH;
+            add(&mut values[start..start + BATCH], &samples);
+            while not_sure != 0 {
+                let at = not_sure.trailing_zeros() as usize % BATCH;
+                unsure.push(start + at, words[at], offsets[at]);
+                if unsure.count == LANES {
+                    unsure.settle(noise, values, generator);
+                }
+                not_sure &= not_sure - 1;
+            }
         }
-        for value in rest {
+        unsure.settle(noise, values, generator);
+        for value in &mut values[batches * BATCH..] {
             *value = value.saturating_add(noise.sample(generator));
         }
+    }
+}
+
+impl DiscreteGaussian {
+    /// The samples of many words that are surely kept, zeros for the others, and a mask of these; without a branch.
+    #[inline(always)]
+    fn surely_kept(&self, words: &[u64; BATCH], offsets: &[u64; BATCH]) -> ([i64; BATCH], u32) {
+        let (mut samples, mut not_sure) = ([0; BATCH], 0u32);
+        for (at, (&word, &offset)) in words.iter().zip(offsets).enumerate() {
+            let candidate = self.candidate_at(word, offset);
+            let sure = self.surely_accepts(&candidate);
+            samples[at] = if sure { candidate.sample } else { 0 };
+            not_sure |= u32::from(!sure) << at;
+        }
+        (samples, not_sure)
+    }
+}
+
+#[inline(always)]
+fn add(values: &mut [i64], samples: &[i64; BATCH]) {
+    values.iter_mut().zip(samples).for_each(|(value, sample)| *value = value.saturating_add(*sample));
+}
+
+/// Draws of a vector that are not surely kept: places in it, and the words that they come from.
+#[derive(Default)]
+struct Unsure {
+    count: usize,
+    places: [usize; LANES],
+    words: [u64; LANES],
+    offsets: [u64; LANES],
+}
+
+impl Unsure {
+    #[inline(always)]
+    fn push(&mut self, place: usize, word: u64, offset: u64) {
+        let at = self.count % LANES;
+        (self.places[at], self.words[at], self.offsets[at]) = (place, word, offset);
+        self.count += 1;
+    }
+
+    /// Adds a sample at each place and forgets the places. All lanes are estimated, those without a draw for nothing.
+    #[inline(never)]
+    fn settle(&mut self, noise: &DiscreteGaussian, values: &mut [i64], generator: &mut Generator) {
+        let fresh: [u64; LANES] = generator.next_words();
+        let (mut uniforms, mut leads) = ([0; LANES], [0.0; LANES]);
+        vectorised(
+            #[inline(always)]
+            || {
+                for at in 0..LANES {
+                    let candidate = noise.candidate_at(self.words[at], self.offsets[at]);
+                    uniforms[at] = noise.first_digits(&candidate, fresh[at]);
+                    leads[at] = noise.lead(&candidate, uniforms[at]);
+                }
+            },
+        );
+        for at in 0..self.count.min(LANES) {
+            let candidate = noise.candidate_at(self.words[at], self.offsets[at]);
+            let settled = noise.settle(&candidate, uniforms[at], leads[at], generator);
+            let sample = settled.unwrap_or_else(|| noise.sample(generator));
+            let value = &mut values[self.places[at]];
+            *value = value.saturating_add(sample);
+        }
+        self.count = 0;
+    }
+}
+
+/// Whether an estimate of the acceptance that leads the uniform's digits by so much accepts; `None` if that is too little to
+/// say.
+#[inline(always)]
+fn estimate_accepts(lead: f64) -> Option<bool> {
+    if lead > ESTIMATE_MARGIN {
+        Some(true)
+    } else if lead < -ESTIMATE_MARGIN {
+        Some(false)
+    } else {
+        None
     }
 }
 

@@ -185,12 +185,11 @@ fn samples_decided_only_in_integers_have_the_same_law() {
         let noise = DiscreteGaussian::new(sigma).unwrap();
         let mut generator = Generator::from_seed(seed);
         let sample = |_| loop {
-            let word = generator.next_u64();
-            let candidate = noise.candidate(word, &mut generator);
-            let sample = if candidate.block >= noise.envelope.heights.len() {
+            let candidate = noise.candidate(&mut generator);
+            let sample = if candidate.block >= noise.envelope.blocks() {
                 noise.sample_tail(candidate.block, &mut generator)
             } else {
-                let uniform = noise.first_digits(&candidate, &mut generator);
+                let uniform = noise.first_digits(&candidate, generator.next_u64());
                 noise.exactly_accepts(&candidate, uniform, &mut generator).then_some(candidate.sample)
             };
             if let Some(sample) = sample {
@@ -225,31 +224,32 @@ fn the_three_ways_to_decide_never_disagree() {
     for sigma in SIGMAS.into_iter().chain([0.5, 777.7, 3e6, 2f64.powi(40)]) {
         let noise = DiscreteGaussian::new(sigma).unwrap();
         for _ in 0..draws(100) {
-            let word = generator.next_u64();
-            let mut candidate = noise.candidate(word, &mut generator);
-            if candidate.block >= noise.envelope.heights.len() {
+            let mut candidate = noise.candidate(&mut generator);
+            if candidate.block >= noise.envelope.blocks() {
                 continue;
             }
+            let block = candidate.block;
+            assert_eq!(candidate.sure, noise.envelope.sure[block]);
             // The greatest digits that are surely accepted and their neighbours, with ones ever after.
-            let share = noise.envelope.sure[candidate.block];
-            let step = 1 << noise.offset_bits;
+            let share = u32::from(candidate.sure) << 16;
+            let step = 1 << noise.offset_bits.max(16);
             for digits in [share.saturating_sub(2 * step), share.saturating_sub(step), share] {
                 candidate.digits = digits;
                 if noise.surely_accepts(&candidate) {
                     let greatest = u64::from(digits | (step - 1)) << 32 | u64::from(u32::MAX);
-                    assert!(noise.exactly_accepts(&candidate, greatest, &mut generator), "{sigma} {word:#x}");
+                    assert!(noise.exactly_accepts(&candidate, greatest, &mut generator), "{sigma} {block}");
                     sure += 1;
                 }
             }
             let weight =
                 noise.sigma.weight(candidate.sample.unsigned_abs()) * f64::from(noise.envelope.scale);
-            let border = (weight / f64::from(noise.envelope.heights[candidate.block]) * TWO_64) as u64;
+            let border = (weight / f64::from(noise.envelope.heights[block]) * 2f64.powi(64)) as u64;
             let near = [1 << 19, 1 << 22, (1 << 24) + 3, 1 << 26]
                 .map(|distance| [border.saturating_sub(distance), border.saturating_add(distance)]);
             for uniform in near.into_iter().flatten().chain([border, generator.next_u64()]) {
                 let exact = noise.exactly_accepts(&candidate, uniform, &mut generator);
-                match noise.estimate_accepts(&candidate, uniform) {
-                    Some(estimate) => assert_eq!(estimate, exact, "{sigma} {word:#x} {uniform:#x}"),
+                match estimate_accepts(noise.lead(&candidate, uniform)) {
+                    Some(estimate) => assert_eq!(estimate, exact, "{sigma} {block} {uniform:#x}"),
                     None => undecided += 1,
                 }
             }
@@ -263,20 +263,21 @@ fn the_three_ways_to_decide_never_disagree() {
 #[test]
 fn bits_that_chose_the_integer_never_decide_its_acceptance() {
     let mut unsure_by_them = 0;
-    for sigma in [1000.0, 65536.0, 3e6] {
+    for sigma in [1000.0, 3e6, 2f64.powi(25), 2f64.powi(27), 2f64.powi(30)] {
         let noise = DiscreteGaussian::new(sigma).unwrap();
         let mask = (1u32 << noise.offset_bits) - 1;
         assert!(mask > 0);
-        for block in 0..noise.envelope.heights.len() {
-            let at = |digits| Candidate { block, sample: 0, digits };
-            let share = noise.envelope.sure[block];
+        for block in 0..noise.envelope.blocks() {
+            let sure = noise.envelope.sure[block];
+            let at = |digits| Candidate { block, sure, sample: 0, digits };
+            let share = u32::from(sure) << 16;
             for digits in [share & !mask, (share & !mask).wrapping_sub(mask + 1), (share & !mask) + mask + 1]
             {
                 let decided = [digits, digits | mask].map(|digits| noise.surely_accepts(&at(digits)));
                 assert_eq!(decided[0], decided[1], "sigma {sigma}, block {block}");
                 unsure_by_them += u32::from(digits < share && !decided[0]);
                 let uniform = [digits, digits | mask]
-                    .map(|digits| noise.first_digits(&at(digits), &mut Generator::from_seed(650)));
+                    .map(|digits| noise.first_digits(&at(digits), 0x0123_4567_89ab_cdef));
                 assert_eq!(uniform[0], uniform[1], "sigma {sigma}, block {block}");
                 assert_eq!((uniform[0] >> 32) as u32 & !mask, digits & !mask, "sigma {sigma}, block {block}");
             }
