@@ -2,9 +2,11 @@
 //! is not yet private. It can go only into [`crate::noise`].
 
 use crate::features::FeatureTable;
-use rayon::ThreadPool;
+use crate::threads::Threads;
 use std::fmt;
 use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use weighhouse_shared::model::{Engine, ModelError, Network, TILE_ROWS};
 use weighhouse_shared::privacy::Generator;
@@ -50,17 +52,14 @@ pub struct Step<'a> {
 /// The threads and their buffers, kept between steps.
 #[derive(Debug)]
 pub struct Workers {
-    /// One for each thread, at least one.
+    threads: Threads,
+    /// One for each thread.
     workers: Vec<Worker>,
-    /// All threads but the caller's.
-    pool: Option<ThreadPool>,
-    /// Memory for the next sum.
-    memory: Vec<i64>,
 }
 
 struct Worker {
     workspace: SumWorkspace,
-    /// Of the threads other than the first: their part of the sum.
+    /// Its part of the sum; between steps, memory for it.
     sum: Vec<i64>,
 }
 
@@ -82,18 +81,14 @@ impl Workers {
 
     /// As many as `threads`, at least one.
     pub fn with_threads(engine: &Engine, threads: usize) -> Self {
-        let others = threads.saturating_sub(1);
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(others);
-        // Without threads of its own, which the system may refuse, the caller's does it all.
-        let pool = (others > 0).then(|| pool.build().ok()).flatten();
-        let threads = 1 + pool.as_ref().map_or(0, ThreadPool::current_num_threads);
+        let threads = Threads::new(threads);
         let worker = |_| Worker { workspace: SumWorkspace::on(engine.clone()), sum: Vec::new() };
-        Self { workers: (0..threads).map(worker).collect(), pool, memory: Vec::new() }
+        Self { workers: (0..threads.count()).map(worker).collect(), threads }
     }
 
     /// Takes back the memory of a sum that is done with.
     pub(crate) fn keep(&mut self, memory: Vec<i64>) {
-        self.memory = memory;
+        self.workers[0].sum = memory;
     }
 
     /// Calls `work` with each piece of `entries` and a generator of its own, drawn from `generator`, on all threads.
@@ -107,20 +102,15 @@ impl Workers {
         if entries.len() <= PIECE {
             return work(entries, generator);
         }
-        let mut pieces: Vec<_> = entries.chunks_mut(PIECE).map(|piece| (piece, generator.fork())).collect();
-        let work = |pieces: &mut [(&mut [i64], Generator)]| {
-            pieces.iter_mut().for_each(|(piece, generator)| work(piece, generator));
-        };
-        let each = pieces.len().div_ceil(self.workers.len());
-        let mut parts = pieces.chunks_mut(each);
-        let own = parts.next().unwrap_or_default();
-        match &self.pool {
-            None => work(own),
-            Some(pool) => pool.in_place_scope(|scope| {
-                parts.for_each(|part| scope.spawn(|_| work(part)));
-                work(own);
-            }),
-        }
+        let pieces: Vec<_> = entries.chunks_mut(PIECE).map(|piece| (piece, generator.fork())).collect();
+        let mut hands = vec![(); self.workers.len().min(pieces.len())];
+        let pieces = Mutex::new(pieces.into_iter());
+        let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+        self.threads.share(&mut hands, |()| {
+            while let Some((piece, mut generator)) = next() {
+                work(piece, &mut generator);
+            }
+        });
     }
 }
 
@@ -135,72 +125,59 @@ pub fn clip_and_sum(
     workers: &mut Workers,
     generator: &mut Generator,
 ) -> Result<ClippedSum, ModelError> {
+    let Workers { threads, workers } = workers;
     let count = step.network.parameter_count();
     let entries = count + step.grid.clipping().counts();
-    let mut sum = std::mem::take(&mut workers.memory);
-    sum.clear();
-    sum.resize(entries, 0);
-    let threads = workers.workers.len().min(1 + chosen.len().saturating_mul(count) / THREAD_WORK);
-    let mut parts = chosen.chunks(chosen.len().div_ceil(threads).max(1));
-    let (first, others) = workers.workers[..threads].split_first_mut().expect("at least one worker");
-    let own = parts.next().unwrap_or_default();
-    let others = others.iter_mut().zip(parts);
-    let mut others: Vec<_> = others
-        .map(|(worker, chosen)| Part { worker, chosen, generator: generator.fork(), done: Ok(()) })
-        .collect();
-    let mut own = || add_customers(step, table, own, &mut first.workspace, generator, &mut sum);
-    let done = match &workers.pool {
-        None => own(),
-        Some(pool) => pool.in_place_scope(|scope| {
-            for part in &mut others {
-                scope.spawn(|_| part.work(step, table, entries));
-            }
-            own()
-        }),
-    };
-    done?;
-    for Part { worker, done, .. } in others {
-        done?;
+    let shares = workers.len().min(1 + chosen.len().saturating_mul(count) / THREAD_WORK);
+    let batches = micro_batches(step, table, chosen, shares);
+    let begun = AtomicUsize::new(0);
+    let next = || batches.get(begun.fetch_add(1, Ordering::Relaxed)).copied();
+    let part = |worker| Part { worker, generator: generator.fork(), done: Ok(()) };
+    let mut parts: Vec<_> = workers[..shares].iter_mut().map(part).collect();
+    threads.share(&mut parts, |Part { worker: Worker { workspace, sum }, generator, done }| {
+        sum.clear();
+        sum.resize(entries, 0);
+        *done = add_customers(step, table, next, workspace, generator, sum);
+    });
+    parts.into_iter().try_for_each(|part| part.done)?;
+    let mut sum = std::mem::take(&mut workers[0].sum);
+    for worker in &workers[1..shares] {
         sum.iter_mut().zip(&worker.sum).for_each(|(sum, part)| *sum += part);
     }
     Ok(ClippedSum { sum, grid: *step.grid })
 }
 
-/// What another thread does of a sum.
+/// What one thread does of a sum.
 struct Part<'a> {
     worker: &'a mut Worker,
-    chosen: &'a [usize],
     generator: Generator,
     done: Result<(), ModelError>,
 }
 
-impl Part<'_> {
-    fn work(&mut self, step: Step<'_>, table: &FeatureTable, entries: usize) {
-        let Worker { workspace, sum } = &mut *self.worker;
-        sum.clear();
-        sum.resize(entries, 0);
-        self.done = add_customers(step, table, self.chosen, workspace, &mut self.generator, sum);
-    }
-}
-
-/// Adds the clipped gradients of the customers at `chosen` to `sum`, a micro-batch at a time.
-fn add_customers(
+/// The customers at `chosen` in micro-batches, such that as many threads as there are `shares`, each of which takes the next
+/// whenever it is done with one, are done at about the same time: the shares' first, then their second, and so on.
+fn micro_batches<'a>(
     step: Step<'_>,
     table: &FeatureTable,
-    mut chosen: &[usize],
-    workspace: &mut SumWorkspace,
-    generator: &mut Generator,
-    sum: &mut [i64],
-) -> Result<(), ModelError> {
-    let Step { network, parameters, max_rows, grid } = step;
-    let mut summation = workspace.begin(network, parameters, grid, sum)?;
+    chosen: &'a [usize],
+    shares: usize,
+) -> Vec<&'a [usize]> {
     let bytes = |customer: &usize| {
-        let (rows, steps) = table.size(*customer, max_rows);
-        network.buffer_bytes(rows, steps)
+        let (rows, steps) = table.size(*customer, step.max_rows);
+        step.network.buffer_bytes(rows, steps)
     };
-    let mut left: usize = chosen.iter().map(bytes).sum();
+    let share = chosen.len().div_ceil(shares).max(1);
+    let shares: Vec<_> = chosen.chunks(share).map(|share| in_order(share, bytes)).collect();
+    let most = shares.iter().map(Vec::len).max().unwrap_or(0);
+    (0..most).flat_map(|at| shares.iter().filter_map(move |share| share.get(at).copied())).collect()
+}
+
+/// One thread's customers in micro-batches, as few as there may be, all of about one size: a last one of few customers would
+/// cost as much as a whole one.
+fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usize]> {
+    let mut batches = Vec::new();
+    let mut left: usize = chosen.iter().map(&bytes).sum();
     while !chosen.is_empty() {
-        // As few as there may be, all of about one size: a last one of few customers would cost as much as a whole one.
         let parts = left.div_ceil(MICRO_BATCH_BYTES).max(chosen.len().div_ceil(MICRO_BATCH));
         let mut taken = 0;
         let fits = chosen.iter().take(MICRO_BATCH).take_while(|&customer| {
@@ -215,10 +192,27 @@ fn add_customers(
             count -= count % TILE_ROWS;
         }
         let (now, later) = chosen.split_at(count);
-        left -= now.iter().map(bytes).sum::<usize>();
-        let batch = table.gather(now, max_rows).with_draws(network, generator);
-        summation.add(&batch.as_batch())?;
+        left -= now.iter().map(&bytes).sum::<usize>();
+        batches.push(now);
         chosen = later;
+    }
+    batches
+}
+
+/// Adds the clipped gradients of the customers of one micro-batch after the other to `sum`.
+fn add_customers<'a>(
+    step: Step<'_>,
+    table: &FeatureTable,
+    next: impl Fn() -> Option<&'a [usize]>,
+    workspace: &mut SumWorkspace,
+    generator: &mut Generator,
+    sum: &mut [i64],
+) -> Result<(), ModelError> {
+    let Step { network, parameters, max_rows, grid } = step;
+    let mut summation = workspace.begin(network, parameters, grid, sum)?;
+    while let Some(chosen) = next() {
+        let batch = table.gather(chosen, max_rows).with_draws(network, generator);
+        summation.add(&batch.as_batch())?;
     }
     Ok(())
 }

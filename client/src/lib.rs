@@ -6,6 +6,7 @@ pub mod home;
 pub mod records;
 pub mod features;
 pub mod sampling;
+mod threads;
 pub mod clip;
 pub mod witnesses;
 pub mod budget;

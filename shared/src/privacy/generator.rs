@@ -39,9 +39,13 @@ pub struct Generator {
     /// Of the next buffer; of 96 bits.
     nonce: u128,
     blocks_left: u64,
-    buffer: Box<[u8; BUFFER_BYTES]>,
+    buffer: Box<Buffer>,
     used: usize,
 }
+
+/// On whole lines of the cache, as the loads of many words are.
+#[repr(align(64))]
+struct Buffer([u8; BUFFER_BYTES]);
 
 impl Generator {
     /// A generator whose key and first nonce come from the operating system.
@@ -77,7 +81,7 @@ impl Generator {
             key,
             nonce,
             blocks_left: BLOCKS_PER_KEY,
-            buffer: Box::new([0; BUFFER_BYTES]),
+            buffer: Box::new(Buffer([0; BUFFER_BYTES])),
             used: BUFFER_BYTES,
         }
     }
@@ -98,7 +102,7 @@ impl Generator {
         if self.used + 8 * N > BUFFER_BYTES {
             self.refill();
         }
-        let bytes = &self.buffer[self.used..self.used + 8 * N];
+        let bytes = &self.buffer.0[self.used..self.used + 8 * N];
         self.used += 8 * N;
         let (words, _) = bytes.as_chunks::<8>();
         std::array::from_fn(|at| u64::from_le_bytes(words[at]))
@@ -112,7 +116,7 @@ impl Generator {
             }
             let taken = bytes.len().min(BUFFER_BYTES - self.used);
             let (now, later) = bytes.split_at_mut(taken);
-            now.copy_from_slice(&self.buffer[self.used..self.used + taken]);
+            now.copy_from_slice(&self.buffer.0[self.used..self.used + taken]);
             self.used += taken;
             bytes = later;
         }
@@ -148,7 +152,7 @@ impl Generator {
         if self.blocks_left < 2 * BLOCKS {
             self.encrypt_buffer();
             let mut secret = [0; SECRET_BYTES];
-            secret.copy_from_slice(&self.buffer[..SECRET_BYTES]);
+            secret.copy_from_slice(&self.buffer.0[..SECRET_BYTES]);
             (self.key, self.nonce) = keyed(&secret);
             self.blocks_left = BLOCKS_PER_KEY;
         }
@@ -158,14 +162,14 @@ impl Generator {
     }
 
     fn encrypt_buffer(&mut self) {
-        self.buffer.fill(0);
+        self.buffer.0.fill(0);
         let [_, _, _, _, nonce @ ..] = self.nonce.to_be_bytes();
         let _tag = self
             .key
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
                 Aad::empty(),
-                self.buffer.as_mut_slice(),
+                self.buffer.0.as_mut_slice(),
             )
             .expect("a buffer is short enough for one nonce");
         // A key makes far fewer buffers than there are nonces.

@@ -281,6 +281,10 @@ impl DiscreteGaussian {
     }
 }
 
+/// Words on whole lines of the cache.
+#[repr(align(64))]
+struct Batch([u64; BATCH]);
+
 /// The work of [`DiscreteGaussian::add_to`], compiled for each instruction set.
 struct AddTo<'a> {
     noise: &'a DiscreteGaussian,
@@ -297,14 +301,14 @@ impl WithSimd for AddTo<'_> {
         let mut unsure = Unsure::default();
         let batches = values.len() / BATCH;
         for batch in 0..batches {
-            let words = generator.next_words();
-            let offsets = noise.offsets(words, generator);
-            let (samples, mut not_sure) = noise.surely_kept(&words, &offsets);
+            let words = Batch(generator.next_words());
+            let offsets = Batch(noise.offsets(words.0, generator));
+            let (samples, mut not_sure) = noise.surely_kept(&words.0, &offsets.0);
             let start = batch * BATCH;
             add(&mut values[start..start + BATCH], &samples);
             while not_sure != 0 {
                 let at = not_sure.trailing_zeros() as usize % BATCH;
-                unsure.push(start + at, words[at], offsets[at]);
+                unsure.push(start + at, words.0[at], offsets.0[at]);
                 if unsure.count == LANES {
                     unsure.settle(noise, values, generator);
                 }
