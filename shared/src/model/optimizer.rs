@@ -122,6 +122,12 @@ impl LocalOptimizer {
             (parameter, weight, gradient + proximal * (weight - f64::from(*global)))
         });
         match self.rule {
+            // By itself: it needs neither the global model nor what is multiplied by zero.
+            Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 } if proximal == 0.0 => {
+                for (parameter, gradient) in parameters.iter_mut().zip(gradient) {
+                    *parameter = (f64::from(*parameter) - rate * (*gradient as f64 * unit)) as f32;
+                }
+            }
             Optimizer::Sgd { momentum: 0.0, weight_decay } => {
                 for (parameter, weight, slope) in places {
                     *parameter = (weight - rate * (slope + weight_decay * weight)) as f32;
@@ -220,8 +226,10 @@ mod tests {
 
     #[test]
     fn sgd_momentum_and_penalty_follow_their_update_rules() {
-        let plain = run(Optimizer::Sgd { momentum: 0.0, weight_decay: 0.1 }, 0.0, 20);
-        assert_close(&plain, |at| reference(at, 20, |_, w, g| w - 0.05 * (g + 0.1 * w)));
+        for weight_decay in [0.0, 0.1] {
+            let plain = run(Optimizer::Sgd { momentum: 0.0, weight_decay }, 0.0, 20);
+            assert_close(&plain, |at| reference(at, 20, |_, w, g| w - 0.05 * (g + weight_decay * w)));
+        }
         let heavy = run(Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 }, 0.0, 20);
         assert_close(&heavy, |at| {
             let mut velocity = 0.0;

@@ -328,6 +328,39 @@ fn gradients_that_are_made_whole_are_those_of_f64() {
     assert!(made > 10 * network.parameter_count(), "{made} entries were made whole");
 }
 
+/// What is not in the sum yet when the next batch comes is not lost, and nothing of one sum gets into the next: also
+/// where the gradients are made whole and wait in floats.
+#[test]
+fn batches_added_to_one_sum_are_the_same_integers_as_each_by_itself() {
+    let sequence = SequenceShape { length: 30, numbers: 6, vocabularies: vec![] };
+    let inputs = InputShape { numbers: 0, vocabularies: vec![], sequence: Some(sequence) };
+    let shape = DataShape { inputs, target: Target::Binary };
+    let spec = ModelSpec::Lstm { hidden: vec![16], embedding_dim: 4, dropout: 0.0, negatives: 1 };
+    let network = Network::new(&spec, shape.clone()).unwrap();
+    let parameters = drawn_parameters(&network, 11, 0.3);
+    let sizes: [&[usize]; 5] = [&[1], &[2, 1], &[], &[1, 1, 3], &[1]];
+    let batch = |at: usize| {
+        let customer_rows = sizes[at % sizes.len()];
+        OwnedBatch::draw(at as u64, shape.clone(), customer_rows, 1.7).with_draws(&network, at as u64)
+    };
+    let batches: Vec<OwnedBatch> = (0..40).map(batch).collect();
+    let mut workspace = SumWorkspace::new();
+    for clipping in [Clipping::Fixed, Clipping::Automatic, Clipping::Quantile] {
+        let grid = grid(0.5).with_clipping(clipping);
+        let mut expected = vec![0; network.parameter_count() + clipping.counts()];
+        for batch in &batches {
+            let of_batch = sum_of(&network, &parameters, batch, &grid);
+            expected.iter_mut().zip(of_batch).for_each(|(sum, entry)| *sum += entry);
+        }
+        let mut sum = vec![0; expected.len()];
+        let mut summation = workspace.begin(&network, &parameters, &grid, &mut sum).unwrap();
+        batches.iter().for_each(|batch| summation.add(&batch.batch()).unwrap());
+        drop(summation);
+        assert_eq!(sum, expected, "{clipping:?}");
+        assert!(!whole_places(&workspace, 0).is_empty());
+    }
+}
+
 /// Also where all squares vanish in f32, and where they overflow.
 #[test]
 fn the_norm_of_whole_gradients_is_that_of_their_entries_however_small_or_large() {
