@@ -297,7 +297,7 @@ mod tests {
         let tie = |rate: f64, words: &[u64]| {
             let mut generator = Generator::from_seed(0);
             generator.used = 0;
-            for (bytes, word) in generator.buffer.as_chunks_mut().0.iter_mut().zip(words) {
+            for (bytes, word) in generator.buffer.0.as_chunks_mut().0.iter_mut().zip(words) {
                 *bytes = word.to_le_bytes();
             }
             let heads = generator.bernoulli(SamplingRate::new(rate).unwrap());
