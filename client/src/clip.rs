@@ -117,7 +117,8 @@ impl Workers {
 /// Sums the clipped gradients of the customers of `table` at `chosen`. `generator` draws what the model does at random
 /// while it learns, for each customer by itself.
 ///
-/// The sum is of integers, so it is the same for any number of threads, but for those random draws.
+/// The sum is of integers, so it is the same for any number of threads, but for those random draws: which customers share
+/// a thread's generator depends on who is done first.
 pub fn clip_and_sum(
     step: Step<'_>,
     table: &FeatureTable,

@@ -34,8 +34,7 @@ impl Threads {
         1 + self.others.as_ref().map_or(0, ThreadPool::current_num_threads)
     }
 
-    /// Calls `work` with each of `states`, each on a thread of its own as long as there are any: the first on the caller's.
-    /// Returns when all are done.
+    /// Calls `work` with each of `states` on all threads, with the first on the caller's. Returns when all are done.
     pub(crate) fn share<S: Send>(&self, states: &mut [S], work: impl Fn(&mut S) + Sync) {
         let (Some(pool), true) = (&self.others, states.len() > 1) else {
             return states.iter_mut().for_each(work);

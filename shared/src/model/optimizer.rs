@@ -230,6 +230,8 @@ mod tests {
             let plain = run(Optimizer::Sgd { momentum: 0.0, weight_decay }, 0.0, 20);
             assert_close(&plain, |at| reference(at, 20, |_, w, g| w - 0.05 * (g + weight_decay * w)));
         }
+        let with = |weight_decay| run(Optimizer::Sgd { momentum: 0.0, weight_decay }, 0.0, 20);
+        assert_eq!(with(0.0), with(f64::from_bits(1)), "by itself and with a penalty too small to matter");
         let heavy = run(Optimizer::Sgd { momentum: 0.9, weight_decay: 0.1 }, 0.0, 20);
         assert_close(&heavy, |at| {
             let mut velocity = 0.0;

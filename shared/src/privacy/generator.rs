@@ -43,7 +43,7 @@ pub struct Generator {
     used: usize,
 }
 
-/// On whole lines of the cache, as the loads of many words are.
+/// On whole lines of the cache, so that loads of many words seldom lie across two.
 #[repr(align(64))]
 struct Buffer([u8; BUFFER_BYTES]);
 

@@ -72,9 +72,9 @@ impl Sigma {
 
     /// `exp(-magnitude^2 / (2 sigma^2))` with a relative error below 2^-44.
     ///
-    /// `magnitude` is below 2^53 and at most `6.3 sigma`, so that the exponent is at most 20. Its square root
+    /// `magnitude` is below 2^53 and at most `6.7 sigma`, so that the exponent is at most 22.5. Its square root
     /// is rounded twice (inverse, product), the square and the half once more: a relative error of the
-    /// exponent below `5.01 * 2^-53`, an absolute one below `101 * 2^-53 < 2^-46`. With that of [`exp_minus`]:
+    /// exponent below `5.01 * 2^-53`, an absolute one below `113 * 2^-53 < 2^-46`. With that of [`exp_minus`]:
     /// below 2^-45.
     #[inline(always)]
     pub(super) fn weight(&self, magnitude: u64) -> f64 {

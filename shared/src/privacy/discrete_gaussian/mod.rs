@@ -34,10 +34,10 @@
 //!
 //! Exactly, in three ways that never disagree, since each answers only when it is sure:
 //!
-//! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (99.1 % of
+//! - all digits that `U` may still have lie below a lower bound of `S w(x) / h` for the whole block (99 % of
 //!   draws or more),
 //! - the first 53 digits of `U` lie on one side of an `f64` estimate by more than its proved error (all but
-//!   one in 10^11 of the rest),
+//!   one in 10^11 of all draws),
 //! - integer interval arithmetic with as many digits of `U` as it takes ([`comparison`]).
 //!
 //! A vector's draws are answered in the first way as they come; what is not sure is gathered and estimated side by side.
@@ -220,12 +220,15 @@ impl DiscreteGaussian {
         u64::from(candidate.digits >> self.offset_bits) << (64 - known) | word >> known
     }
 
-    /// The `f64` estimate of the acceptance of a block's integer, less the first 53 digits of the uniform.
+    /// The `f64` estimate of the acceptance of a block's integer, less the first 53 digits of the uniform. Without a meaning
+    /// for the tails and for whatever is no block.
     #[inline(always)]
     fn lead(&self, candidate: &Candidate, uniform: u64) -> f64 {
         const DIGITS: u32 = f64::MANTISSA_DIGITS;
         let height = self.envelope.heights[candidate.block % SLOTS];
-        let weight = self.sigma.weight(candidate.sample.unsigned_abs());
+        // Past the blocks there are magnitudes that no weight is proved for.
+        let in_block = candidate.block < self.envelope.blocks();
+        let weight = self.sigma.weight(if in_block { candidate.sample.unsigned_abs() } else { 0 });
         let ratio = weight * (f64::from(self.envelope.scale) / f64::from(height));
         ratio - (uniform >> (64 - DIGITS)) as f64 / (1u64 << DIGITS) as f64
     }
@@ -362,6 +365,9 @@ impl Unsure {
     /// Adds a sample at each place and forgets the places. All lanes are estimated, those without a draw for nothing.
     #[inline(never)]
     fn settle(&mut self, noise: &DiscreteGaussian, values: &mut [i64], generator: &mut Generator) {
+        if self.count == 0 {
+            return;
+        }
         let fresh: [u64; LANES] = generator.next_words();
         let (mut uniforms, mut leads) = ([0; LANES], [0.0; LANES]);
         vectorised(
