@@ -294,15 +294,21 @@ fn rounding_moves_a_clipped_gradient_by_less_than_a_half_percent() {
     }
 }
 
-/// Sequences of thirty steps: the gradients of layers that see each step are made whole, and are those of f64 but for the
-/// customer's one clip factor.
-#[test]
-fn gradients_that_are_made_whole_are_those_of_f64() {
+/// Whose gradients are made whole.
+fn recurrence_of_thirty_steps() -> (DataShape, Network) {
     let sequence = SequenceShape { length: 30, numbers: 6, vocabularies: vec![] };
     let inputs = InputShape { numbers: 0, vocabularies: vec![], sequence: Some(sequence) };
     let shape = DataShape { inputs, target: Target::Binary };
     let spec = ModelSpec::Lstm { hidden: vec![16], embedding_dim: 4, dropout: 0.0, negatives: 1 };
     let network = Network::new(&spec, shape.clone()).unwrap();
+    (shape, network)
+}
+
+/// Sequences of thirty steps: the gradients of layers that see each step are made whole, and are those of f64 but for the
+/// customer's one clip factor.
+#[test]
+fn gradients_that_are_made_whole_are_those_of_f64() {
+    let (shape, network) = recurrence_of_thirty_steps();
     let parameters = drawn_parameters(&network, 11, 0.3);
     let widened: Vec<f64> = parameters.iter().map(|&parameter| f64::from(parameter)).collect();
     let (mut workspace, mut made) = (SumWorkspace::new(), 0);
@@ -332,11 +338,7 @@ fn gradients_that_are_made_whole_are_those_of_f64() {
 /// where the gradients are made whole and wait in floats.
 #[test]
 fn batches_added_to_one_sum_are_the_same_integers_as_each_by_itself() {
-    let sequence = SequenceShape { length: 30, numbers: 6, vocabularies: vec![] };
-    let inputs = InputShape { numbers: 0, vocabularies: vec![], sequence: Some(sequence) };
-    let shape = DataShape { inputs, target: Target::Binary };
-    let spec = ModelSpec::Lstm { hidden: vec![16], embedding_dim: 4, dropout: 0.0, negatives: 1 };
-    let network = Network::new(&spec, shape.clone()).unwrap();
+    let (shape, network) = recurrence_of_thirty_steps();
     let parameters = drawn_parameters(&network, 11, 0.3);
     let sizes: [&[usize]; 5] = [&[1], &[2, 1], &[], &[1, 1, 3], &[1]];
     let batch = |at: usize| {
