@@ -17,7 +17,8 @@ const ATTEMPTS: usize = 4;
 /// factors, as f32 that hold integers of at most [`FACTOR_LIMIT`], which f32 has exactly: the values of the slots that are
 /// a tap's input, in units of `alpha`, and the gradients of those that are a tap's output, in units of `gamma`. What is a
 /// factor of none but whole gradients stays.
-/// Whole gradients are added to `sum`, now or when they are flushed. Returns how many of the customers had a norm within the clip norm.
+/// Whole gradients are added to `sum`, now or when they are flushed. Returns how many of the customers had a norm within
+/// the clip norm.
 pub(super) struct Clip<'a> {
     pub clip: f64,
     pub clipping: Clipping,

@@ -4,8 +4,7 @@
 //! `G = sum over rows r of g_r a_r^T` is made in floats from float factors, and with the customer's scale `s` each entry adds
 //! `trunc(fl(s G))` to the sum: an integer, of magnitude at most `s |G| (1 + 2^-24)`. So whatever `G` is, the squared norm
 //! of what is added is at most `s^2 |G|^2 (1 + 2^-22)`, and `|G|^2` is known within [`SQUARES_ERROR`] of it, however small or large the
-//! entries are. Nothing else is to be proved of it: sums over
-//! customers are of these integers, and exact (`narrow`).
+//! entries are. Nothing else is to be proved of it: sums over customers are of these integers, and exact (`narrow`).
 
 use std::ops::Range;
 
