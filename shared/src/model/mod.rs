@@ -6,6 +6,7 @@
 //! `graph`); training runs them on hand-written layers ([`Network`]), evaluation and prediction on candle tensors
 //! ([`score()`]).
 
+mod aligned;
 mod artifact;
 mod batch;
 mod device;
@@ -28,6 +29,7 @@ mod weights;
 mod workspace;
 mod zoo;
 
+pub(crate) use aligned::Aligned;
 pub use artifact::{ArtifactError, MAX_HEADER_BYTES, ModelArtifact};
 pub use batch::{Batch, Rows};
 pub use device::{DeviceChoice, DeviceError, Engine};

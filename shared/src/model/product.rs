@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use super::aligned::Aligned;
 use super::vectors::{dot, largest_magnitude, vectorised};
 pub(crate) use element::{Element, Total};
 use element::{Put, lanes};
@@ -27,8 +28,8 @@ use pack::{pack_block, pack_left};
 
 /// Terms of a dot product that are summed before they are added to the output.
 pub(crate) const DEPTH_BLOCK: usize = 256;
-/// Rows that go through one panel of `right` while it is in the first cache.
-const ROW_BLOCK: usize = 96;
+/// Rows that go through one panel of `right` while it is in the first cache; whole tiles.
+const ROW_BLOCK: usize = 16 * TILE_ROWS;
 /// Columns of `right` that are packed at a time.
 const COLUMN_BLOCK: usize = 512;
 /// Rows of the register tile: so many cost no more than one, as at each step of a recurrence.
@@ -40,9 +41,9 @@ const MAX_TILE_COLUMNS: usize = 32;
 
 /// Buffers of [`add_product`], kept between calls.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Packing<T> {
-    left: Vec<T>,
-    right: Vec<T>,
+pub(crate) struct Packing<T: Element> {
+    left: Aligned<T>,
+    right: Aligned<T>,
 }
 
 /// Adds `left * right` to `out`, with the row independence that this file's header promises.
@@ -106,7 +107,7 @@ pub(crate) fn add_outer_products<X: Copy + Into<T>, T: Element, O: Total<T>>(
 pub(crate) struct Size {
     /// The sum of their squares.
     pub squares: f64,
-    /// The largest magnitude, if none is NaN.
+    /// At least the largest magnitude, if none is NaN, and below three times it.
     pub largest: f32,
 }
 
@@ -122,20 +123,35 @@ pub(crate) fn write_outer_products(
     let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
     let depth = gradients.len() / outputs;
     let shape = [outputs, depth, inputs];
-    let (mut size, whole) = (Size::default(), depth <= DEPTH_BLOCK);
+    let (mut sizes, whole) = (ColumnSquares::default(), depth <= DEPTH_BLOCK);
     let lines = Lines { data: out, stride: inputs, columns: inputs };
     // Of sums that are not final yet it is found afterwards.
-    let measured = whole.then_some(&mut size);
+    let measured = whole.then_some(&mut sizes);
     Arch::new().dispatch(Product { shape, left, right, fresh: true, size: measured, out: lines, packing });
+    let ColumnSquares { sum: mut squares, most } = sizes;
     if !whole {
-        size.squares = vectorised(
+        squares = vectorised(
             #[inline(always)]
             || out.chunks(256).map(|piece| f64::from(dot::<f32, f32>(piece, piece))).sum(),
         );
-        size.largest = largest_magnitude(out);
     }
-    size
+    // A chain of as many squares as a tile has rows, none of them lost, is the largest of them and at most so many times it.
+    let sure = whole && (SURE_SQUARE..f32::MAX).contains(&most);
+    let largest = if sure { most.sqrt() * (1.0 + 1.0 / (1 << 20) as f32) } else { largest_magnitude(out) };
+    Size { squares, largest }
 }
+
+/// What is found of a product's entries while they are in registers: the columns of a tile by themselves.
+#[derive(Clone, Copy, Default)]
+struct ColumnSquares {
+    /// Of all squares.
+    sum: f64,
+    /// The largest sum of a column's squares.
+    most: f32,
+}
+
+/// Of a square above it nothing is lost below the range of f32.
+const SURE_SQUARE: f32 = 1e-30;
 
 /// Relative to the squares' sum: chains in f32 of at most [`ROW_BLOCK`] and the lanes of a vector.
 pub(crate) const SQUARES_ERROR: f64 = 1.0 / (1 << 16) as f64;
@@ -189,7 +205,7 @@ fn blocks([depth, columns]: [usize; 2]) -> impl Iterator<Item = [usize; 4]> {
     })
 }
 
-struct PackedProduct<'a, X, T> {
+struct PackedProduct<'a, X, T: Element> {
     rows: usize,
     left: View<'a, X>,
     right: &'a PackedRight<T>,
@@ -204,7 +220,7 @@ impl<X: Copy + Into<T>, T: Element> WithSimd for PackedProduct<'_, X, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { rows, left, right, start, out } = self;
         let tile_columns = TILE_VECTORS * lanes::<T, S>();
-        let mut rest = right.panels.as_slice();
+        let mut rest = &right.panels[..];
         for [first_column, block_columns, first_term, terms] in blocks([right.depth, right.columns]) {
             let (panels, later) = rest.split_at(block_columns.div_ceil(tile_columns) * tile_columns * terms);
             rest = later;
@@ -247,7 +263,7 @@ fn tile_lines<'a, X>(
     lines
 }
 
-struct Product<'a, X, T, O> {
+struct Product<'a, X, T: Element, O> {
     /// Rows, depth, columns.
     shape: [usize; 3],
     left: View<'a, X>,
@@ -255,7 +271,7 @@ struct Product<'a, X, T, O> {
     /// Whether the output is written and not added to.
     fresh: bool,
     /// To which that of what is written is added, if that is final.
-    size: Option<&'a mut Size>,
+    size: Option<&'a mut ColumnSquares>,
     out: Lines<'a, O>,
     packing: &'a mut Packing<T>,
 }
@@ -281,8 +297,8 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
         let tile_columns = VECTORS * lanes::<T, S>();
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };
-            packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns, T::default());
-            pack_block::<X, T>(right, block, tile_columns, &mut packing.right);
+            let panels = packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns);
+            pack_block::<X, T>(right, block, tile_columns, panels);
             for block_start in (0..rows).step_by(ROW_BLOCK) {
                 let block_end = rows.min(block_start + ROW_BLOCK);
                 let tiles = || {
@@ -290,29 +306,30 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
                     first_rows.map(|first_row| [first_row, TILE_ROWS.min(block_end - first_row)])
                 };
                 if left.transposed {
-                    packing.left.resize(tiles().count() * terms * TILE_ROWS, T::default());
-                    pack_left(left, [first_term, terms], [block_start, block_end], &mut packing.left);
+                    let lines = packing.left.resize(terms * ROW_BLOCK);
+                    pack_left(left, [first_term, terms], [block_start, block_end], lines);
                 }
-                for (p, panel) in packing.right.chunks_exact(terms * tile_columns).enumerate() {
+                for (p, panel) in panels.chunks_exact(terms * tile_columns).enumerate() {
                     let mut squares = [T::splat(simd, T::default()); VECTORS];
-                    let mut largest = squares;
+                    let mut most = squares;
                     let column = first_column + p * tile_columns;
                     let width = tile_columns.min(out.columns - column);
                     for (t, tile @ [first_row, tile_rows]) in tiles().enumerate() {
                         let sums = if left.transposed {
-                            let packed = &packing.left[t * terms * TILE_ROWS..][..terms * TILE_ROWS];
-                            packed_tile::<T, S, VECTORS>(simd, packed, panel)
+                            packed_tile::<T, S, VECTORS>(simd, &packing.left, t * TILE_ROWS, panel)
                         } else {
                             let lines = tile_lines(left, tile, [first_term, terms]);
                             strided_tile::<X, T, S, VECTORS>(simd, lines, panel)
                         };
                         if size.is_some() {
                             // Past the last row and the last column there are zeros.
-                            for sums in &sums {
-                                for at in 0..VECTORS {
-                                    squares[at] = T::multiply_add(simd, sums[at], sums[at], squares[at]);
-                                    largest[at] = T::max_magnitude(simd, largest[at], sums[at]);
+                            for at in 0..VECTORS {
+                                let mut of_column = T::splat(simd, T::default());
+                                for sums in &sums {
+                                    of_column = T::multiply_add(simd, sums[at], sums[at], of_column);
                                 }
+                                squares[at] = T::add(simd, squares[at], of_column);
+                                most[at] = T::max(simd, most[at], of_column);
                             }
                         }
                         let lines = &mut out.data[first_row * out.stride + column..];
@@ -320,9 +337,9 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
                     }
                     if let Some(size) = &mut size {
                         for at in 0..VECTORS {
-                            size.squares += T::reduce_sum(simd, squares[at]).into();
-                            let largest: f64 = T::reduce_max(simd, largest[at]).into();
-                            size.largest = size.largest.max(largest as f32);
+                            size.sum += T::reduce_sum(simd, squares[at]).into();
+                            let most: f64 = T::reduce_max(simd, most[at]).into();
+                            size.most = size.most.max(most as f32);
                         }
                     }
                 }
@@ -383,15 +400,18 @@ fn step<T: Element, S: Simd, const VECTORS: usize>(
     }
 }
 
+/// Of rows from `first` on of what [`pack_left`] packed.
 #[inline(always)]
 fn packed_tile<T: Element, S: Simd, const VECTORS: usize>(
     simd: S,
     left: &[T],
+    first: usize,
     panel: &[T],
 ) -> Tile<T, S, VECTORS> {
     let mut sums = [[T::splat(simd, T::default()); VECTORS]; TILE_ROWS];
     let right = T::vectors::<S>(panel).as_chunks::<VECTORS>().0;
-    for (left, right) in left.as_chunks::<TILE_ROWS>().0.iter().zip(right) {
+    for (left, right) in left.as_chunks::<ROW_BLOCK>().0.iter().zip(right) {
+        let left = left[first..].first_chunk().expect("blocks are of whole tiles");
         step::<T, S, VECTORS>(simd, &mut sums, *left, right);
     }
     sums
@@ -521,7 +541,29 @@ mod tests {
             assert_eq!(out, sums);
             let expected: f64 = out.iter().map(|&entry| f64::from(entry).powi(2)).sum();
             assert!((size.squares - expected).abs() < SQUARES_ERROR * expected, "{size:?} for {expected}");
-            assert_eq!(size.largest, out.iter().fold(0.0, |largest, entry| entry.abs().max(largest)));
+            let largest: f32 = out.iter().fold(0.0, |largest, entry| entry.abs().max(largest));
+            assert!((largest..3.0 * largest).contains(&size.largest), "{size:?} for {largest}");
+        }
+    }
+
+    #[test]
+    fn no_entry_is_larger_than_a_products_size_however_small_or_large_its_square() {
+        let mut packing = Packing::default();
+        for factor in [1e-22, 1e-18, 1.0, 1e18, 1e20] {
+            for at in [0, 5, 40 * 33 - 1] {
+                let (mut gradients, mut activations) = ([1.0; 40], [1e-7; 33]);
+                gradients[at / 33] = factor;
+                activations[at % 33] = 2.0;
+                let mut out = vec![0.0; 40 * 33];
+                let shape = [40, 33];
+                let size = write_outer_products(shape, &gradients, &activations, &mut out, &mut packing);
+                let largest = largest_magnitude(&out);
+                assert_eq!(largest, 2.0 * f32::max(factor, 1.0));
+                assert!((largest..3.0 * largest).contains(&size.largest), "{size:?} for {largest}");
+            }
+            let mut out = [0.0; 7];
+            let size = write_outer_products([1, 7], &[factor], &[0.5; 7], &mut out, &mut packing);
+            assert!((0.5 * factor..1.5 * factor).contains(&size.largest), "{size:?} for {factor}");
         }
     }
 

@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 
 use super::squash::{sigmoid, tanh};
+use crate::model::aligned::Aligned;
 use crate::model::product::{PackedRight, Start, View, packed_product};
 use crate::model::vectors::vectorised;
 
@@ -40,13 +41,13 @@ pub(in crate::model) struct Recurrence {
     /// Rows by falling number of steps, so that those with a step at a time come first.
     order: Vec<u32>,
     /// `[rows that have the step, 4 x hidden]`, in this order.
-    gates: Vec<f32>,
+    gates: Aligned<f32>,
     /// `[rows, inputs + hidden]`, in this order: the step's inputs and the hidden state before, or the gradient by both.
-    joined: Vec<f32>,
+    joined: Aligned<f32>,
     /// `[rows, hidden]`, in this order.
-    cells: Vec<f32>,
+    cells: Aligned<f32>,
     /// The state before the first step.
-    zeros: Vec<f32>,
+    zeros: Aligned<f32>,
 }
 
 impl Recurrence {
@@ -59,8 +60,7 @@ impl Recurrence {
         for (buffer, entries) in
             [(&mut self.joined, rows * joined), (&mut self.cells, rows * hidden), (&mut self.zeros, hidden)]
         {
-            buffer.clear();
-            buffer.resize(entries, 0.0);
+            buffer.resize(entries).fill(0.0);
         }
         self.order.first().map_or(0, |&row| steps_of(starts, row))
     }
@@ -131,7 +131,7 @@ impl Lstm {
             for ((at, _), line) in places().zip(joined.chunks_exact_mut(joined_width)) {
                 line[..inputs].copy_from_slice(&input[at * inputs..][..inputs]);
             }
-            sums.resize(active * 4 * width, 0.0);
+            let sums = sums.resize(active * 4 * width);
             packed_product(active, View::rows(joined, joined_width), weight, Start::Row(bias), sums);
             vectorised(
                 #[inline(always)]
@@ -178,7 +178,7 @@ impl Lstm {
             let Recurrence { order, gates: sums, joined, cells: of_cells, zeros } = &mut *buffers;
             let places = || order[..active].iter().map(|&row| starts[row as usize] as usize + step);
             let joined = &mut joined[..active * joined_width];
-            sums.resize(active * 4 * width, 0.0);
+            let sums = sums.resize(active * 4 * width);
             vectorised(
                 #[inline(always)]
                 || {

@@ -23,15 +23,15 @@ pub(crate) trait Element: Copy + Default + AddAssign + Into<f64> + 'static {
     ) -> Self::Vector<S>;
     /// The sum of a vector's lanes.
     fn reduce_sum<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
-    /// Lane by lane the larger of `a` and the magnitude of `b`; either of them where `b` is NaN.
-    fn max_magnitude<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+    /// Lane by lane the larger of the two; either of them where one is NaN.
+    fn max<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
     /// The largest of a vector's lanes.
     fn reduce_max<S: Simd>(simd: S, vector: Self::Vector<S>) -> Self;
 }
 
 macro_rules! element {
     ($type:ty, $vector:ident, $vectors:ident, $vectors_mut:ident, $splat:ident, $add:ident, $multiply_add:ident, $reduce_sum:ident,
-        $abs:ident, $max:ident, $reduce_max:ident) => {
+        $max:ident, $reduce_max:ident) => {
         impl Element for $type {
             type Vector<S: Simd> = S::$vector;
             #[inline(always)]
@@ -59,8 +59,8 @@ macro_rules! element {
                 simd.$reduce_sum(vector)
             }
             #[inline(always)]
-            fn max_magnitude<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
-                simd.$max(a, simd.$abs(b))
+            fn max<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                simd.$max(a, b)
             }
             #[inline(always)]
             fn reduce_max<S: Simd>(simd: S, vector: S::$vector) -> $type {
@@ -78,7 +78,6 @@ element!(
     add_f32s,
     mul_add_f32s,
     reduce_sum_f32s,
-    abs_f32s,
     max_f32s,
     reduce_max_f32s
 );
@@ -91,7 +90,6 @@ element!(
     add_f64s,
     mul_add_f64s,
     reduce_sum_f64s,
-    abs_f64s,
     max_f64s,
     reduce_max_f64s
 );

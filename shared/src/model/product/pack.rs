@@ -3,7 +3,8 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::element::{Element, lanes};
-use super::{TILE_ROWS, TILE_VECTORS, blocks};
+use super::{ROW_BLOCK, TILE_VECTORS, blocks};
+use crate::model::aligned::Aligned;
 
 /// Entries that are copied together.
 const CHUNK: usize = 8;
@@ -30,23 +31,22 @@ impl<'a, T> View<'a, T> {
 
 /// A right side, `[depth, columns]`, packed once for many products.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct PackedRight<T> {
+pub(crate) struct PackedRight<T: Element> {
     pub(super) depth: usize,
     pub(super) columns: usize,
     /// Panel after panel of each block of terms of each block of columns.
-    pub(super) panels: Vec<T>,
+    pub(super) panels: Aligned<T>,
 }
 
 impl<T: Element> PackedRight<T> {
     /// Packs `right`, `[depth, columns]`, in place of what was packed before.
     pub(crate) fn pack(&mut self, [depth, columns]: [usize; 2], right: View<'_, T>) {
         (self.depth, self.columns) = (depth, columns);
-        self.panels.clear();
         Arch::new().dispatch(PackAll { right, packed: self });
     }
 }
 
-struct PackAll<'a, T> {
+struct PackAll<'a, T: Element> {
     right: View<'a, T>,
     packed: &'a mut PackedRight<T>,
 }
@@ -57,12 +57,15 @@ impl<T: Element> WithSimd for PackAll<'_, T> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self { right, packed: PackedRight { depth, columns, panels, .. } } = self;
-        for block @ [_, block_columns, _, terms] in blocks([*depth, *columns]) {
-            let first = panels.len();
-            let tile_columns = TILE_VECTORS * lanes::<T, S>();
-            let added = block_columns.div_ceil(tile_columns) * tile_columns * terms;
-            panels.resize(first + added, T::default());
-            pack_block::<T, T>(right, block, tile_columns, &mut panels[first..]);
+        let tile_columns = TILE_VECTORS * lanes::<T, S>();
+        let entries = |[_, block_columns, _, terms]: [usize; 4]| {
+            block_columns.div_ceil(tile_columns) * tile_columns * terms
+        };
+        let mut rest = panels.resize(blocks([*depth, *columns]).map(entries).sum());
+        for block in blocks([*depth, *columns]) {
+            let (panels, later) = rest.split_at_mut(entries(block));
+            pack_block::<T, T>(right, block, tile_columns, panels);
+            rest = later;
         }
     }
 }
@@ -75,44 +78,57 @@ pub(super) fn pack_block<X: Copy + Into<T>, T: Element>(
     tile_columns: usize,
     panels: &mut [T],
 ) {
-    for (p, panel) in panels.chunks_exact_mut(terms * tile_columns).enumerate() {
-        let column = p * tile_columns;
-        let width = tile_columns.min(block_columns - column);
-        pack(right, first_term, first_column + column, width, tile_columns, panel);
+    if right.transposed {
+        for (p, panel) in panels.chunks_exact_mut(terms * tile_columns).enumerate() {
+            let column = p * tile_columns;
+            let width = tile_columns.min(block_columns - column);
+            pack_transposed(right, first_term, first_column + column, width, tile_columns, panel);
+        }
+        return;
+    }
+    // Line by line: lines are often a power of two apart, and a part of each at a time would fall out of the cache.
+    for term in 0..terms {
+        let line = &right.data[(first_term + term) * right.stride + first_column..][..block_columns];
+        let panels = panels.chunks_exact_mut(terms * tile_columns);
+        for (columns, panel) in line.chunks(tile_columns).zip(panels) {
+            copy(columns, &mut panel[term * tile_columns..][..tile_columns]);
+        }
     }
 }
 
-/// Copies rows `first_row .. last_row` of a transposed `left` and `terms` of its columns from `first_term` on to `panels`: tile
-/// after tile `[terms, TILE_ROWS]`, with zeros past the last row.
+/// Copies rows `first_row .. last_row` of a transposed `left` and `terms` of its columns from `first_term` on to `lines`,
+/// `[terms, ROW_BLOCK]`, with zeros past the last row.
 #[inline(always)]
 pub(super) fn pack_left<X: Copy + Into<T>, T: Element>(
     left: View<'_, X>,
     [first_term, terms]: [usize; 2],
     [first_row, last_row]: [usize; 2],
-    panels: &mut [T],
+    lines: &mut [T],
 ) {
-    // Line by line: lines are often a power of two apart, and one entry of each at a time would fall out of the cache.
-    for term in 0..terms {
-        let line = &left.data[(first_term + term) * left.stride..][first_row..last_row];
-        let (tiles, rest) = line.as_chunks::<TILE_ROWS>();
-        let mut panels = panels.chunks_exact_mut(terms * TILE_ROWS).map(|panel| {
-            let slots = &mut panel[term * TILE_ROWS..];
-            slots.first_chunk_mut::<TILE_ROWS>().expect("a tile for each term")
-        });
-        for (entries, slots) in tiles.iter().zip(&mut panels) {
-            *slots = entries.map(Into::into);
-        }
-        if let (false, Some(slots)) = (rest.is_empty(), panels.next()) {
-            *slots = [T::default(); TILE_ROWS];
-            slots.iter_mut().zip(rest).for_each(|(slot, &entry)| *slot = entry.into());
-        }
+    for (term, slots) in lines.chunks_exact_mut(ROW_BLOCK).take(terms).enumerate() {
+        copy(&left.data[(first_term + term) * left.stride..][first_row..last_row], slots);
     }
 }
 
-/// Copies columns `first .. first + width` of the terms from `first_term` on to `panel`, `[terms, padded]`,
-/// with zeros in the columns past `width`.
+/// Copies the line to the slots, with zeros behind it.
 #[inline(always)]
-fn pack<X: Copy + Into<T>, T: Element>(
+fn copy<X: Copy + Into<T>, T: Element>(line: &[X], slots: &mut [T]) {
+    // Chunks of a known length are copied in vectors, without a call.
+    let (chunks, rest) = line.as_chunks::<CHUNK>();
+    let (slots, rest_slots) = slots.split_at_mut(chunks.len() * CHUNK);
+    for (slots, values) in slots.as_chunks_mut::<CHUNK>().0.iter_mut().zip(chunks) {
+        *slots = values.map(Into::into);
+    }
+    if !rest_slots.is_empty() {
+        rest_slots.fill(T::default());
+        rest_slots.iter_mut().zip(rest).for_each(|(slot, &value)| *slot = value.into());
+    }
+}
+
+/// Copies columns `first .. first + width` of the terms from `first_term` on of a transposed matrix to `panel`,
+/// `[terms, padded]`, with zeros in the columns past `width`.
+#[inline(always)]
+fn pack_transposed<X: Copy + Into<T>, T: Element>(
     right: View<'_, X>,
     first_term: usize,
     first: usize,
@@ -120,31 +136,12 @@ fn pack<X: Copy + Into<T>, T: Element>(
     padded: usize,
     panel: &mut [T],
 ) {
-    if right.transposed {
-        panel.fill(T::default());
-        let terms = panel.len() / padded;
-        for j in 0..width {
-            let line = &right.data[(first + j) * right.stride + first_term..][..terms];
-            for (slot, &value) in panel[j..].iter_mut().step_by(padded).zip(line) {
-                *slot = value.into();
-            }
-        }
-    } else {
-        for (k, slots) in panel.chunks_exact_mut(padded).enumerate() {
-            let line = &right.data[(first_term + k) * right.stride + first..][..width];
-            // Chunks of a known length are copied in vectors, without a call.
-            let (chunks, rest) = line.as_chunks::<CHUNK>();
-            let (slot_chunks, _) = slots.as_chunks_mut::<CHUNK>();
-            for (slots, values) in slot_chunks.iter_mut().zip(chunks) {
-                for at in 0..CHUNK {
-                    slots[at] = values[at].into();
-                }
-            }
-            let slots = &mut slots[width - rest.len()..];
-            slots.iter_mut().zip(rest).for_each(|(slot, &value)| *slot = value.into());
-            if width < padded {
-                slots[rest.len()..].fill(T::default());
-            }
+    panel.fill(T::default());
+    let terms = panel.len() / padded;
+    for j in 0..width {
+        let line = &right.data[(first + j) * right.stride + first_term..][..terms];
+        for (slot, &value) in panel[j..].iter_mut().step_by(padded).zip(line) {
+            *slot = value.into();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::model::{integer, vectorised};
+use crate::model::{Aligned, integer, vectorised};
 
 /// Magnitude up to which f32 has every integer.
 pub(super) const NARROW_LIMIT: f32 = (1 << 24) as f32;
@@ -15,14 +15,14 @@ pub(super) struct NarrowSum {
     /// Which.
     place: Range<usize>,
     /// Integers. Before the first is added, anything.
-    entries: Vec<f32>,
+    entries: Aligned<f32>,
     /// An integer up to [`NARROW_LIMIT`] that no entry is larger than.
     bound: f32,
 }
 
 impl NarrowSum {
     /// Adds `trunc(fl(scale * addends[i]))`, which is at most [`NARROW_LIMIT`], to entry `place.start + i` of `sum`, now or
-    /// with [`flush`](Self::flush). `largest` is the addends' largest magnitude.
+    /// with [`flush`](Self::flush). No addend's magnitude is above `largest`.
     ///
     /// # Panics
     /// If they are fewer or more than the place has, or if it is not in the sum, or another one than since the last flush.
@@ -42,11 +42,11 @@ impl NarrowSum {
         let first = self.bound == 0.0;
         if first {
             self.place = place.clone();
-            self.entries.resize(place.len(), 0.0);
+            self.entries.resize(place.len());
         }
         assert_eq!(self.place, *place, "one place between flushes");
         self.bound += largest;
-        let entries = self.entries.as_mut_slice();
+        let entries = &mut self.entries[..];
         vectorised(
             #[inline(always)]
             || {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::narrow::{NarrowSum, add_truncated};
 use super::{gradients, values};
 use crate::model::{
-    MAX_LINEAR_TAPS, Packing, SQUARES_ERROR, Size, Tap, Workspace, add_rows, dot, vectorised,
+    Aligned, MAX_LINEAR_TAPS, Packing, SQUARES_ERROR, Size, Slot, Tap, Workspace, add_rows, dot, vectorised,
     write_outer_products,
 };
 
@@ -69,6 +69,18 @@ impl WholeTaps {
         })
     }
 
+    /// Theirs: the number of the linear tap, its place among all parameters, and its input and its output.
+    fn places(self, factors: &Workspace) -> impl Iterator<Item = (usize, Range<usize>, [Slot; 2])> {
+        let (mut first, mut linear) = (0, 0);
+        factors.taps().iter().filter_map(move |tap| {
+            let place = first..first + tap.parameters(|slot| factors.width(slot));
+            first = place.end;
+            let Tap::Linear { input, output, .. } = *tap else { return None };
+            linear += 1;
+            self.has(linear - 1).then_some((linear - 1, place, [input, output]))
+        })
+    }
+
     /// Whether the linear tap of this number is among them.
     #[inline(always)]
     pub(super) fn has(self, linear: usize) -> bool {
@@ -80,7 +92,7 @@ impl WholeTaps {
 #[derive(Clone, Default)]
 pub(super) struct WholeGradients {
     /// Tap after tap the weight, `[outputs, inputs]`, and the bias, `[outputs]`, if there is one.
-    entries: Vec<f32>,
+    entries: Aligned<f32>,
     /// In this order.
     taps: Vec<WholeTap>,
     packing: Packing<f32>,
@@ -96,7 +108,7 @@ struct WholeTap {
     /// Where in the sum its entries belong: the weight's, and the bias's behind them.
     weight: Range<usize>,
     bias: Range<usize>,
-    /// The largest magnitude of an entry of the weight's.
+    /// What no entry of the weight's is larger than.
     largest: f32,
 }
 
@@ -106,20 +118,13 @@ impl WholeGradients {
     pub(super) fn make(&mut self, factors: &Workspace, customer: usize, taps: WholeTaps) -> f64 {
         let Self { entries, taps: made_taps, packing, .. } = self;
         made_taps.clear();
-        let (mut made, mut first, mut linear) = (0, 0, 0);
+        let mut rest = entries.resize(taps.places(factors).map(|(_, place, _)| place.len()).sum());
         let mut squares = 0.0;
-        for tap in factors.taps() {
-            let place = first..first + tap.parameters(|slot| factors.width(slot));
-            first = place.end;
-            let Tap::Linear { input, output, .. } = *tap else { continue };
-            linear += 1;
-            if !taps.has(linear - 1) {
-                continue;
-            }
-            let last = made + place.len();
-            entries.resize(last.max(entries.len()), 0.0);
+        for (linear, place, [input, output]) in taps.places(factors) {
+            let (own, later) = rest.split_at_mut(place.len());
+            rest = later;
             let (inputs, outputs) = (factors.width(input), factors.width(output));
-            let (weight, bias) = entries[made..last].split_at_mut(outputs * inputs);
+            let (weight, bias) = own.split_at_mut(outputs * inputs);
             let (gradients, activations) =
                 (gradients(factors, output, customer), values(factors, input, customer));
             let Size { squares: of_weight, largest } =
@@ -132,10 +137,8 @@ impl WholeGradients {
             }
             let middle = place.start + weight.len();
             let (weight, bias) = (place.start..middle, middle..place.end);
-            made_taps.push(WholeTap { linear: linear - 1, weight, bias, largest });
-            made = last;
+            made_taps.push(WholeTap { linear, weight, bias, largest });
         }
-        entries.truncate(made);
         // Where f32 may have lost a square, which it has not if there is a larger one.
         if squares > SURE && squares.is_finite() { squares } else { exact_squares(entries) }
     }
@@ -146,7 +149,7 @@ impl WholeGradients {
     /// # Panics
     /// If the taps do not fit into `sum`.
     pub(super) fn add(&mut self, scale: f32, sum: &mut [i64]) {
-        let mut rest = self.entries.as_slice();
+        let mut rest = &self.entries[..];
         for WholeTap { linear, weight, bias, largest } in &self.taps {
             let (own, later) = rest.split_at(weight.len());
             let (own_bias, later) = later.split_at(bias.len());
