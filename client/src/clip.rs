@@ -13,9 +13,9 @@ use weighhouse_shared::privacy::Generator;
 use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 
 /// About how many bytes of buffers the customers have whose gradients a thread works on at a time: bounds memory whatever
-/// the batch, and leaves in the cache what the way back reads, besides the weights and one customer's gradient. Fewer
-/// would leave a recurrence few rows a step. One customer alone may need more.
-const MICRO_BATCH_BYTES: usize = 1 << 20;
+/// the batch. Fewer would leave a recurrence few rows a step, each of which reads all its weights. One customer alone may
+/// need more.
+const MICRO_BATCH_BYTES: usize = 4 << 20;
 /// Most customers whose gradients a thread works on at a time: more fall out of its cache.
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.
@@ -189,8 +189,8 @@ fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usiz
         });
         let mut count = fits.count();
         if parts > 1 && count > TILE_ROWS {
-            // Whole tiles of a step's rows, where a recurrence has one for each customer.
-            count -= count % TILE_ROWS;
+            // Whole tiles of a step's rows, where a recurrence has one for each customer: the nearest.
+            count = ((count + TILE_ROWS / 2) / TILE_ROWS * TILE_ROWS).min(chosen.len());
         }
         let (now, later) = chosen.split_at(count);
         left -= now.iter().map(&bytes).sum::<usize>();
