@@ -12,22 +12,22 @@ pub(in crate::model) fn tanh(x: f32) -> f32 {
     let x = if x > LIMIT { LIMIT } else { x };
     let x = if x < -LIMIT { -LIMIT } else { x };
     let square = x * x;
-    let odd = square * -2.760_768_5e-16 + 2.000_188e-13;
-    let odd = square * odd + -8.604_672e-11;
-    let odd = square * odd + 5.122_297e-8;
-    let odd = square * odd + 1.485_722_4e-5;
-    let odd = square * odd + 6.372_619_4e-4;
-    let odd = square * odd + 4.893_524_6e-3;
-    let even = square * 1.198_258_4e-6 + 1.185_347_1e-4;
-    let even = square * even + 2.268_434_6e-3;
-    let even = square * even + 4.893_525e-3;
+    let odd = square.mul_add(-2.760_768_5e-16, 2.000_188e-13);
+    let odd = square.mul_add(odd, -8.604_672e-11);
+    let odd = square.mul_add(odd, 5.122_297e-8);
+    let odd = square.mul_add(odd, 1.485_722_4e-5);
+    let odd = square.mul_add(odd, 6.372_619_4e-4);
+    let odd = square.mul_add(odd, 4.893_524_6e-3);
+    let even = square.mul_add(1.198_258_4e-6, 1.185_347_1e-4);
+    let even = square.mul_add(even, 2.268_434_6e-3);
+    let even = square.mul_add(even, 4.893_525e-3);
     x * odd / even
 }
 
 /// `1 / (1 + e^-x)` to an absolute error of 2e-7; a NaN stays.
 #[inline(always)]
 pub(in crate::model) fn sigmoid(x: f32) -> f32 {
-    0.5 * tanh(0.5 * x) + 0.5
+    tanh(0.5 * x).mul_add(0.5, 0.5)
 }
 
 #[cfg(test)]
