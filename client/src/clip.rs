@@ -16,6 +16,8 @@ use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 /// the batch. Fewer would leave a recurrence few rows a step, each of which reads all its weights. One customer alone may
 /// need more.
 const MICRO_BATCH_BYTES: usize = 4 << 20;
+/// How many it may be so that there is no micro-batch of few customers.
+const MOST_BYTES: usize = MICRO_BATCH_BYTES / 4 * 5;
 /// Most customers whose gradients a thread works on at a time: more fall out of its cache.
 const MICRO_BATCH: usize = 256;
 /// Customers times parameters below which a thread of its own does not pay.
@@ -178,8 +180,11 @@ fn micro_batches<'a>(
 fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usize]> {
     let mut batches = Vec::new();
     let mut left: usize = chosen.iter().map(&bytes).sum();
+    let mut parts = usize::MAX;
     while !chosen.is_empty() {
-        let parts = left.div_ceil(MICRO_BATCH_BYTES).max(chosen.len().div_ceil(MICRO_BATCH));
+        // One less than before, and not one more for a few bytes.
+        let least = left.div_ceil(MOST_BYTES).max(chosen.len().div_ceil(MICRO_BATCH));
+        parts = parts.min(left.div_ceil(MICRO_BATCH_BYTES)).max(least);
         let mut taken = 0;
         let fits = chosen.iter().take(MICRO_BATCH).take_while(|&customer| {
             let more = bytes(customer);
@@ -190,12 +195,16 @@ fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usiz
         let mut count = fits.count();
         if parts > 1 && count > TILE_ROWS {
             // Whole tiles of a step's rows, where a recurrence has one for each customer: the nearest.
-            count = ((count + TILE_ROWS / 2) / TILE_ROWS * TILE_ROWS).min(chosen.len());
+            let nearest =
+                ((count + TILE_ROWS / 2) / TILE_ROWS * TILE_ROWS).min(MICRO_BATCH).min(chosen.len());
+            let fits = chosen[..nearest].iter().map(&bytes).sum::<usize>() <= MOST_BYTES;
+            count = if fits { nearest } else { count - count % TILE_ROWS };
         }
         let (now, later) = chosen.split_at(count);
         left -= now.iter().map(&bytes).sum::<usize>();
         batches.push(now);
         chosen = later;
+        parts = (parts - 1).max(1);
     }
     batches
 }
@@ -237,12 +246,45 @@ mod tests {
         let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
         let mut generator = Generator::from_seed(1);
         let whole = clip_and_sum(step, &table, &chosen, &mut workers, &mut generator).unwrap();
-        assert!(format!("{workers:?}").contains("customers: 173"), "the last of three: {workers:?}");
+        assert!(format!("{workers:?}").contains("customers: 167"), "the last of three: {workers:?}");
         let mut workspace = SumWorkspace::new();
         let mut sum = vec![0; 2];
         let batch = table.gather(&chosen, 25);
         clipped_sum(&network, &parameters, &batch.as_batch(), &grid, &mut workspace, &mut sum).unwrap();
         assert_eq!(whole.sum, sum);
+    }
+
+    #[test]
+    fn micro_batches_are_of_whole_tiles_and_about_one_size_within_their_limits() {
+        for (count, bytes) in [(1, 9), (5, 5 << 20), (64, 192 << 10), (515, 16), (1000, 100 << 10), (256, 1)]
+        {
+            let chosen: Vec<usize> = (0..count).collect();
+            let batches = in_order(&chosen, |_| bytes);
+            assert_eq!(batches.concat(), chosen);
+            let (last, others) = batches.split_last().unwrap();
+            for batch in others {
+                assert!(batch.len() <= MICRO_BATCH, "{count} of {bytes} bytes: {}", batch.len());
+                let whole = batch.len().is_multiple_of(TILE_ROWS) || batch.len() <= TILE_ROWS;
+                assert!(whole, "{count} of {bytes} bytes: {}", batch.len());
+                assert!(batch.len().abs_diff(last.len()) < 2 * TILE_ROWS, "{batch:?} and {last:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn micro_batches_bound_memory_however_customers_differ() {
+        let few_large = |at: &usize| if at.is_multiple_of(100) { 1 << 20 } else { 1 };
+        let large_last = |at: &usize| if *at < 2009 { 1 } else { 1 << 20 };
+        let large_first = |at: &usize| if *at < 20 { 1 << 20 } else { 1 };
+        let chosen: Vec<usize> = (0..2020).collect();
+        for bytes in [few_large, large_last, large_first] {
+            let batches = in_order(&chosen, bytes);
+            assert_eq!(batches.concat(), chosen);
+            for batch in batches {
+                let taken: usize = batch.iter().map(bytes).sum();
+                assert!(batch.len() <= MICRO_BATCH && taken <= MOST_BYTES, "{taken} of {batch:?}");
+            }
+        }
     }
 
     #[test]
