@@ -3,7 +3,7 @@
 use crate::metrics;
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use weighhouse_coordinator::home::{Authority, Home};
 use weighhouse_coordinator::listener::Coordinator;
@@ -23,9 +23,10 @@ pub enum CoordinatorVerb {
         /// Address and UDP port to listen on
         #[arg(long, default_value = "0.0.0.0:7443", value_name = "ADDRESS")]
         listen: SocketAddr,
-        /// Host and UDP port at which sites reach it; goes into invites
-        #[arg(long, default_value = "127.0.0.1:7443", value_name = "HOST:PORT")]
-        public_address: String,
+        /// Host and UDP port at which sites reach it; goes into invites [default: what it listens on, from this
+        /// machine]
+        #[arg(long, value_name = "HOST:PORT")]
+        public_address: Option<String>,
         /// Make requests (.csr) for another organisation's authority to sign, instead of an authority of our own
         #[arg(long)]
         external_authority: bool,
@@ -73,6 +74,7 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
     match verb {
         CoordinatorVerb::Init { home, listen, public_address, external_authority } => {
             let authority = if external_authority { Authority::External } else { Authority::Own };
+            let public_address = public_address.unwrap_or_else(|| from_this_machine(listen).to_string());
             Home::init(&home, listen, &public_address, authority)?;
             println!("made a federation in {}", home.display());
             match authority {
@@ -126,6 +128,33 @@ pub fn run(verb: CoordinatorVerb) -> Result<()> {
             });
             runtime.shutdown_background();
             outcome
+        }
+    }
+}
+
+/// Where what listens there is reached from this machine.
+fn from_this_machine(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invites_name_what_the_coordinator_listens_on_unless_another_address_is_given() {
+        for (listen, reached) in [
+            ("0.0.0.0:7443", "127.0.0.1:7443"),
+            ("127.0.0.1:17443", "127.0.0.1:17443"),
+            ("10.1.2.3:443", "10.1.2.3:443"),
+            ("[::]:7443", "[::1]:7443"),
+        ] {
+            assert_eq!(from_this_machine(listen.parse().unwrap()).to_string(), reached);
         }
     }
 }
