@@ -16,10 +16,10 @@ use weighhouse_shared::privacy::grid::{Grid, SumWorkspace};
 /// the batch. Fewer would leave a recurrence few rows a step, each of which reads all its weights. One customer alone may
 /// need more.
 const MICRO_BATCH_BYTES: usize = 4 << 20;
-/// How many it may be so that there is no micro-batch of few customers.
+/// The most it may be of several customers, so that there is no micro-batch of few.
 const MOST_BYTES: usize = MICRO_BATCH_BYTES / 4 * 5;
-/// Most customers whose gradients a thread works on at a time: more fall out of its cache.
-const MICRO_BATCH: usize = 256;
+/// Most customers whose gradients a thread works on at a time: more fall out of its cache. Whole tiles.
+const MICRO_BATCH: usize = 43 * TILE_ROWS;
 /// Customers times parameters below which a thread of its own does not pay.
 const THREAD_WORK: usize = 1 << 19;
 /// Entries that are worked on with one generator.
@@ -188,7 +188,7 @@ fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usiz
         let mut taken = 0;
         let fits = chosen.iter().take(MICRO_BATCH).take_while(|&customer| {
             let more = bytes(customer);
-            let fits = taken == 0 || taken + more / 2 <= left / parts;
+            let fits = taken == 0 || taken + more / 2 <= left / parts && taken + more <= MOST_BYTES;
             taken += if fits { more } else { 0 };
             fits
         });
@@ -246,7 +246,7 @@ mod tests {
         let step = Step { network: &network, parameters: &parameters, max_rows: 25, grid: &grid };
         let mut generator = Generator::from_seed(1);
         let whole = clip_and_sum(step, &table, &chosen, &mut workers, &mut generator).unwrap();
-        assert!(format!("{workers:?}").contains("customers: 167"), "the last of three: {workers:?}");
+        assert!(format!("{workers:?}").contains("customers: 171"), "the last of three: {workers:?}");
         let mut workspace = SumWorkspace::new();
         let mut sum = vec![0; 2];
         let batch = table.gather(&chosen, 25);
@@ -256,7 +256,8 @@ mod tests {
 
     #[test]
     fn micro_batches_are_of_whole_tiles_and_about_one_size_within_their_limits() {
-        for (count, bytes) in [(1, 9), (5, 5 << 20), (64, 192 << 10), (515, 16), (1000, 100 << 10), (256, 1)]
+        for (count, bytes) in
+            [(1, 9), (5, 5 << 20), (64, 192 << 10), (515, 16), (512, 16), (1000, 100 << 10), (256, 1)]
         {
             let chosen: Vec<usize> = (0..count).collect();
             let batches = in_order(&chosen, |_| bytes);
@@ -275,9 +276,10 @@ mod tests {
     fn micro_batches_bound_memory_however_customers_differ() {
         let few_large = |at: &usize| if at.is_multiple_of(100) { 1 << 20 } else { 1 };
         let large_last = |at: &usize| if *at < 2009 { 1 } else { 1 << 20 };
-        let large_first = |at: &usize| if *at < 20 { 1 << 20 } else { 1 };
+        let large_first = |at: &usize| if *at < 20 { 3 << 20 } else { 1 };
+        let one_large = |at: &usize| if *at == 11 { 4_000_000 } else { 350_000 };
         let chosen: Vec<usize> = (0..2020).collect();
-        for bytes in [few_large, large_last, large_first] {
+        for bytes in [few_large, large_last, large_first, one_large] {
             let batches = in_order(&chosen, bytes);
             assert_eq!(batches.concat(), chosen);
             for batch in batches {

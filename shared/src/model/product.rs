@@ -112,7 +112,7 @@ pub(crate) struct Size {
 }
 
 /// Writes to `out`, `[outputs, inputs]`, what [`add_outer_products`] would add; its size, of which the squares are within
-/// [`SQUARES_ERROR`] where neither they nor their sum overflow or vanish. No rows leave `out` as it is.
+/// [`SQUARES_ERROR`] where neither they nor their sum overflow or vanish. No rows leave `out` as it is, and have no size.
 pub(crate) fn write_outer_products(
     [outputs, inputs]: [usize; 2],
     gradients: &[f32],
@@ -122,6 +122,9 @@ pub(crate) fn write_outer_products(
 ) -> Size {
     let (left, right) = (View::transpose(gradients, outputs), View::rows(activations, inputs));
     let depth = gradients.len() / outputs;
+    if depth == 0 {
+        return Size::default();
+    }
     let shape = [outputs, depth, inputs];
     let (mut sizes, whole) = (ColumnSquares::default(), depth <= DEPTH_BLOCK);
     let lines = Lines { data: out, stride: inputs, columns: inputs };
@@ -153,7 +156,8 @@ struct ColumnSquares {
 /// Of a square above it nothing is lost below the range of f32.
 const SURE_SQUARE: f32 = 1e-30;
 
-/// Relative to the squares' sum: chains in f32 of at most [`ROW_BLOCK`] and the lanes of a vector.
+/// Relative to the squares' sum: chains in f32 of at most [`TILE_ROWS`], the tiles of a [`ROW_BLOCK`] and the lanes of a
+/// vector; of 256 and as many lanes where a product has more terms than [`DEPTH_BLOCK`].
 pub(crate) const SQUARES_ERROR: f64 = 1.0 / (1 << 16) as f64;
 
 /// What the entries of a product start from.
@@ -295,6 +299,10 @@ impl<X: Copy + Into<T>, T: Element, O: Total<T>> Product<'_, X, T, O> {
     fn multiply<S: Simd, const VECTORS: usize>(self, simd: S) {
         let Self { shape: [rows, depth, columns], left, right, fresh, mut size, out, packing } = self;
         let tile_columns = VECTORS * lanes::<T, S>();
+        debug_assert!(
+            size.is_none() || left.transposed,
+            "past the last row there are zeros only if it is packed"
+        );
         for block @ [first_column, block_columns, first_term, terms] in blocks([depth, columns]) {
             let put = if fresh && first_term == 0 { Put::Write } else { Put::Add };
             let panels = packing.right.resize(block_columns.div_ceil(tile_columns) * terms * tile_columns);
@@ -529,7 +537,9 @@ mod tests {
     #[test]
     fn the_size_of_outer_products_is_that_of_what_is_written() {
         let mut packing = Packing::default();
-        for [outputs, inputs, rows] in [[2, 5, 4], [100, 33, 30], [8, 8, 1], [33, 170, 7], [6, 16, 300]] {
+        for [outputs, inputs, rows] in
+            [[2, 5, 4], [100, 33, 30], [8, 8, 1], [33, 170, 7], [7, 530, 3], [6, 16, 300]]
+        {
             let draw = |i: usize| ((i * 2_654_435_761) % 257) as f32 / 100.0 - 1.0;
             let gradients: Vec<f32> = (0..rows * outputs).map(draw).collect();
             let activations: Vec<f32> = (0..rows * inputs).map(|i| draw(i + 7)).collect();
@@ -551,14 +561,14 @@ mod tests {
         let mut packing = Packing::default();
         for factor in [1e-22, 1e-18, 1.0, 1e18, 1e20] {
             for at in [0, 5, 40 * 33 - 1] {
-                let (mut gradients, mut activations) = ([1.0; 40], [1e-7; 33]);
+                let (mut gradients, mut activations) = ([0.25 * factor; 40], [1e-7; 33]);
                 gradients[at / 33] = factor;
                 activations[at % 33] = 2.0;
                 let mut out = vec![0.0; 40 * 33];
                 let shape = [40, 33];
                 let size = write_outer_products(shape, &gradients, &activations, &mut out, &mut packing);
                 let largest = largest_magnitude(&out);
-                assert_eq!(largest, 2.0 * f32::max(factor, 1.0));
+                assert_eq!(largest, 2.0 * factor);
                 assert!((largest..3.0 * largest).contains(&size.largest), "{size:?} for {largest}");
             }
             let mut out = [0.0; 7];

@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::element::{Element, lanes};
-use super::{ROW_BLOCK, TILE_VECTORS, blocks};
+use super::{ROW_BLOCK, TILE_ROWS, TILE_VECTORS, blocks};
 use crate::model::aligned::Aligned;
 
 /// Entries that are copied together.
@@ -97,7 +97,7 @@ pub(super) fn pack_block<X: Copy + Into<T>, T: Element>(
 }
 
 /// Copies rows `first_row .. last_row` of a transposed `left` and `terms` of its columns from `first_term` on to `lines`,
-/// `[terms, ROW_BLOCK]`, with zeros past the last row.
+/// `[terms, ROW_BLOCK]`, with zeros past the last row up to a whole tile.
 #[inline(always)]
 pub(super) fn pack_left<X: Copy + Into<T>, T: Element>(
     left: View<'_, X>,
@@ -105,8 +105,9 @@ pub(super) fn pack_left<X: Copy + Into<T>, T: Element>(
     [first_row, last_row]: [usize; 2],
     lines: &mut [T],
 ) {
+    let rows = (last_row - first_row).next_multiple_of(TILE_ROWS);
     for (term, slots) in lines.chunks_exact_mut(ROW_BLOCK).take(terms).enumerate() {
-        copy(&left.data[(first_term + term) * left.stride..][first_row..last_row], slots);
+        copy(&left.data[(first_term + term) * left.stride..][first_row..last_row], &mut slots[..rows]);
     }
 }
 

@@ -36,7 +36,8 @@ impl NarrowSum {
         if largest > LARGEST_ADDEND {
             return add_truncated(addends, scale, &mut sum[place.clone()]);
         }
-        if self.bound + largest > NARROW_LIMIT {
+        // Not their sum, which f32 need not have.
+        if largest > NARROW_LIMIT - self.bound {
             self.flush(sum);
         }
         let first = self.bound == 0.0;
@@ -98,6 +99,21 @@ mod tests {
             sum.iter().zip(&addends).map(|(slot, addend)| slot + (addend * 9e5) as i64).collect();
         add_truncated(&addends, 9e5, &mut sum);
         assert_eq!(sum, expected);
+    }
+
+    #[test]
+    fn nothing_is_lost_where_an_entry_comes_to_the_limit() {
+        for (large, small) in [(2_097_152.0, 1.0), (262_144.0, 1.0), (2_097_152.0, 2.0), (2_097_151.0, 3.0)] {
+            let (mut narrow, mut sum) = (NarrowSum::default(), vec![0i64]);
+            let mut expected = 0;
+            let fill = (NARROW_LIMIT / large) as usize;
+            for addend in std::iter::repeat_n(large, fill).chain(std::iter::repeat_n(small, 20)) {
+                narrow.add(&[addend], addend, 1.0, &(0..1), &mut sum);
+                expected += addend as i64;
+            }
+            narrow.flush(&mut sum);
+            assert_eq!(sum, [expected], "{fill} of {large}, then 20 of {small}");
+        }
     }
 
     #[test]
