@@ -195,8 +195,7 @@ fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usiz
         let mut count = fits.count();
         if parts > 1 && count > TILE_ROWS {
             // Whole tiles of a step's rows, where a recurrence has one for each customer: the nearest.
-            let nearest =
-                ((count + TILE_ROWS / 2) / TILE_ROWS * TILE_ROWS).min(MICRO_BATCH).min(chosen.len());
+            let nearest = ((count + TILE_ROWS / 2) / TILE_ROWS * TILE_ROWS).min(chosen.len());
             let fits = chosen[..nearest].iter().map(&bytes).sum::<usize>() <= MOST_BYTES;
             count = if fits { nearest } else { count - count % TILE_ROWS };
         }
@@ -204,7 +203,7 @@ fn in_order(mut chosen: &[usize], bytes: impl Fn(&usize) -> usize) -> Vec<&[usiz
         left -= now.iter().map(&bytes).sum::<usize>();
         batches.push(now);
         chosen = later;
-        parts = (parts - 1).max(1);
+        parts -= 1;
     }
     batches
 }

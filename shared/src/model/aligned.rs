@@ -1,12 +1,13 @@
 //! Buffers whose vectors are each on one cache line: a processor reads one that is on two as if it were two.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 /// Of a cache line, and of the widest vector there is.
 const LINE_BYTES: usize = 64;
 
-/// Entries of which the first begins a cache line.
-#[derive(Debug, Default)]
+/// Entries of which the first begins a cache line. `Debug` prints how many.
+#[derive(Default)]
 pub(crate) struct Aligned<T> {
     /// With room for the entries wherever the allocator puts them.
     memory: Vec<T>,
@@ -39,6 +40,12 @@ impl<T> Deref for Aligned<T> {
 impl<T> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.memory[self.first..][..self.count]
+    }
+}
+
+impl<T> fmt::Debug for Aligned<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Aligned[{}]", self.count)
     }
 }
 
